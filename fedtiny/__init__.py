@@ -1,0 +1,47 @@
+"""fedtiny: federated meta-learning on tiny devices, simulated and real, from one experiment."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fedtiny.device.learner import Learner as Learner
+    from fedtiny.engine.compile import compile as compile
+    from fedtiny.engine.program import Program as Program
+    from fedtiny.experiment import Experiment as Experiment
+    from fedtiny.simulator.run import Result as Result
+    from fedtiny.simulator.run import simulate as simulate
+    from fedtiny.strategies.base import Strategy as Strategy
+    from fedtiny.values import Sgd as Sgd
+    from fedtiny.values import UpdatePlan as UpdatePlan
+
+__version__ = "0.1.0"
+
+# Loaded on first use: a device that imports fedtiny must not pay for the simulator.
+_HOMES = {
+    "Learner": "fedtiny.device.learner",
+    "compile": "fedtiny.engine.compile",
+    "Program": "fedtiny.engine.program",
+    "Experiment": "fedtiny.experiment",
+    "Result": "fedtiny.simulator.run",
+    "simulate": "fedtiny.simulator.run",
+    "Strategy": "fedtiny.strategies.base",
+    "Sgd": "fedtiny.values",
+    "UpdatePlan": "fedtiny.values",
+}
+
+__all__ = [  # noqa: RUF022 - the order in which a reader meets them
+    "compile", "Program", "Learner", "UpdatePlan", "Sgd", "Strategy", "Experiment", "simulate",
+    "Result",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'fedtiny' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

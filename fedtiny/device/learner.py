@@ -1,0 +1,320 @@
+"""A Program with memory: load parameters, train on samples, predict, evaluate, carry out visits.
+
+Needs no NumPy. With NumPy installed, arrays go in and come out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from fedtiny import rng
+from fedtiny.engine import native
+from fedtiny.engine.program import Executor, Moments, Program
+from fedtiny.errors import DataError
+from fedtiny.tensors import float_view, floats, has_numpy, ints, vector
+from fedtiny.values import (
+    CALIBRATE, EVALUATE, GRADIENT, LOCAL, QUERY, SCORE, TRAIN, Instruction, Phase, Ranges, Sgd,
+)  # fmt: skip
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from fedtiny.tensors import Vector
+
+EXECUTORS = ("native", "reference")
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """``count`` samples in a row. ``x`` float32; ``y`` float32, or int32 class labels."""
+
+    x: memoryview[float]
+    y: memoryview[float] | memoryview[int]
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Where a visit's randomness comes from: (run, round, device index)."""
+
+    run: int = 0
+    round: int = 0
+    device: int = 0
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a visit gives: values for ``ranges``, samples processed, measures (counts and sums),
+    and the values that stay on the device."""
+
+    values: bytes = b""
+    ranges: Ranges = ()
+    samples: int = 0
+    measures: Mapping[str, float] = field(default_factory=dict)
+    personal: bytes = b""
+
+
+def make_executor(program: Program, executor: str) -> Executor:
+    """The executor of that name; "" takes the native one where it is built, else the reference."""
+    if executor not in (*EXECUTORS, ""):
+        raise DataError(f"there is no executor {executor!r}; there are {EXECUTORS}")
+    if executor == "native" or (not executor and native.available()):
+        return native.NativeExecutor(program.image)
+    from fedtiny.engine.reference import ReferenceExecutor
+
+    return ReferenceExecutor(program.image)
+
+
+class Learner:
+    """One Program with its memory on one device.
+
+    Args:
+        program: What to run.
+        executor: "native" or "reference"; by default the native one where it is built.
+    """
+
+    def __init__(self, program: Program, executor: str = "") -> None:
+        self.program = program
+        self.executor = make_executor(program, executor)
+        self._labels = program.loss == "cross_entropy"
+        self._width = math.prod(program.sample_shape)
+        self._outputs = math.prod(program.output_shape)
+
+    def load(self, vector: Buffer) -> None:
+        """Take the averaged vector (float32[layout.size]) as the parameters."""
+        self.executor.load(floats(vector))
+
+    def vector(self) -> Vector:
+        """The parameters as an averaged vector; a copy."""
+        return vector(self.executor.store())
+
+    def step(self, x: Any, y: Any, lr: float, sgd: Sgd | None = None) -> float:
+        """One training step on one batch; returns the mean loss before it."""
+        samples = self.samples(x, y)
+        if samples.count != self.program.batch:
+            raise DataError(
+                f"a step takes {self.program.batch} samples, got {samples.count}; "
+                "use train() for more, or compile with another batch"
+            )
+        phase = Phase(lr, 1, sgd=sgd or self.program.sgd)
+        return self.executor.step(samples.x, samples.y, self.program.hyper(phase))
+
+    def train(
+        self, xs: Any, ys: Any, lr: float, steps: int = 0, *,
+        shuffle: bool = False, groups: Sequence[str] = (), sgd: Sgd | None = None,
+        key: Key | None = None,
+    ) -> float:  # fmt: skip
+        """Train on samples, in order and around again, ``steps`` batches (0: one pass).
+
+        Returns the mean loss of the steps. ``shuffle`` takes a new order each epoch, drawn by
+        ``key``; ``groups`` limits what trains; ``sgd`` defaults to what the Program was compiled
+        with.
+        """
+        phase = Phase(lr, steps, groups=tuple(groups), shuffle=shuffle, sgd=sgd or self.program.sgd)
+        loss_sum, taken = self._run_phase(phase, self.samples(xs, ys), key or Key())
+        return loss_sum / taken
+
+    def predict(self, x: Any) -> Vector:
+        """The outputs of any number of samples: float32[count, outputs]."""
+        samples = Samples(floats(x), floats(()), self._count(floats(x)))
+        out = bytearray()
+        for batch, _, valid in self._batches(samples):
+            out += bytes(self.executor.predict(batch)[: valid * self._outputs])
+        result = vector(out)
+        return result.reshape(-1, self._outputs) if has_numpy() else result  # type: ignore[union-attr]
+
+    def evaluate(self, x: Any, y: Any) -> dict[str, float]:
+        """``loss_sum``, ``count`` and ``correct`` (class labels only) over any number of samples."""
+        return self._evaluate(self.samples(x, y))
+
+    def samples(self, x: Any, y: Any) -> Samples:
+        """Samples of the Program's shapes; DataError with both shapes if they do not fit."""
+        features = floats(x)
+        count = self._count(features)
+        labels: Any = ints(y) if self._labels else floats(y)
+        wanted = count * (1 if self._labels else self._outputs)
+        if len(labels) != wanted:
+            raise DataError(f"{count} samples need {wanted} label values; got {len(labels)}")
+        return Samples(features, labels, count)
+
+    # -- visits --
+
+    def visit(
+        self,
+        instruction: Instruction,
+        base: Buffer,
+        samples_of: Callable[[str], Samples],
+        key: Key,
+        personal: bytes = b"",
+    ) -> Outcome:
+        """Carry out one instruction, starting from the model ``base``.
+
+        Args:
+            instruction: What to do.
+            base: The averaged vector that the coordinator sent.
+            samples_of: The samples of a part ("support", "query").
+            key: The visit's place in the run, for its randomness.
+            personal: What an earlier visit left: the values of the local parameters.
+        """
+        self._load_with(base, personal)
+        kinds: dict[str, Callable[..., Outcome]] = {
+            TRAIN: self._train, EVALUATE: self._evaluate_visit,
+            CALIBRATE: self._calibrate, SCORE: self._score,
+        }  # fmt: skip
+        if instruction.kind not in kinds:
+            raise DataError(f"no instruction kind {instruction.kind!r}; there are {sorted(kinds)}")
+        if instruction.correction is not None:
+            self.executor.load_correction(floats(instruction.correction))
+        return kinds[instruction.kind](instruction, samples_of, key)
+
+    def _train(self, instruction: Instruction, samples_of: Any, key: Key) -> Outcome:
+        loss_sum, steps = self._run_phases(instruction, samples_of, key)
+        ranges = self.ranges(instruction)
+        gradient = instruction.returns == GRADIENT
+        full = self.executor.store_gradient() if gradient else self.executor.store()
+        return Outcome(
+            _taken(full, ranges), ranges, steps * self.program.batch,
+            {"loss_sum": loss_sum, "steps": steps},
+            _taken(self.executor.store(), self._local_ranges()),
+        )  # fmt: skip
+
+    def _evaluate_visit(self, instruction: Instruction, samples_of: Any, key: Key) -> Outcome:
+        query = samples_of(QUERY)
+        before = self._evaluate(query)
+        _, steps = self._run_phases(instruction, samples_of, key)
+        after = self._evaluate(query)
+        measures = {f"{name}_before": before[name] for name in ("loss_sum", "correct")}
+        measures |= {f"{name}_after": after[name] for name in ("loss_sum", "correct")}
+        measures["count"] = after["count"]
+        return Outcome(samples=steps * self.program.batch, measures=measures)
+
+    def _calibrate(self, instruction: Instruction, samples_of: Any, key: Key) -> Outcome:
+        samples = samples_of(instruction.part)
+        moments = [Moments() for _ in self.program.forward_names]
+        for x, _, valid in self._batches(samples):
+            for total, found in zip(moments, self.executor.calibrate(x, valid), strict=True):
+                _add_moments(total, found)
+        measures = {
+            f"{name}.{what}": float(getattr(m, what))
+            for name, m in zip(self.program.forward_names, moments, strict=True)
+            for what in ("count", "sum", "sum_squares", "min", "max")
+        }
+        return Outcome(samples=samples.count, measures=measures)
+
+    def _score(self, instruction: Instruction, samples_of: Any, key: Key) -> Outcome:
+        samples = samples_of(instruction.part)
+        measures: dict[str, float] = {}
+        for index, candidate in enumerate(instruction.candidates):
+            seeded = isinstance(candidate, int)
+            self.load(self.program.initial(candidate) if seeded else candidate)
+            measures[f"loss_sum.{index}"] = self._evaluate(samples)["loss_sum"]
+        return Outcome(samples=samples.count, measures={**measures, "count": samples.count})
+
+    def ranges(self, instruction: Instruction) -> Ranges:
+        """The coordinates that a train instruction sends back: trained and not local."""
+        if instruction.kind != TRAIN:
+            return ()
+        layout, trained = self.program.layout, self.program.trained_names
+        groups = {g for p in instruction.phases for g in p.groups or layout.groups} - {LOCAL}
+        return layout.ranges(n for n in trained if layout[n].group in groups)
+
+    def _local_ranges(self) -> Ranges:
+        layout = self.program.layout
+        return layout.ranges(p.name for p in layout.parameters if p.group == LOCAL)
+
+    def _load_with(self, base: Buffer, personal: bytes) -> None:
+        if not personal:
+            return self.load(base)
+        mixed, at = floats(bytearray(floats(base).cast("B"))), 0
+        own = float_view(personal)
+        for start, stop in self._local_ranges():
+            mixed[start:stop] = own[at : at + stop - start]
+            at += stop - start
+        self.load(mixed)
+
+    # -- phases --
+
+    def _run_phases(self, instruction: Instruction, samples_of: Any, key: Key) -> tuple[float, int]:
+        loss_sum, steps = 0.0, 0
+        for phase in instruction.phases:
+            self.executor.clear_momentum()
+            loss, taken = self._run_phase(phase, samples_of(phase.part), key)
+            loss_sum, steps = loss_sum + loss, steps + taken
+        return loss_sum, steps
+
+    def _run_phase(self, phase: Phase, samples: Samples, key: Key) -> tuple[float, int]:
+        """Sum of the steps' losses, and their number."""
+        if samples.count == 0:
+            raise DataError("there are no samples to train on")
+        batch, hyper = self.program.batch, self.program.hyper(phase)
+        steps = phase.steps or -(-samples.count // batch)
+        order = _order(steps * batch, samples.count, phase.shuffle, key)
+        loss_sum = 0.0
+        for _ in range(steps):
+            x, y = self._gather(samples, [next(order) for _ in range(batch)])
+            loss_sum += self.executor.step(x, y, hyper)
+        return loss_sum, steps
+
+    def _evaluate(self, samples: Samples) -> dict[str, float]:
+        loss_sum, count, correct = 0.0, 0, 0
+        for x, y, valid in self._batches(samples):
+            found = self.executor.evaluate(x, y, valid)
+            loss_sum, count, correct = loss_sum + found[0], count + found[1], correct + found[2]
+        return {"loss_sum": loss_sum, "count": count, "correct": correct}
+
+    def _batches(self, samples: Samples) -> Iterator[tuple[Any, Any, int]]:
+        """The samples in whole batches, the last one padded with the last sample; and how many of
+        a batch count."""
+        batch = self.program.batch
+        for start in range(0, samples.count, batch):
+            valid = min(batch, samples.count - start)
+            rows = [start + min(i, valid - 1) for i in range(batch)]
+            yield *self._gather(samples, rows), valid
+
+    def _gather(self, samples: Samples, rows: list[int]) -> tuple[Any, Any]:
+        first, n = rows[0], len(rows)
+        width = len(samples.y) // samples.count
+        if rows == list(range(first, first + n)):
+            x = samples.x[first * self._width : (first + n) * self._width]
+            return x, samples.y[first * width : (first + n) * width]
+        return _rows(samples.x, self._width, rows), _rows(samples.y, width, rows)
+
+    def _count(self, features: memoryview[float]) -> int:
+        if len(features) % self._width:
+            raise DataError(
+                f"a sample has {self._width} values {self.program.sample_shape}; "
+                f"{len(features)} values are no whole number of samples"
+            )
+        return len(features) // self._width
+
+
+def _order(length: int, count: int, shuffle: bool, key: Key) -> Iterator[int]:
+    """Which sample each position takes; a new order each epoch if shuffled."""
+    for epoch in range(-(-length // count)):
+        if not shuffle:
+            yield from range(count)
+            continue
+        words = rng.epoch_key(key.run, key.round, key.device, epoch)
+        yield from (rng.shuffle(at, count, words) for at in range(count))
+
+
+def _rows(view: Any, width: int, rows: list[int]) -> Any:
+    joined = b"".join(bytes(view[r * width : (r + 1) * width]) for r in rows)
+    return memoryview(joined).cast(view.format)
+
+
+def _taken(full: bytearray, ranges: Ranges) -> bytes:
+    return b"".join(bytes(full[start * 4 : stop * 4]) for start, stop in ranges)
+
+
+def _add_moments(total: Moments, found: Moments) -> None:
+    total.count += found.count
+    total.sum += found.sum
+    total.sum_squares += found.sum_squares
+    total.min = min(total.min, found.min)
+    total.max = max(total.max, found.max)
+
+

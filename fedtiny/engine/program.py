@@ -1,0 +1,382 @@
+"""The Program: an image that any runtime checks and executes, and what people ask of it.
+
+The image is little-endian: a header, the tensor, parameter and op tables (struct for struct those
+of ``runtime/ft_runtime.h``), and a JSON card with names and figures, which the runtimes ignore.
+Nothing here needs NumPy: a device reads a Program with this file alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Protocol
+
+from fedtiny import rng
+from fedtiny.errors import ImageError
+from fedtiny.tensors import floats, has_numpy, vector, zeros
+from fedtiny.values import Footprint, Layout, Phase, Sgd
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from fedtiny.tensors import Vector
+
+MAGIC, VERSION, HEADER_BYTES, CHECKSUM_AT = b"FTI1", 1, 128, 12
+NONE = 0xFFFF
+ALWAYS = 0xFF
+MOMENTUM, CLIP, PROX, CORRECTION = 1, 2, 4, 8
+ARENA, PARAMS, INPUT, LABELS = 0, 1, 2, 3
+MAX_IMAGE_BYTES = 1 << 24
+
+_HEADER = struct.Struct("<4sHHII32sIIIII10H5I20x")
+_TENSOR = struct.Struct("<4B5I")
+_PARAM = struct.Struct("<HBBIII8x")
+_OP = struct.Struct("<4B8H10H")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorRecord:
+    """One row of the tensor table. ``offset`` in bytes of its region."""
+
+    dtype: int
+    region: int
+    shape: tuple[int, ...]
+    offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class ParamRecord:
+    """One row of the parameter table. ``vector_at``, ``count``, ``state_at`` in floats."""
+
+    tensor: int
+    group: int
+    trained: bool
+    vector_at: int
+    count: int
+    state_at: int
+
+
+@dataclass(frozen=True, slots=True)
+class OpRecord:
+    """One row of the op table."""
+
+    code: int
+    tensors: tuple[int, ...]
+    group: int = ALWAYS
+    attributes: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Tables:
+    """Everything in an image but its envelope."""
+
+    arena_bytes: int
+    param_floats: int
+    state_floats: int
+    trained_floats: int
+    vector_floats: int
+    n_forward: int
+    batch: int
+    features: int
+    input: int
+    label: int
+    output: int
+    loss: int
+    tensors: tuple[TensorRecord, ...]
+    params: tuple[ParamRecord, ...]
+    ops: tuple[OpRecord, ...]
+    layout_digest: str
+    card: Mapping[str, Any]
+
+
+# ---- writing ---------------------------------------------------------------------------------
+
+
+def write_image(tables: Tables) -> bytes:
+    """The image of the tables, with its checksum."""
+    body = [_pack_tensor(t) for t in tables.tensors], [_pack_param(p) for p in tables.params]
+    sections = [*map(b"".join, body), b"".join(map(_pack_op, tables.ops))]
+    card = json.dumps(tables.card, separators=(",", ":"), sort_keys=True).encode()
+    starts = [HEADER_BYTES]
+    for section in sections:
+        starts.append(starts[-1] + len(section))
+    image_bytes = starts[-1] + len(card)
+    counts = (len(tables.tensors), len(tables.params), len(tables.ops), tables.n_forward)
+    ends = (tables.input, tables.label, tables.output, tables.loss)
+    header = _HEADER.pack(
+        MAGIC, VERSION, HEADER_BYTES, image_bytes, 0, bytes.fromhex(tables.layout_digest),
+        tables.arena_bytes, tables.param_floats, tables.state_floats, tables.trained_floats,
+        tables.vector_floats, *counts, tables.batch, tables.features, *ends, *starts, len(card),
+    )  # fmt: skip
+    return with_checksum(b"".join([header, *sections, card]))
+
+
+def with_checksum(image: bytes) -> bytes:
+    """The image with the checksum that its bytes need."""
+    crc = zlib.crc32(image[CHECKSUM_AT + 4 :])
+    return image[:CHECKSUM_AT] + struct.pack("<I", crc) + image[CHECKSUM_AT + 4 :]
+
+
+def _pack_tensor(t: TensorRecord) -> bytes:
+    dims = (*t.shape, 1, 1, 1, 1)[:4]
+    return _TENSOR.pack(t.dtype, t.region, len(t.shape), 0, t.offset, *dims)
+
+
+def _pack_param(p: ParamRecord) -> bytes:
+    return _PARAM.pack(p.tensor, p.group, p.trained, p.vector_at, p.count, p.state_at)
+
+
+def _pack_op(op: OpRecord) -> bytes:
+    tensors = (*op.tensors, *[NONE] * 8)[:8]
+    return _OP.pack(op.code, op.group, 0, 0, *tensors, *(*op.attributes, *[0] * 10)[:10])
+
+
+# ---- reading ---------------------------------------------------------------------------------
+
+
+def read_image(image: bytes) -> Tables:
+    """The tables of an image whose envelope is sound.
+
+    This checks the envelope (sizes, magic, version, checksum, table bounds); the rules of the ops
+    are checked by the runtime's ``ft_check`` and by the reference executor.
+
+    Raises ImageError saying what is wrong, with the numbers.
+    """
+    head = _read_header(image)
+    (tensors_at, params_at, ops_at, card_at, card_bytes) = head[-5:]
+    n_tensors, n_params, n_ops, n_forward, batch, features, *ends = head[11:21]
+    bounds = (tensors_at, params_at, ops_at, card_at)
+    rows = ((n_tensors, _TENSOR.size), (n_params, _PARAM.size), (n_ops, _OP.size), (card_bytes, 1))
+    for start, (count, size) in zip(bounds, rows, strict=True):
+        if start < HEADER_BYTES or start + count * size > len(image):
+            raise ImageError(f"a table of {count} rows at byte {start} leaves {len(image)} bytes")
+    return Tables(
+        *head[6:11], n_forward, batch, features, *ends,
+        tuple(_read_tensor(image, tensors_at + i * _TENSOR.size) for i in range(n_tensors)),
+        tuple(
+            ParamRecord(*_PARAM.unpack_from(image, params_at + i * _PARAM.size))
+            for i in range(n_params)
+        ),
+        tuple(_read_op(image, ops_at + i * _OP.size) for i in range(n_ops)),
+        head[5].hex(),
+        _read_card(image[card_at : card_at + card_bytes]),
+    )  # fmt: skip
+
+
+def _read_header(image: bytes) -> tuple[Any, ...]:
+    if len(image) < HEADER_BYTES:
+        raise ImageError(f"an image has at least {HEADER_BYTES} bytes; this one has {len(image)}")
+    head = _HEADER.unpack_from(image)
+    magic, version, header_bytes, image_bytes, crc = head[:5]
+    if magic != MAGIC:
+        raise ImageError(f"this is not a Program image: it starts with {magic!r}, not {MAGIC!r}")
+    if version != VERSION or header_bytes != HEADER_BYTES:
+        raise ImageError(
+            f"the image has version {version}, this runtime reads {VERSION}; "
+            "compile the model again, or update fedtiny"
+        )
+    if image_bytes != len(image) or image_bytes > MAX_IMAGE_BYTES:
+        raise ImageError(
+            f"the image says {image_bytes} bytes and has {len(image)}; fetch it again"
+        )
+    actual = zlib.crc32(image[CHECKSUM_AT + 4 :])
+    if crc != actual:
+        raise ImageError(f"the image's checksum is {actual:08x}, not {crc:08x}; fetch it again")
+    return head
+
+
+def _read_tensor(image: bytes, at: int) -> TensorRecord:
+    dtype, region, ndim, _, offset, *dims = _TENSOR.unpack_from(image, at)
+    return TensorRecord(dtype, region, tuple(dims[:ndim]), offset)
+
+
+def _read_op(image: bytes, at: int) -> OpRecord:
+    code, group, _, _, *rest = _OP.unpack_from(image, at)
+    used = max((i + 1 for i, t in enumerate(rest[:8]) if t != NONE), default=0)
+    return OpRecord(code, tuple(rest[:used]), group, tuple(rest[8:]))
+
+
+def _read_card(text: bytes) -> dict[str, Any]:
+    try:
+        card = json.loads(text)
+    except ValueError as error:
+        raise ImageError(f"the image's card is not JSON: {error}") from error
+    if not isinstance(card, dict):
+        raise ImageError("the image's card is not a JSON object")
+    return card
+
+
+# ---- running ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Hyper:
+    """The hyper-parameters of one phase, as a runtime takes them. ``groups`` is a bit mask."""
+
+    lr: float
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip: float = 0.0
+    prox: float = 0.0
+    groups: int = 0xFFFFFFFF
+    correction: bool = False
+
+
+@dataclass(slots=True)
+class Moments:
+    """Count, sum, sum of squares, least and greatest value of one tensor's elements."""
+
+    count: int = 0
+    sum: float = 0.0
+    sum_squares: float = 0.0
+    min: float = float("inf")
+    max: float = float("-inf")
+
+
+class Executor(Protocol):
+    """A runtime that holds one Program with its memory. Buffers are flat float32 (labels int32)."""
+
+    def load(self, vector: Buffer) -> None:
+        """Take the averaged vector; remember it as the base; clear the momentum."""
+
+    def load_correction(self, vector: Buffer) -> None:
+        """Take the linear correction, in the order of the averaged vector."""
+
+    def clear_momentum(self) -> None:
+        """Forget the momentum."""
+
+    def step(self, x: Buffer, y: Buffer, hyper: Hyper) -> float:
+        """Train on one batch; returns its mean loss before the update."""
+
+    def predict(self, x: Buffer) -> memoryview[float]:
+        """The output of one batch."""
+
+    def evaluate(self, x: Buffer, y: Buffer, valid: int) -> tuple[float, int, int]:
+        """Sum of losses, count, correct answers over the first ``valid`` samples of one batch."""
+
+    def calibrate(self, x: Buffer, valid: int) -> list[Moments]:
+        """The moments of every forward op's output over the first ``valid`` samples."""
+
+    def store(self) -> bytearray:
+        """The averaged vector; coordinates without a parameter are 0."""
+
+    def store_gradient(self) -> bytearray:
+        """The momentum in the order of the averaged vector: the last gradient after a step with
+        lr = 0 and momentum = 0."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """A compiled model: what a device trains, in which memory, and how.
+
+    ``image`` is what travels; everything else is derived from it.
+    """
+
+    image: bytes = field(repr=False)
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The tables of the image."""
+        return read_image(self.image)
+
+    @cached_property
+    def layout(self) -> Layout:
+        """What is averaged."""
+        layout = Layout.from_json(self.tables.card["layout"])
+        if layout.digest != self.tables.layout_digest:
+            raise ImageError("the image's card and header name different layouts")
+        return layout
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the image: the Program's name everywhere."""
+        return hashlib.sha256(self.image).hexdigest()
+
+    @property
+    def batch(self) -> int:
+        """Samples per step."""
+        return self.tables.batch
+
+    @property
+    def loss(self) -> str:
+        """``mse`` or ``cross_entropy``."""
+        return str(self.tables.card["loss"])
+
+    @property
+    def sgd(self) -> Sgd:
+        """The hyper-parameters it was compiled with: the defaults of a Learner."""
+        return Sgd(**self.tables.card["sgd"])
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one input sample."""
+        return self.tables.tensors[self.tables.input].shape[1:]
+
+    @property
+    def output_shape(self) -> tuple[int, ...]:
+        """Shape of one sample's output."""
+        return self.tables.tensors[self.tables.output].shape[1:]
+
+    @property
+    def forward_names(self) -> tuple[str, ...]:
+        """The names of the tensors that the forward ops produce: what `calibrate` measures."""
+        return tuple(self.tables.card["forward"])
+
+    @property
+    def trained_names(self) -> tuple[str, ...]:
+        """The names of the parameters that the plan trains."""
+        pairs = zip(self.layout.parameters, self.tables.params, strict=True)
+        return tuple(p.name for p, record in pairs if record.trained)
+
+    def report(self) -> dict[str, int]:
+        """Byte figures that add up, and multiply-accumulates.
+
+        ``ram_bytes`` = parameters + arena + state + sample + stack + reserve;
+        ``flash_bytes`` = image + runtime.
+        """
+        return dict(self.tables.card["report"])
+
+    def footprint(self) -> Footprint:
+        """The Program as the matching of Programs and devices sees it."""
+        report = self.report()
+        return Footprint(
+            self.digest, self.tables.layout_digest, report["ram_bytes"], report["flash_bytes"],
+            report["macs_per_step"], report["macs_per_forward"], self.batch,
+        )  # fmt: skip
+
+    def hyper(self, phase: Phase) -> Hyper:
+        """A phase's hyper-parameters in the runtime's form."""
+        sgd, groups = phase.sgd, self.layout.groups
+        unknown = set(phase.groups) - set(groups)
+        if unknown:
+            raise ImageError(f"the phase trains the groups {sorted(unknown)}; there are {groups}")
+        mask = sum(1 << groups.index(g) for g in phase.groups) if phase.groups else 0xFFFFFFFF
+        values = asdict(sgd)
+        return Hyper(phase.lr, **{**values, "correction": phase.corrected}, groups=mask)
+
+    def initial(self, seed: int) -> Vector:
+        """The initial values of a seed: uniform in +-1/sqrt(fan-in), as torch's linear layers."""
+        made = zeros(self.layout.size)
+        for index, parameter in enumerate(self.layout.parameters):
+            bound = self.tables.card["bounds"][index]
+            stop = parameter.offset + parameter.size
+            made[parameter.offset : stop] = _uniform(seed, index, parameter.size, bound)
+        return vector(made)
+
+
+def _uniform(seed: int, index: int, count: int, bound: float) -> memoryview[float]:
+    """``count`` float32 uniform in [-bound, bound) of stream ``index``."""
+    if has_numpy():
+        import numpy as np
+
+        from fedtiny import draws
+
+        words = draws.words(seed, 0, np.array([index], np.uint32), rng.Purpose.INIT, count)
+        return floats(draws.uniform(words, -bound, bound))
+    plain = rng.words(seed, 0, index, rng.Purpose.INIT, count)
+    return floats([rng.uniform(word, -bound, bound) for word in plain])

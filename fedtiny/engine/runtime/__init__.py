@@ -1,0 +1,1 @@
+"""The C99 runtime: the same sources run on a board, in the agent and in the simulator."""

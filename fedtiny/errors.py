@@ -1,0 +1,77 @@
+"""Everything that fedtiny raises on purpose.
+
+FedtinyError
+├── ExperimentError      the experiment file, or a value given on the command line, is wrong
+├── CompileError         no Program can be made of this model
+│   ├── GraphError       the graph is ill-formed; says which op
+│   └── BudgetError      it does not fit; carries the bytes needed and the bytes given
+├── ImageError           a Program image is damaged, too new, or breaks a rule of the runtime
+├── DataError            samples are missing, empty, of the wrong shape, or not finite
+├── UpdateError          an update cannot be folded: not finite, too large, of the wrong size
+├── StrategyError        a strategy is unknown, cannot be built, or failed in a round
+└── RunError             a run cannot go on: no folder, no devices, a journal that does not fit
+
+A message says what is wrong, with the numbers, and what to do about it. The command-line tool
+turns each branch into the exit code beside it (``exit_code``).
+"""
+
+
+class FedtinyError(Exception):
+    """The root; never raised itself."""
+
+    exit_code = 1
+
+
+class ExperimentError(FedtinyError):
+    """The experiment file, or a value given on the command line, is wrong."""
+
+    exit_code = 3
+
+
+class CompileError(FedtinyError):
+    """No Program can be made of this model."""
+
+    exit_code = 4
+
+
+class GraphError(CompileError):
+    """The graph is ill-formed."""
+
+
+class BudgetError(CompileError):
+    """The Program does not fit its budget. Carries the figures in bytes."""
+
+    def __init__(self, message: str, needed_bytes: int, budget_bytes: int) -> None:
+        super().__init__(message)
+        self.needed_bytes = needed_bytes
+        self.budget_bytes = budget_bytes
+
+
+class ImageError(FedtinyError):
+    """A Program image is damaged, too new, or breaks a rule of the runtime."""
+
+    exit_code = 5
+
+
+class DataError(FedtinyError):
+    """Samples are missing, empty, of the wrong shape, or not finite."""
+
+    exit_code = 6
+
+
+class UpdateError(FedtinyError):
+    """An update cannot be folded."""
+
+    exit_code = 7
+
+
+class StrategyError(FedtinyError):
+    """A strategy is unknown, cannot be built, or failed in a round."""
+
+    exit_code = 8
+
+
+class RunError(FedtinyError):
+    """A run cannot go on."""
+
+    exit_code = 9

@@ -1,0 +1,246 @@
+"""The exact fold: weighted deltas summed in int64 fixed point, the same bits in any order.
+
+A term is ``rint(weight * (v - base) * 2^shift)``, each operation in float64, rounded to nearest
+even: the arithmetic of ``ft_fold`` in the C runtime. Adding int64 is associative and commutative,
+so the total of a cohort does not depend on who came first, nor on who added up which part of it.
+
+**Why nothing can overflow.** Every admitted update has ``weight <= weight_cap`` and
+``|v - base| <= bound``, and rounding is monotone, so ``|weight * (v - base)| <= M`` where M is the
+float64 product ``weight_cap * bound``. Let ``limit = min(2^51 - 1, (2^62 - 1) // cohort)``, an
+integer. ``shift`` is the largest integer with ``M * 2^shift <= limit``. Multiplying by a power of
+two is exact and ``limit`` is an integer, so a term is at most ``limit < 2^51`` in magnitude, and at
+most ``cohort`` of them sum to at most ``cohort * limit < 2^62``. A Total refuses update number
+``cohort + 1``.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedtiny.errors import UpdateError
+from fedtiny.values import Ranges, Update
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fedtiny.tensors import Float32, Float64, Int64
+
+TERM_LIMIT = 2**51 - 1
+SUM_LIMIT = 2**62 - 1
+WEIGHT_BITS = 20
+"""Weights count in units of 2^-20: the denominators are integers too, and exact."""
+WEIGHT_TOTAL_LIMIT = 2**42
+"""``cohort * weight_cap`` stays below this, so that a denominator fits in int64."""
+DEFAULT_BOUND = 1024.0
+"""The largest change of a coordinate when the experiment names no ``update_clip``."""
+
+
+@dataclass(frozen=True, slots=True)
+class FoldRule:
+    """The fixed point of one round, and what an update must keep to be folded.
+
+    ``norm_bound`` limits the Euclidean norm of a delta; 0 means that only ``bound``, the limit of
+    each coordinate, counts.
+    """
+
+    cohort: int
+    weight_cap: float
+    bound: float
+    norm_bound: float
+    shift: int
+
+    @classmethod
+    def for_round(cls, cohort: int, weight_cap: float, norm_bound: float = 0.0) -> FoldRule:
+        """The finest fixed point in which ``cohort`` updates cannot overflow."""
+        bound = float(norm_bound) or DEFAULT_BOUND
+        if cohort < 1 or not 2.0**-WEIGHT_BITS <= weight_cap < WEIGHT_TOTAL_LIMIT / cohort:
+            raise UpdateError(
+                f"a cohort of {cohort:,} with weights up to {weight_cap:,} cannot be folded; "
+                f"cohort * weight must stay below 2^42 and a weight reach 2^-{WEIGHT_BITS}"
+            )
+        if not 2.0**-100 <= bound <= 2.0**100:
+            raise UpdateError(f"a norm bound of {norm_bound} is outside 2^-100 ... 2^100")
+        limit = min(TERM_LIMIT, SUM_LIMIT // cohort)
+        mantissa, exponent = math.frexp(weight_cap * bound)
+        bits = limit.bit_length()
+        fits = math.ldexp(mantissa, bits) <= limit
+        return cls(cohort, weight_cap, bound, norm_bound, bits - exponent - (not fits))
+
+    @property
+    def scale(self) -> float:
+        """``2^shift``."""
+        return math.ldexp(1.0, self.shift)
+
+    def weights(self, weights: npt.ArrayLike) -> Float64:
+        """The weights as multiples of 2^-20, which is what they count for in the mean.
+
+        Raises UpdateError when one of them rounds to 0, exceeds the cap, or is not a number.
+        """
+        asked = np.asarray(weights, np.float64)
+        exact = np.rint(asked * 2.0**WEIGHT_BITS) * 2.0**-WEIGHT_BITS
+        wrong = ~((exact > 0) & (asked <= self.weight_cap))
+        if wrong.any():
+            raise UpdateError(
+                f"the weight {asked[wrong].flat[0]} is outside 2^-{WEIGHT_BITS} ... "
+                f"{self.weight_cap:,}; let the strategy's weight() return less, or raise its "
+                "weight_cap"
+            )
+        return np.minimum(exact, self.weight_cap)
+
+    def terms(self, delta: Float64, weight: float) -> Int64:
+        """What one update adds to the sums; ``weight`` is one of `weights`."""
+        return np.rint(weight * delta * self.scale).astype(np.int64)
+
+    def check(self, delta: Float64) -> None:
+        """Raises UpdateError when the delta is not finite or moves further than it may."""
+        not_finite = delta.size - np.count_nonzero(np.isfinite(delta))
+        if not_finite:
+            raise UpdateError(
+                f"{not_finite:,} of {delta.size:,} values are not finite; lower the learning rate "
+                "or clip the gradient"
+            )
+        moved = float(np.abs(delta).max(initial=0.0))
+        if moved > self.bound:
+            raise UpdateError(
+                f"a coordinate moved by {moved:g}, the bound is {self.bound:g}; lower the learning "
+                "rate, or set update_clip"
+            )
+        # Term by term, as the C runtime adds: both refuse the same updates.
+        norm = math.sqrt(np.add.accumulate(delta * delta)[-1]) if delta.size else 0.0
+        if 0 < self.norm_bound < norm:
+            raise UpdateError(
+                f"the update has norm {norm:g}, update_clip is {self.norm_bound:g}; lower the "
+                "learning rate, or raise update_clip"
+            )
+
+
+def weight_units(weights: npt.ArrayLike) -> int:
+    """The sum of `FoldRule.weights`, counted in units of 2^-20."""
+    return int(np.rint(np.asarray(weights, np.float64) * 2.0**WEIGHT_BITS).sum(dtype=np.int64))
+
+
+@dataclass(frozen=True, eq=False)
+class Total:
+    """What a round has folded so far. A value: `add` and `merge` return new ones.
+
+    ``weights`` says how much weight (units of 2^-20) trained which coordinates: those that a
+    device did not train leave the denominator of the mean.
+    """
+
+    rule: FoldRule
+    sums: Int64
+    weights: Mapping[Ranges, int]
+    count: int
+
+    @classmethod
+    def zero(cls, size: int, rule: FoldRule) -> Total:
+        """Nothing folded yet, of a vector of ``size`` floats."""
+        return cls(rule, np.zeros(size, np.int64), {}, 0)
+
+    @classmethod
+    def from_sums(
+        cls, rule: FoldRule, sums: Int64, ranges: Ranges, weights: npt.ArrayLike
+    ) -> Total:
+        """What C has folded: the sums of updates that trained ``ranges``, one weight each."""
+        count = int(np.size(weights))
+        _check_count(count, rule)
+        return cls(rule, sums, {ranges: weight_units(weights)} if count else {}, count)
+
+    def add(self, update: Update, base: Float32 | None, weight: float) -> Total:
+        """This total and one more update.
+
+        ``base`` is the model that the device started from; None says that the update is a
+        gradient, which is folded as it is. Raises UpdateError, and then nothing has changed.
+        """
+        _check_count(self.count + 1, self.rule)
+        weight = float(self.rule.weights(weight))
+        delta = delta_of(update, base, self.sums.size)
+        self.rule.check(delta)
+        sums = self.sums.copy()
+        terms = self.rule.terms(delta, weight)
+        for (start, stop), at in _placed(update.ranges):
+            sums[start:stop] += terms[at : at + stop - start]
+        units = weight_units(weight)
+        return Total(self.rule, sums, _added(self.weights, {update.ranges: units}), self.count + 1)
+
+    def merge(self, other: Total) -> Total:
+        """The total of both; any order and any partition give the same bits."""
+        if self.rule != other.rule or self.sums.size != other.sums.size:
+            raise UpdateError(
+                f"a total of {self.sums.size:,} coordinates under {self.rule} cannot take one of "
+                f"{other.sums.size:,} under {other.rule}; merge totals of one round only"
+            )
+        _check_count(self.count + other.count, self.rule)
+        weights = _added(self.weights, other.weights)
+        return Total(self.rule, self.sums + other.sums, weights, self.count + other.count)
+
+    def mean(self) -> Float64:
+        """The weighted mean delta of each coordinate over those who trained it; 0 if nobody did."""
+        units = np.zeros(self.sums.size, np.int64)
+        for ranges, weight in self.weights.items():
+            for start, stop in ranges:
+                units[start:stop] += weight
+        mean = np.zeros(self.sums.size)
+        np.divide(self.sums, units, out=mean, where=units > 0)
+        mean *= math.ldexp(1.0, WEIGHT_BITS - self.rule.shift)
+        return mean
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Total) and (
+            (self.rule, self.weights, self.count) == (other.rule, other.weights, other.count)
+            and np.array_equal(self.sums, other.sums)
+        )
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def delta_of(update: Update, base: Float32 | None, size: int) -> Float64:
+    """``v - base`` on the coordinates of the update, in order, in float64.
+
+    Raises UpdateError when ranges and values do not fit a vector of ``size`` floats.
+    """
+    _check_ranges(update.ranges, size)
+    expected = 4 * sum(stop - start for start, stop in update.ranges)
+    if update.nbytes != expected:
+        raise UpdateError(
+            f"the update has {update.nbytes:,} bytes of values, its ranges need {expected:,}"
+        )
+    delta = np.frombuffer(update.values, np.float32).astype(np.float64)
+    if base is not None:
+        for (start, stop), at in _placed(update.ranges):
+            delta[at : at + stop - start] -= base[start:stop]
+    return delta
+
+
+def _placed(ranges: Ranges) -> Iterable[tuple[tuple[int, int], int]]:
+    """Each range with the position at which its values begin."""
+    at = 0
+    for start, stop in ranges:
+        yield (start, stop), at
+        at += stop - start
+
+
+def _check_ranges(ranges: Ranges, size: int) -> None:
+    edges = [-1, *(edge for pair in ranges for edge in pair), size + 1]
+    ascending = all(a < b for a, b in zip(edges, edges[1:], strict=False))
+    if not ranges or not ascending:
+        raise UpdateError(
+            f"the ranges {ranges} are not ascending, apart and within 0 ... {size:,}"
+        )
+
+
+def _check_count(count: int, rule: FoldRule) -> None:
+    if count > rule.cohort:
+        raise UpdateError(
+            f"{count:,} updates in a fold that was made for {rule.cohort:,}; more could overflow"
+        )
+
+
+def _added(a: Mapping[Ranges, int], b: Mapping[Ranges, int]) -> Mapping[Ranges, int]:
+    return dict(Counter(a) + Counter(b))

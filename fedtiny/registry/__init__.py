@@ -1,0 +1,1 @@
+"""What devices there are, which Program fits them, and what a visit costs them."""

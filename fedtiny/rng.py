@@ -1,0 +1,102 @@
+"""The one source of randomness, in plain Python; `engine/runtime/ft_rng.h` is its twin in C.
+
+Philox4x32-10 (Salmon, Moraes, Dror, Shaw: "Parallel random numbers: as easy as 1, 2, 3", SC'11).
+A stream of 32-bit words is named by (run, round, device, purpose), and any word of it can be had
+without the ones before it: word w is word w mod 4 of block w / 4, whose counter is
+(block, device, round, purpose) under the 64-bit key ``run``. `fedtiny.draws` gives whole columns.
+"""
+
+from __future__ import annotations
+
+import struct
+from enum import IntEnum
+
+Words4 = tuple[int, int, int, int]
+
+_LOW = 0xFFFFFFFF
+_M0, _M1 = 0xD2511F53, 0xCD9E8D57
+_W0, _W1 = 0x9E3779B9, 0xBB67AE85
+
+
+class Purpose(IntEnum):
+    """What a stream is for; the numbers are those of ``ft_purpose`` in C."""
+
+    INIT = 1
+    SELECT = 2
+    SHUFFLE = 3
+    TASK = 4
+    SUPPORT = 5
+    QUERY = 6
+    SPLIT = 7
+    AVAILABILITY = 8
+    DROPOUT = 9
+    LINK = 10
+    PROFILE = 11
+    BACKOFF = 12
+    EPISODE = 13
+
+
+def philox(counter: Words4, key: tuple[int, int]) -> Words4:
+    """The block of four words at this counter."""
+    (c0, c1, c2, c3), (k0, k1) = counter, key
+    for _ in range(10):
+        p0, p1 = _M0 * c0, _M1 * c2
+        c0, c1 = p1 >> 32 ^ c1 ^ k0, p1 & _LOW
+        c2, c3 = p0 >> 32 ^ c3 ^ k1, p0 & _LOW
+        k0, k1 = (k0 + _W0) & _LOW, (k1 + _W1) & _LOW
+    return c0, c1, c2, c3
+
+
+def block(run: int, round: int, device: int, purpose: Purpose, index: int) -> Words4:
+    """Words 4 index .. 4 index + 3 of a stream."""
+    return philox((index, device, round, purpose), (run & _LOW, run >> 32))
+
+
+def words(run: int, round: int, device: int, purpose: Purpose, count: int) -> list[int]:
+    """The first ``count`` words of a stream."""
+    blocks = (block(run, round, device, purpose, i) for i in range((count + 3) // 4))
+    return [word for four in blocks for word in four][:count]
+
+
+def _float32(value: float) -> float:
+    return float(struct.unpack("<f", struct.pack("<f", value))[0])
+
+
+def uniform(word: int, low: float = 0.0, high: float = 1.0) -> float:
+    """low + (high - low) * u in float32 arithmetic, where u in [0, 1) is a multiple of 2^-24."""
+    low, high = _float32(low), _float32(high)
+    return _float32(low + _float32(_float32(high - low) * ((word >> 8) * 2.0**-24)))
+
+
+def below(word: int, n: int) -> int:
+    """An integer in [0, n)."""
+    return word * n >> 32
+
+
+def epoch_key(run: int, round: int, device: int, epoch: int) -> Words4:
+    """The key of `shuffle` for one epoch of a visit."""
+    return block(run, round, device, Purpose.SHUFFLE, epoch)
+
+
+def _mix(x: int) -> int:
+    """Finalizer of MurmurHash3: every bit of the result depends on every bit of x."""
+    x = (x ^ x >> 16) * 0x85EBCA6B & _LOW
+    x = (x ^ x >> 13) * 0xC2B2AE35 & _LOW
+    return x ^ x >> 16
+
+
+def shuffle(at: int, n: int, key: Words4) -> int:
+    """Position ``at`` of a permutation of [0, n), at < n, without a table.
+
+    Four Feistel rounds over the smallest power of 4 that holds n, walked along its cycle until the
+    result is below n.
+    """
+    half = ((n - 1).bit_length() + 1) // 2
+    mask = (1 << half) - 1
+    while True:
+        left, right = at >> half, at & mask
+        for word in key:
+            left, right = right, left ^ _mix(right ^ word) & mask
+        at = left << half | right
+        if at < n:
+            return at

@@ -1,0 +1,1 @@
+"""Rounds: a pure machine decides, a journal remembers, a coordinator carries out."""

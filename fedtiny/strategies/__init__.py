@@ -1,0 +1,1 @@
+"""Strategies: one paper a file. Each says whom to ask for what, and what becomes of the answers."""

@@ -1,0 +1,204 @@
+"""What a strategy is: a small frozen value with a few methods to override.
+
+A round goes like this. `Strategy.ask` says what the cohort is to do. Each answer counts with
+`Strategy.weight`. With ``needs = "sum"`` the weighted deltas are folded exactly (`fedtiny.fold`) and
+`Strategy.finish` gets their Total; with ``needs = "all"`` it gets every Update, in the order of
+their leases. `finish` returns the next model and the next state.
+
+Strategies are pure: what they must remember between rounds is in the State, which is stored with
+every commit. They draw nothing and read no clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+
+import numpy as np
+
+from fedtiny import elementary
+from fedtiny.errors import StrategyError
+from fedtiny.fold import FoldRule, Total, delta_of
+from fedtiny.values import Instruction, Layout, Phase, Sgd, Update
+
+if TYPE_CHECKING:
+    from fedtiny.tensors import Float32, Float64
+
+    State = Mapping[str, Float64 | float]
+    Contribution = Total | Iterable[Update]
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """Round ``t`` of ``T``; the first is 0."""
+
+    t: int
+    T: int
+
+    @property
+    def left(self) -> float:
+        """The share of the run that is still to come: 1 at first, never 0."""
+        return 1.0 - self.t / self.T
+
+
+@dataclass(frozen=True, kw_only=True)
+class Strategy:
+    """What every strategy has. Override `ask` and `finish`, and what else differs.
+
+    ``cohort`` updates complete a round. An update whose delta has a norm above ``update_clip`` is
+    refused (0: only the fold's bound of 1024 a coordinate counts).
+    """
+
+    cohort: int = 10
+    update_clip: float = 0.0
+
+    needs: ClassVar[Literal["sum", "all"]] = "sum"
+    weight_cap: ClassVar[float] = 65536.0
+
+    def __post_init__(self) -> None:
+        require(self, "cohort", self.cohort >= 1, "at least 1")
+        require(self, "update_clip", self.update_clip >= 0, "0 (off) or a norm")
+
+    def start(self, layout: Layout, model: Float32) -> State:
+        """The state before the first round."""
+        return {}
+
+    def ask(self, round: Round, state: State) -> Instruction:
+        """What the devices of this round are asked to do."""
+        raise NotImplementedError
+
+    def weight(self, samples: Float64) -> Float64:
+        """What updates count for, a column; by default their samples, up to the cap."""
+        return np.minimum(samples, self.weight_cap)
+
+    def finish(
+        self, round: Round, model: Float32, contribution: Contribution, state: State
+    ) -> tuple[Float32, State]:
+        """The next model and the next state; the arguments stay as they are.
+
+        Called for rounds of kind "train". ``contribution`` is a Total, or for ``needs = "all"``
+        the updates.
+        """
+        raise NotImplementedError
+
+    @property
+    def fold_rule(self) -> FoldRule:
+        """The fixed point of its rounds."""
+        return FoldRule.for_round(self.cohort, self.weight_cap, self.update_clip)
+
+
+def require(strategy: Strategy, name: str, holds: bool, allowed: str) -> None:
+    """Raises StrategyError, naming the field and what it may be, unless it ``holds``."""
+    if not holds:
+        raise StrategyError(
+            f"{type(strategy).__name__}: {name} = {getattr(strategy, name)!r}; it must be {allowed}"
+        )
+
+
+# ---- averaging -------------------------------------------------------------------------------
+
+
+class ServerOptimizer(Protocol):
+    """One step of the server along the pseudo-gradient Delta = mean of the deltas."""
+
+    def start(self, x: Float32) -> State:
+        """The state before the first step."""
+        ...
+
+    def step(self, x: Float32, Delta: Float64, state: State) -> tuple[Float32, State]:
+        """The next model and state."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSgd:
+    """``v = momentum * v + Delta; x = x + lr * v``."""
+
+    lr: float = 1.0
+    momentum: float = 0.0
+
+    def start(self, x: Float32) -> State:
+        """The velocity, if there is momentum."""
+        return {"v": np.zeros(x.size)} if self.momentum else {}
+
+    def step(self, x: Float32, Delta: Float64, state: State) -> tuple[Float32, State]:
+        """One step; float64 inside, float32 out."""
+        v = self.momentum * state["v"] + Delta if self.momentum else Delta
+        return (x + self.lr * v).astype(np.float32), {"v": v} if self.momentum else {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averaging(Strategy):
+    """Devices train by gradient descent; the server steps along the mean of their deltas.
+
+    On the device: learning rate ``beta``, ``steps`` batches (0: one pass over its support, each
+    sample once), in order or in a new order each epoch (``shuffle``), with ``momentum``,
+    ``weight_decay`` and clipping of the gradient's norm to ``clip`` (0: off).
+    """
+
+    beta: float = 0.01
+    steps: int = 0
+    shuffle: bool = False
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip: float = 0.0
+
+    def __post_init__(self) -> None:
+        Strategy.__post_init__(self)
+        require(self, "beta", self.beta > 0, "a positive learning rate")
+        require(self, "momentum", 0 <= self.momentum < 1, "in [0, 1)")
+        for name in ("steps", "weight_decay", "clip"):
+            require(self, name, getattr(self, name) >= 0, "0 or positive")
+
+    @property
+    def sgd(self) -> Sgd:
+        """The hyper-parameters of the device's gradient descent."""
+        return Sgd(self.momentum, self.weight_decay, self.clip)
+
+    def server(self, round: Round) -> ServerOptimizer:
+        """How the server steps in this round; by default it takes the mean model."""
+        return ServerSgd()
+
+    def start(self, layout: Layout, model: Float32) -> State:
+        """The state of the server's optimiser."""
+        return self.server(Round(0, 1)).start(model)
+
+    def ask(self, round: Round, state: State) -> Instruction:
+        """Train in one phase and return the values."""
+        phase = Phase(lr=self.beta, steps=self.steps, shuffle=self.shuffle, sgd=self.sgd)
+        return Instruction(phases=(phase,))
+
+    def finish(
+        self, round: Round, model: Float32, contribution: Contribution, state: State
+    ) -> tuple[Float32, State]:
+        """One step of the server's optimiser along the mean delta."""
+        assert isinstance(contribution, Total)
+        return self.server(round).step(model, contribution.mean(), state)
+
+
+# ---- what strategies share -------------------------------------------------------------------
+
+ANNEALING = ("linear", "cosine", "none")
+
+
+def annealed(alpha: float, schedule: str, round: Round) -> float:
+    """``alpha`` at first, falling towards 0 at the end of the run ("linear" or "cosine")."""
+    if schedule == "none":
+        return alpha
+    if schedule == "linear":
+        return alpha * round.left
+    # Our own cosine: the same bits on every host.
+    cosine = float(elementary.cos(np.float32(np.pi * (1.0 - round.left))))
+    return alpha * (1.0 + cosine) / 2.0
+
+
+def deltas(updates: Iterable[Update], model: Float32) -> Float64:
+    """One row an update: ``v - model`` where the device trained, NaN where it did not."""
+    rows = []
+    for update in updates:
+        row = np.full(model.size, np.nan)
+        trained = np.concatenate([np.arange(*pair) for pair in update.ranges])
+        row[trained] = delta_of(update, model, model.size)
+        rows.append(row)
+    return np.array(rows)

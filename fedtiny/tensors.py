@@ -1,0 +1,85 @@
+"""Flat float32 vectors, with NumPy where it is installed and without it where it is not.
+
+A vector on a device is any buffer of little-endian float32. `vector` gives it the friendliest
+face that the machine has: a NumPy array, else a `memoryview` of format ``f``.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+    from typing_extensions import Buffer
+
+    Float32 = npt.NDArray[np.float32]
+    Float64 = npt.NDArray[np.float64]
+    Int64 = npt.NDArray[np.int64]
+    Vector = Float32 | memoryview[float]
+
+FLOAT_BYTES = 4
+
+
+def has_numpy() -> bool:
+    """Whether NumPy can be imported here."""
+    if "numpy" in sys.modules:
+        return sys.modules["numpy"] is not None
+    return find_spec("numpy") is not None
+
+
+def float_view(buffer: Buffer) -> memoryview[float]:
+    """The buffer's bytes as a flat view of float32; shares the memory."""
+    return memoryview(buffer).cast("B").cast("f")
+
+
+def int_view(buffer: Buffer) -> memoryview[int]:
+    """The buffer's bytes as a flat view of int32; shares the memory."""
+    return memoryview(buffer).cast("B").cast("i")
+
+
+def zeros(count: int) -> memoryview[float]:
+    """A new writeable vector of ``count`` zeros."""
+    return float_view(bytearray(count * FLOAT_BYTES))
+
+
+def floats(values: Sequence[float] | Buffer | Any) -> memoryview[float]:
+    """A flat float32 view of a buffer of float32, or of a copy of numbers of another kind.
+
+    A float64 array is rounded to float32, as a device would store it.
+    """
+    try:
+        view = memoryview(values)
+    except TypeError:  # a plain sequence of numbers
+        return float_view(array("f", values))
+    if view.format in ("f", "B") and view.c_contiguous:
+        return float_view(view)
+    if has_numpy():
+        import numpy as np
+
+        return float_view(np.ascontiguousarray(values, dtype=np.float32))
+    return float_view(array("f", view.cast("B").cast(view.format or "f").tolist()))
+
+
+def ints(values: Sequence[int] | Buffer | Any) -> memoryview[int]:
+    """A flat int32 view of a buffer of int32, or of a copy of integers of another kind."""
+    try:
+        view = memoryview(values)
+    except TypeError:  # a plain sequence of numbers
+        return int_view(array("i", values))
+    if view.format in ("i", "B") and view.c_contiguous:
+        return int_view(view)
+    return int_view(array("i", [int(v) for v in view.cast("B").cast(view.format or "i")]))
+
+
+def vector(buffer: Buffer) -> Vector:
+    """The buffer as a NumPy float32 array, or as a memoryview where NumPy is absent; no copy."""
+    if not has_numpy():
+        return float_view(buffer)
+    import numpy as np
+
+    return np.frombuffer(buffer, dtype=np.float32)

@@ -1,0 +1,391 @@
+"""The words of fedtiny as values: what travels between its rooms. No NumPy, no I/O."""
+
+from __future__ import annotations
+
+import fnmatch
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+from fedtiny.errors import CompileError, DataError, ExperimentError
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from fedtiny.tensors import Float32
+
+Ranges = tuple[tuple[int, int], ...]
+"""Half-open ranges of coordinates of the averaged vector, ascending, never touching."""
+
+_UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
+_UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
+
+
+def parse_bytes(size: int | str) -> int:
+    """Bytes of "256KiB", "64 MB", "1024" or an integer.
+
+    Raises ExperimentError when the text is not a non-negative size with a known unit.
+    """
+    if isinstance(size, int) and not isinstance(size, bool) and size >= 0:
+        return size
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]*)\s*", str(size))
+    if isinstance(size, bool) or match is None or match[2].lower() not in _UNITS:
+        raise ExperimentError(
+            f"{size!r} is not a byte size; write an integer, or a number with one of "
+            "B, KB, KiB, MB, MiB, GB, GiB, such as '256KiB'"
+        )
+    return int(float(match[1]) * _UNITS[match[2].lower()])
+
+
+def merge_ranges(ranges: Iterable[tuple[int, int]]) -> Ranges:
+    """The same coordinates with as few ranges as possible."""
+    merged: list[tuple[int, int]] = []
+    for start, stop in sorted(pair for pair in ranges if pair[0] < pair[1]):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(stop, merged[-1][1]))
+        else:
+            merged.append((start, stop))
+    return tuple(merged)
+
+
+# ---- what is averaged ------------------------------------------------------------------------
+
+LOCAL = "local"
+"""The group whose parameters stay on the device."""
+FROZEN = "frozen"
+"""The group whose parameters are sent but never trained."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One named array of the model. ``offset`` counts floats into the averaged vector."""
+
+    name: str
+    shape: tuple[int, ...]
+    group: str = "shared"
+    offset: int = 0
+
+    @property
+    def size(self) -> int:
+        """Number of floats."""
+        return math.prod(self.shape)
+
+    @property
+    def layer(self) -> str:
+        """The name without its last part: ``fc1`` of ``fc1.weight``."""
+        return self.name.rpartition(".")[0] or self.name
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What is averaged: names, shapes, groups and places in one dense float32 vector.
+
+    Programs of different plan, batch, density or dtype share a Layout when they share a model.
+    """
+
+    parameters: tuple[Parameter, ...]
+
+    @classmethod
+    def of(cls, parameters: Iterable[Parameter]) -> Layout:
+        """A Layout that places the parameters one behind the other."""
+        placed: list[Parameter] = []
+        at = 0
+        for parameter in parameters:
+            placed.append(replace(parameter, offset=at))
+            at += parameter.size
+        names = [p.name for p in placed]
+        if len(set(names)) != len(names):
+            raise CompileError(f"parameter names must differ; got {sorted(names)}")
+        return cls(tuple(placed))
+
+    @property
+    def size(self) -> int:
+        """Floats of the averaged vector."""
+        return sum(p.size for p in self.parameters)
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups in order of appearance."""
+        return tuple(dict.fromkeys(p.group for p in self.parameters))
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 (hex) of the canonical JSON form."""
+        return hashlib.sha256(json.dumps(self.to_json(), separators=(",", ":")).encode()).hexdigest()
+
+    def to_json(self) -> list[list[Any]]:
+        """``[[name, shape, group], ...]``."""
+        return [[p.name, list(p.shape), p.group] for p in self.parameters]
+
+    @classmethod
+    def from_json(cls, rows: Iterable[tuple[str, Iterable[int], str]]) -> Layout:
+        """The inverse of `to_json`."""
+        return cls.of(Parameter(name, tuple(shape), group) for name, shape, group in rows)
+
+    def __getitem__(self, name: str) -> Parameter:
+        for parameter in self.parameters:
+            if parameter.name == name:
+                return parameter
+        raise KeyError(f"no parameter {name!r}; there are {[p.name for p in self.parameters]}")
+
+    def ranges(self, names: Iterable[str]) -> Ranges:
+        """The coordinates of the named parameters."""
+        return merge_ranges((self[n].offset, self[n].offset + self[n].size) for n in names)
+
+    def flatten(self, state: Mapping[str, Any]) -> Float32:
+        """The averaged vector (float32) of a mapping from parameter name to array.
+
+        Raises DataError when a name is missing or unknown or a shape differs.
+        """
+        import numpy as np
+
+        expected = {p.name for p in self.parameters}
+        if set(state) != expected:
+            raise DataError(
+                f"the state has the arrays {sorted(state)}, the model has {sorted(expected)}"
+            )
+        vector = np.empty(self.size, np.float32)
+        for p in self.parameters:
+            array = np.asarray(state[p.name])
+            if array.shape != p.shape:
+                raise DataError(f"{p.name} has shape {array.shape}, the model needs {p.shape}")
+            vector[p.offset : p.offset + p.size] = array.reshape(-1)
+        return vector
+
+    def unflatten(self, vector: Buffer) -> dict[str, Float32]:
+        """Arrays by parameter name: copies, so that they outlive the vector."""
+        import numpy as np
+
+        flat = np.asarray(vector, dtype=np.float32).reshape(-1)
+        if flat.size != self.size:
+            raise DataError(f"the vector has {flat.size} floats, the model has {self.size}")
+        return {
+            p.name: flat[p.offset : p.offset + p.size].reshape(p.shape).copy()
+            for p in self.parameters
+        }
+
+
+# ---- what a device trains --------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """Which entries of one parameter train: all, channels along an axis, or a mask.
+
+    ``indices`` are channels (axis "in" or "out") or flat positions (axis "mask").
+    """
+
+    axis: str = "all"
+    indices: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class UpdatePlan:
+    """What a device trains.
+
+    ``rule`` is one of ``all``, ``last:K`` (the last K layers), ``biases`` or
+    ``named:PATTERN,PATTERN`` (shell patterns over parameter names). ``parts`` narrows single
+    parameters to channels or to a mask.
+    """
+
+    rule: str = "all"
+    parts: tuple[tuple[str, Part], ...] = ()
+
+    @classmethod
+    def all(cls) -> UpdatePlan:
+        """Every parameter that is not frozen."""
+        return cls()
+
+    @classmethod
+    def last_layers(cls, count: int) -> UpdatePlan:
+        """The parameters of the last ``count`` layers."""
+        return cls(f"last:{count}")
+
+    @classmethod
+    def biases(cls) -> UpdatePlan:
+        """Every parameter named ``bias``."""
+        return cls("biases")
+
+    @classmethod
+    def named(cls, *patterns: str) -> UpdatePlan:
+        """The parameters whose name matches one of the shell patterns."""
+        return cls("named:" + ",".join(patterns))
+
+    def resolve(self, layout: Layout) -> dict[str, Part]:
+        """The trained parameters of this layout, in its order.
+
+        Raises CompileError when the plan selects nothing or names what is not there.
+        """
+        parts = dict(self.parts)
+        chosen = {
+            p.name: parts.pop(p.name, Part())
+            for p in layout.parameters
+            if self._selects(p, layout) and p.group != FROZEN
+        }
+        if parts:
+            raise CompileError(f"the plan has parts of {sorted(parts)}, which it does not train")
+        if not chosen:
+            raise CompileError(
+                f"the plan {self.rule!r} trains none of the parameters "
+                f"{[p.name for p in layout.parameters]}"
+            )
+        return chosen
+
+    def _selects(self, parameter: Parameter, layout: Layout) -> bool:
+        kind, _, argument = self.rule.partition(":")
+        if kind == "all":
+            return True
+        if kind == "biases":
+            return parameter.name.rpartition(".")[2] == "bias"
+        if kind == "named" and argument:
+            return any(fnmatch.fnmatchcase(parameter.name, p) for p in argument.split(","))
+        if kind == "last" and argument.isdigit() and int(argument) > 0:
+            layers = list(dict.fromkeys(p.layer for p in layout.parameters))
+            return parameter.layer in layers[-int(argument) :]
+        raise CompileError(
+            f"unknown plan {self.rule!r}; there are 'all', 'last:2', 'biases' and "
+            "'named:fc.*,head.bias'"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Sgd:
+    """Hyper-parameters of gradient descent besides the learning rate; 0 means "not used".
+
+    g is clipped to global norm ``clip``, then g += weight_decay * w + prox * (w - base) + c, with
+    c a correction vector; v = momentum * v + g; w -= lr * v. At compile time a non-zero entry
+    reserves the memory that it needs.
+    """
+
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    clip: float = 0.0
+    prox: float = 0.0
+    correction: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """A Program seen from outside: its digest, what it costs, and what it needs of a runtime."""
+
+    program: str
+    layout: str
+    ram_bytes: int
+    flash_bytes: int
+    macs_per_step: int
+    macs_per_forward: int
+    batch: int
+    ops: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceCard:
+    """What one device can do; the RAM and flash are those free for fedtiny."""
+
+    profile: str
+    ram_bytes: int
+    flash_bytes: int
+    macs_per_s: float
+    downlink_bps: float
+    uplink_bps: float
+    runtime_version: int = 1
+    sensors: tuple[str, ...] = ()
+
+
+# ---- what a device is asked to do ------------------------------------------------------------
+
+SUPPORT, QUERY = "support", "query"
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """One stretch of training in a visit.
+
+    ``steps`` batches of the ``part`` of the device's data; 0 means one pass, rounded up to whole
+    batches. ``groups`` names the parameter groups that train; empty means all that the Program
+    trains. Samples are taken in order and around again, or in a new order each epoch (``shuffle``).
+    """
+
+    lr: float
+    steps: int = 0
+    part: str = SUPPORT
+    groups: tuple[str, ...] = ()
+    shuffle: bool = False
+    sgd: Sgd = field(default_factory=Sgd)
+    corrected: bool = False
+
+
+TRAIN, EVALUATE, CALIBRATE, SCORE = "train", "evaluate", "calibrate", "score"
+VALUES, GRADIENT = "values", "gradient"
+
+
+@dataclass(frozen=True, slots=True)
+class Instruction:
+    """What one round asks of a device.
+
+    * ``train``: run the phases; return the trained values, or the gradient of the last step
+      (``returns``; its phase then has one step).
+    * ``evaluate``: measure on the query, run the phases, measure again; return counts and sums.
+    * ``calibrate``: moments of every named tensor over the part's samples.
+    * ``score``: the mean loss of each candidate (a vector, or a seed of initial values).
+    """
+
+    kind: str = TRAIN
+    phases: tuple[Phase, ...] = ()
+    returns: str = VALUES
+    part: str = SUPPORT
+    correction: bytes | None = None
+    candidates: tuple[bytes | int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """A device's right to do one instruction, until its deadline (seconds)."""
+
+    id: int
+    device: int
+    round: int
+    version: int
+    deadline: float
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a device sends back.
+
+    ``values`` holds float32 for the coordinates in ``ranges`` only, in order; empty for kinds that
+    send measures alone. ``version`` is that of the model it started from. ``measures`` are counts
+    and sums (``loss_sum``, ``count``, ``correct``, ...).
+    """
+
+    lease: int
+    device: int
+    round: int
+    version: int
+    samples: int
+    values: Buffer = b""
+    ranges: Ranges = ()
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the values on the wire, before there is a wire."""
+        return memoryview(self.values).nbytes
+
+
+ACCEPTED, DUPLICATE, LATE, STALE, INVALID, UNKNOWN = (
+    "accepted", "duplicate", "late", "stale", "invalid", "unknown",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """What a device gets for its update; only ``accepted`` and ``duplicate`` count as delivered."""
+
+    lease: int
+    status: str
+    detail: str = ""
