@@ -15,6 +15,7 @@ most ``cohort`` of them sum to at most ``cohort * limit < 2^62``. A Total refuse
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterable, Mapping
@@ -211,7 +212,8 @@ def delta_of(update: Update, base: Float32 | None, size: int) -> Float64:
         raise UpdateError(
             f"the update has {update.nbytes:,} bytes of values, its ranges need {expected:,}"
         )
-    delta = np.frombuffer(update.values, np.float32).astype(np.float64)
+    values = np.frombuffer(memoryview(update.values), np.float32)
+    delta: Float64 = values.astype(np.float64)
     if base is not None:
         for (start, stop), at in _placed(update.ranges):
             delta[at : at + stop - start] -= base[start:stop]
@@ -228,7 +230,7 @@ def _placed(ranges: Ranges) -> Iterable[tuple[tuple[int, int], int]]:
 
 def _check_ranges(ranges: Ranges, size: int) -> None:
     edges = [-1, *(edge for pair in ranges for edge in pair), size + 1]
-    ascending = all(a < b for a, b in zip(edges, edges[1:], strict=False))
+    ascending = all(a < b for a, b in itertools.pairwise(edges))
     if not ranges or not ascending:
         raise UpdateError(
             f"the ranges {ranges} are not ascending, apart and within 0 ... {size:,}"

@@ -8,12 +8,15 @@ no two tensors that are alive together overlap, and computes the lower bound of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from fedtiny import rng
 from fedtiny.engine.ir import ARENA, Graph, Op
 from fedtiny.engine.ops import TABLE
 from fedtiny.errors import GraphError
+
+LOCAL_MOVES = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ def lifetimes(graph: Graph) -> dict[str, tuple[int, int]]:
 
 
 def plan_memory(graph: Graph) -> MemoryPlan:
-    """The smallest arena that a few good orders of first fit find."""
+    """The smallest arena that a few good orders of first fit, and small changes of them, find."""
     buffers = _merge_in_place(graph)
     orders: list[Callable[[_Buffer], tuple[int, ...]]] = [
         lambda b: (-b.nbytes, b.first),
@@ -55,7 +58,8 @@ def plan_memory(graph: Graph) -> MemoryPlan:
         lambda b: (b.first - b.last, -b.nbytes),
         lambda b: (b.first, -b.nbytes),
     ]
-    return min((_first_fit(sorted(buffers, key=o)) for o in orders), key=lambda p: p.arena_bytes)
+    tried = [_first_fit(sorted(buffers, key=order)) for order in orders]
+    return _improve(min(tried, key=_top), buffers)
 
 
 def in_place_operand(graph: Graph, index: int, dies: Callable[[str], int]) -> str:
@@ -96,17 +100,49 @@ def _merge_in_place(graph: Graph) -> list[_Buffer]:
     ]
 
 
-def _first_fit(buffers: list[_Buffer]) -> MemoryPlan:
+@dataclass(frozen=True, slots=True)
+class _Packing:
+    """Buffers at their offsets, in the order in which they were placed."""
+
+    placed: tuple[tuple[int, _Buffer], ...]
+
+
+def _top(packing: _Packing) -> int:
+    return max(offset + buffer.nbytes for offset, buffer in packing.placed)
+
+
+def _first_fit(order: Sequence[_Buffer]) -> _Packing:
+    """Each buffer at the lowest offset that is free as long as it lives."""
     placed: list[tuple[int, _Buffer]] = []
-    for buffer in buffers:
+    for buffer in order:
         offset = 0
         for start, other in sorted(placed, key=lambda p: p[0]):
             apart = other.last < buffer.first or buffer.last < other.first
             if not apart and start < offset + buffer.nbytes and offset < start + other.nbytes:
                 offset = start + other.nbytes
         placed.append((offset, buffer))
-    offsets = {name: offset for offset, buffer in placed for name in buffer.names}
-    return MemoryPlan(offsets, max((o + b.nbytes for o, b in placed), default=0))
+    return _Packing(tuple(placed))
+
+
+def _improve(best: _Packing, buffers: Sequence[_Buffer]) -> MemoryPlan:
+    """Local search: place the buffer that sticks out earlier, until the arena meets the peak of
+    what is alive together or the moves are used up."""
+    peak = max(sum(b.nbytes for b in buffers if b.first <= at <= b.last) for at in _births(buffers))
+    for move in range(LOCAL_MOVES):
+        if _top(best) == peak:
+            break
+        order = [buffer for _, buffer in best.placed]
+        out = max(range(len(order)), key=lambda i: best.placed[i][0] + order[i].nbytes)
+        order.insert(rng.philox((move, 0, 0, 0), (0, 0))[0] % (out + 1), order.pop(out))
+        if move % 2:  # a swap elsewhere leads out of a dead end
+            i, j = (w % len(order) for w in rng.philox((move, 1, 0, 0), (0, 0))[:2])
+            order[i], order[j] = order[j], order[i]
+        best = min(_first_fit(order), best, key=_top)
+    return MemoryPlan({name: o for o, b in best.placed for name in b.names}, _top(best))
+
+
+def _births(buffers: Sequence[_Buffer]) -> set[int]:
+    return {buffer.first for buffer in buffers}
 
 
 # ---- the independent checker -----------------------------------------------------------------

@@ -7,21 +7,19 @@ expected and reads it. Nothing here knows what an experiment is.
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
-from functools import cache
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from fedtiny.errors import ExperimentError
 from fedtiny.values import parse_bytes
 
 T = TypeVar("T")
-Path = tuple[str, ...]
-"""The keys from the top of the file down to a value."""
+Keys = tuple[str, ...]
+"""From the top of the file down to a value: ``("run", "rounds")``."""
 Table = Mapping[str, Any]
 
 
@@ -30,43 +28,51 @@ Table = Mapping[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where an experiment was written: the file's name and text, then ``key=value`` settings."""
+    """Where an experiment was written: a file's name, folder and text, then ``KEY=VALUE`` settings.
+
+    Modules and files that the experiment names are looked for in the folder.
+    """
 
     name: str = "the experiment"
+    folder: str = ""
     text: str = ""
     settings: tuple[str, ...] = ()
 
-    def place(self, path: Path) -> str:
-        """The setting or the line that holds the value, or its nearest table."""
+    def place(self, keys: Keys) -> str:
+        """The setting or the line that gives the value, or else its nearest table."""
         for setting in reversed(self.settings):
-            if _holds(parse_setting(setting), path):
+            if _holds(changed({}, setting), keys):
                 return f"--set {setting}"
-        line = line_of(self.text, path)
+        line = line_of(self.text, keys)
         return f"{self.name}, line {line}" if line else self.name
 
-    def error(self, path: Path, message: str) -> ExperimentError:
-        """The error to raise about the value at this path."""
-        return ExperimentError(f"{self.place(path)}: {message}")
+    def error(self, keys: Keys, message: str) -> ExperimentError:
+        """The error to raise about the value at these keys."""
+        return ExperimentError(f"{self.place(keys)}: {message}")
 
-    def unknown(self, path: Path, known: Iterable[str]) -> ExperimentError:
+    def unknown(self, keys: Keys, known: Collection[str]) -> ExperimentError:
         """The error about a key that is not among those known, with the nearest of them."""
-        known = list(known)
-        nearest = difflib.get_close_matches(path[-1], known, n=1)
-        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
-        where = f"[{'.'.join(path[:-1])}]" if path[:-1] else "the top level"
-        return self.error(path, f"unknown key {dotted(path)!r}; {hint}{where} has {_listed(known)}")
+        where = f"[{dotted(keys[:-1])}]" if keys[:-1] else "the top level"
+        message = f"unknown key {dotted(keys)!r}; {nearest(keys[-1], known)}{where} has "
+        return self.error(keys, message + (", ".join(known) or "no keys"))
 
 
-def dotted(path: Path) -> str:
+def nearest(name: str, known: Collection[str]) -> str:
+    """``did you mean 'rounds'? ``, or nothing when no known name is near."""
+    close = difflib.get_close_matches(name, known, n=1)
+    return f"did you mean {close[0]!r}? " if close else ""
+
+
+def dotted(keys: Keys) -> str:
     """``run.rounds``."""
-    return ".".join(path)
+    return ".".join(keys)
 
 
-def line_of(text: str, path: Path) -> int | None:
+def line_of(text: str, keys: Keys) -> int | None:
     """The line on which the statement begins that gives the value, or else its nearest table.
 
-    tomllib tells no lines, so ever longer beginnings of the text are parsed: the value was given
-    by the statement that ends the first beginning which holds it.
+    tomllib tells no lines, so ever longer beginnings of the text are parsed: a value was given by
+    the statement that ends the first beginning which holds it.
     """
     lines = text.replace("\r\n", "\n").split("\n")
     found: dict[int, int] = {}
@@ -76,8 +82,8 @@ def line_of(text: str, path: Path) -> int | None:
             table = tomllib.loads("\n".join(lines[:count]))
         except tomllib.TOMLDecodeError:
             continue  # in the middle of a statement
-        for depth in range(1, len(path) + 1):
-            if depth not in found and _holds(table, path[:depth]):
+        for depth in range(len(found) + 1, len(keys) + 1):
+            if _holds(table, keys[:depth]):
                 found[depth] = start
         start = count + 1
     return found[max(found)] if found else None
@@ -91,39 +97,45 @@ def parse_toml(text: str, name: str) -> dict[str, Any]:
         raise ExperimentError(f"{name}: not a TOML file: {error}") from None
 
 
-def parse_setting(setting: str) -> dict[str, Any]:
-    """The tables of ``run.rounds=10``. The value is TOML; what is none is taken as a text."""
-    key, equals, value = setting.partition("=")
-    if not equals:
-        raise ExperimentError(f"--set {setting}: write KEY=VALUE, such as run.rounds=10")
-    for candidate in (value, json.dumps(value.strip(), ensure_ascii=False)):
-        try:
-            return tomllib.loads(f"{key} = {candidate}")
-        except tomllib.TOMLDecodeError:
-            continue
-    raise ExperimentError(f"--set {setting}: {key!r} is not a key such as run.rounds")
-
-
-def merged(base: Table, changes: Table) -> dict[str, Any]:
-    """``base`` with the values of ``changes``, table by table."""
-    result = dict(base)
-    for key, value in changes.items():
-        if isinstance(value, Mapping) and isinstance(result.get(key), Mapping):
-            value = merged(result[key], value)
-        result[key] = value
+def changed(table: Table, setting: str) -> dict[str, Any]:
+    """The table with a setting such as ``run.rounds=10`` made in it."""
+    keys, value = parse_setting(setting)
+    result = dict(table)
+    inner = result
+    for key in keys[:-1]:
+        old = inner.get(key)
+        inner[key] = dict(old) if isinstance(old, Mapping) else {}
+        inner = inner[key]
+    inner[keys[-1]] = value
     return result
 
 
-def _holds(table: Any, path: Path) -> bool:
-    for key in path:
+def parse_setting(setting: str) -> tuple[Keys, Any]:
+    """The keys and the value of ``KEY=VALUE``. A value that is not TOML is taken as a text."""
+    key, equals, value = setting.partition("=")
+    if not equals:
+        raise ExperimentError(f"--set {setting}: write KEY=VALUE, such as run.rounds=10")
+    try:
+        table: Any = tomllib.loads(f"{key} = 0")
+    except tomllib.TOMLDecodeError:
+        message = f"--set {setting}: {key!r} is not a key such as run.rounds"
+        raise ExperimentError(message) from None
+    keys: Keys = ()
+    while isinstance(table, Mapping):
+        ((name, table),) = table.items()
+        keys += (name,)
+    try:
+        return keys, tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return keys, value.strip()
+
+
+def _holds(table: Any, keys: Keys) -> bool:
+    for key in keys:
         if not isinstance(table, Mapping) or key not in table:
             return False
         table = table[key]
     return True
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(names) or "no keys"
 
 
 # ---- kinds of values -------------------------------------------------------------------------
@@ -131,34 +143,17 @@ def _listed(names: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Kind:
-    """What a field takes: in words, and as a function that raises ValueError for the rest."""
+    """What a field takes: in words, and as a function that refuses the rest.
+
+    ``read`` raises ValueError, or ExperimentError with what is wrong in particular.
+    """
 
     expected: str
     read: Callable[[Any], Any]
 
 
-def _number(low: float, high: float, *, open_low: bool = False) -> Callable[[Any], float]:
-    def read(value: Any) -> float:
-        number = _as(float, value)
-        if not low <= number <= high or (open_low and number == low) or math.isinf(number):
-            raise ValueError
-        return number
-
-    return read
-
-
-def _integer(low: int, high: float = math.inf) -> Callable[[Any], int]:
-    def read(value: Any) -> int:
-        number: int = _as(int, value)
-        if not low <= number <= high:
-            raise ValueError
-        return number
-
-    return read
-
-
-def _as(kind: type[T], value: Any) -> T:
-    """The value if it is of that type; an integer is also a float, a boolean is no number."""
+def exactly(kind: type[T], value: Any) -> T:
+    """The value if it is of that type. An integer is also a float; a boolean is no number."""
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:
@@ -166,31 +161,58 @@ def _as(kind: type[T], value: Any) -> T:
     return value
 
 
-def _matching(pattern: str) -> Callable[[Any], str]:
-    def read(value: Any) -> str:
-        if re.fullmatch(pattern, _as(str, value)) is None:
+def number(low: float, high: float = math.inf, *, above: bool = False) -> Callable[[Any], float]:
+    """Reads a finite float from ``low`` to ``high``; ``above`` leaves ``low`` itself out."""
+
+    def read_number(value: Any) -> float:
+        result = exactly(float, value)
+        if not low <= result <= high or math.isinf(result) or (above and result == low):
             raise ValueError
-        return str(value)
+        return result
 
-    return read
+    return read_number
 
 
-def _in_units(units: Mapping[str, float]) -> Callable[[Any], float]:
-    """Numbers with one of the units; a plain number is in the unit of factor 1."""
-    scale: dict[str, float] = {"": 1.0, **units}
+def integer(low: int, high: float = math.inf) -> Callable[[Any], int]:
+    """Reads an integer from ``low`` to ``high``."""
 
-    def read(value: Any) -> float:
-        text = value if isinstance(value, str) else str(_as(float, value))
-        match = re.fullmatch(r"\s*([0-9.eE+-]+?)\s*([a-zA-Z/]*)\s*", text)
-        if match is None or match[2] not in scale:
+    def read_integer(value: Any) -> int:
+        result = exactly(int, value)
+        if not low <= result <= high:
             raise ValueError
-        return _number(0, math.inf)(float(match[1]) * scale[match[2]])
+        return result
 
-    return read
+    return read_integer
 
 
-def _size(value: Any) -> int:
-    if isinstance(value, float):
+def matching(pattern: str) -> Callable[[Any], str]:
+    """Reads a text that matches the whole regular expression."""
+
+    def read_text(value: Any) -> str:
+        text = exactly(str, value)
+        if re.fullmatch(pattern, text) is None:
+            raise ValueError
+        return text
+
+    return read_text
+
+
+def in_units(units: Mapping[str, float], *, above: bool = False) -> Callable[[Any], float]:
+    """Reads a number >= 0 (``above``: > 0) with one of the units; without, its factor is 1."""
+    factors = {"": 1.0, **units}
+
+    def read_quantity(value: Any) -> float:
+        text = value if isinstance(value, str) else repr(exactly(float, value))
+        match = re.fullmatch(r"\s*([\d.]+(?:e[+-]?\d+)?)\s*([a-zA-Z/]*)\s*", text)
+        if match is None or match[2] not in factors:
+            raise ValueError
+        return number(0, above=above)(float(match[1]) * factors[match[2]])
+
+    return read_quantity
+
+
+def _bytes(value: Any) -> int:
+    if type(value) not in (int, str):
         raise ValueError
     try:
         return parse_bytes(value)
@@ -199,85 +221,73 @@ def _size(value: Any) -> int:
 
 
 def _shares(value: Any) -> dict[str, float]:
-    share = _number(0, 1, open_low=True)
-    shares = {name: share(part) for name, part in value.items()} if value else {}
+    share = number(0, 1, above=True)
+    shares = {name: share(part) for name, part in exactly(dict, value).items()}
     if not math.isclose(sum(shares.values()), 1, abs_tol=1e-6):
-        raise ValueError(f"the shares add up to {sum(shares.values()):.6g}")
+        raise ExperimentError(f"they add up to {sum(shares.values()):.6g}")
     return shares
-
-
-def _table(value: Any) -> dict[str, Any]:
-    return dict(_as(dict, value))
 
 
 _SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BITS = {"bit/s": 1.0, "kbit/s": 1e3, "Mbit/s": 1e6, "Gbit/s": 1e9}
+_SOME_TIME = "such as '100ms', '10s', '5min' or '2h'"
+_PLAN = r"all|biases|last:[1-9]\d*|named:.+"
 
-Text = Annotated[str, Kind("a text that is not empty", _matching(r"(?s).+"))]
-Flag = Annotated[bool, Kind("true or false", lambda value: _as(bool, value))]
-Natural = Annotated[int, Kind("an integer >= 0", _integer(0))]
-Positive = Annotated[int, Kind("an integer >= 1", _integer(1))]
-Seed = Annotated[int, Kind("an integer from 0 to 2^64 - 1", _integer(0, 2**64 - 1))]
-Rate = Annotated[float, Kind("a number > 0", _number(0, math.inf, open_low=True))]
-Factor = Annotated[float, Kind("a number >= 1", _number(1, math.inf))]
-Probability = Annotated[float, Kind("a number from 0 to 1", _number(0, 1))]
-Watts = Annotated[float, Kind("a number of watts >= 0", _number(0, math.inf))]
-Seconds = Annotated[
-    float, Kind("a duration such as '100ms', '10s', '5min' or '2h'", _in_units(_SECONDS))
-]
+Text = Annotated[str, Kind("a text of one character or more", matching(r"(?s).+"))]
+Flag = Annotated[bool, Kind("true or false", lambda value: exactly(bool, value))]
+Natural = Annotated[int, Kind("an integer >= 0", integer(0))]
+Positive = Annotated[int, Kind("an integer >= 1", integer(1))]
+Seed = Annotated[int, Kind("an integer from 0 to 2^64 - 1", integer(0, 2**64 - 1))]
+Rate = Annotated[float, Kind("a number > 0", number(0, above=True))]
+Factor = Annotated[float, Kind("a number >= 1", number(1))]
+Probability = Annotated[float, Kind("a number from 0 to 1", number(0, 1))]
+Watts = Annotated[float, Kind("a number of watts >= 0", number(0))]
+Seconds = Annotated[float, Kind(f"a duration {_SOME_TIME}", in_units(_SECONDS))]
+Duration = Annotated[float, Kind(f"a duration > 0 {_SOME_TIME}", in_units(_SECONDS, above=True))]
 BitsPerSecond = Annotated[
-    float, Kind("a rate such as '250kbit/s' or '10Mbit/s'", _in_units(_BITS))
+    float, Kind("a rate > 0 such as '250kbit/s' or '10Mbit/s'", in_units(_BITS, above=True))
 ]
-Bytes = Annotated[int, Kind("a size such as 4096, '256KiB' or '1MB'", _size)]
+Bytes = Annotated[int, Kind("a size such as 4096, '256KiB' or '1MB'", _bytes)]
 Shares = Annotated[
     Mapping[str, float], Kind("a table of profile = share whose shares add up to 1", _shares)
 ]
-Arguments = Annotated[Mapping[str, Any], Kind("a table", _table)]
-Plan = Annotated[
-    str,
-    Kind(
-        "one of 'all', 'biases', 'last:2', 'named:fc.*,head.bias'",
-        _matching(r"all|biases|last:[1-9]\d*|named:.+"),
-    ),
-]
+Arguments = Annotated[Mapping[str, Any], Kind("a table", lambda value: exactly(dict, value))]
+Plan = Annotated[str, Kind("'all', 'biases', 'last:2' or 'named:fc.*,head.bias'", matching(_PLAN))]
 
 
 # ---- reading ---------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
 class Section:
-    """A frozen dataclass that is read from one table of the file."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+    """What is read from one table of the file."""
 
 
 S = TypeVar("S", bound=Section)
 
 
-def read(section: type[S], table: Any, origin: Origin, path: Path) -> S:
+def read(section: type[S], table: Any, origin: Origin, keys: Keys) -> S:
     """The section from its table. Raises ExperimentError for the first key that is wrong."""
-    values = read_values(kinds(section), table, origin, path)
+    known = kinds(section)
+    values = read_values(known, table, origin, keys)
     for field in fields(section):
         required = field.default is MISSING and field.default_factory is MISSING
         if required and field.name not in values:
-            key = dotted((*path, field.name))
-            raise origin.error(path, f"{key} is missing; give {kinds(section)[field.name].expected}")
+            name = dotted((*keys, field.name))
+            raise origin.error(keys, f"{name} is missing; give it {known[field.name].expected}")
     return section(**values)
 
 
-def read_values(
-    known: Mapping[str, Kind], table: Any, origin: Origin, path: Path
-) -> dict[str, Any]:
+def read_values(known: Mapping[str, Kind], table: Any, origin: Origin, keys: Keys) -> Table:
     """Every value of the table, read by the kind of its key."""
     if not isinstance(table, Mapping):
-        raise origin.error(path, f"{dotted(path)} = {_shown(table)} is not a table [{dotted(path)}]")
+        raise origin.error(keys, f"{dotted(keys)} = {table!r} must be a table [{dotted(keys)}]")
     for key in table:
         if key not in known:
-            raise origin.unknown((*path, key), known)
-    return {key: _value(known[key], v, origin, (*path, key)) for key, v in table.items()}
+            raise origin.unknown((*keys, key), known)
+    return {key: _value(known[key], value, origin, (*keys, key)) for key, value in table.items()}
 
 
-@cache
 def kinds(section: type[Section]) -> dict[str, Kind]:
     """The kind of each field, in their order."""
     hints = get_type_hints(section, include_extras=True)
@@ -287,23 +297,18 @@ def kinds(section: type[Section]) -> dict[str, Kind]:
 def _kind(hint: Any) -> Kind:
     if get_origin(hint) is Literal:
         choices = get_args(hint)
-        return Kind(" or ".join(map(repr, choices)), lambda value: choices[choices.index(value)])
-    for part in get_args(hint):
-        if isinstance(part, Kind):
-            return part
-        if get_origin(part) is Annotated:  # of "X | None": what is not given is None
-            return _kind(part)
-    raise TypeError(f"{hint} has no Kind")
+        expected = " or ".join(map(repr, choices))
+        return Kind(expected, lambda value: choices[choices.index(value)])
+    parts = get_args(hint)
+    # Annotated holds its Kind; "X | None", a value that may be left out, holds an Annotated.
+    return next((part for part in parts if isinstance(part, Kind)), None) or _kind(parts[0])
 
 
-def _value(kind: Kind, value: Any, origin: Origin, path: Path) -> Any:
+def _value(kind: Kind, value: Any, origin: Origin, keys: Keys) -> Any:
+    message = f"{dotted(keys)} = {value!r} is not {kind.expected}"
     try:
         return kind.read(value)
-    except (ValueError, AttributeError) as error:
-        detail = f" ({error})" if str(error).startswith("the shares") else ""
-        message = f"{dotted(path)} = {_shown(value)} is not {kind.expected}{detail}"
-        raise origin.error(path, message) from None
-
-
-def _shown(value: Any) -> str:
-    return repr(dict(value)) if isinstance(value, Mapping) else repr(value)
+    except ExperimentError as error:
+        raise origin.error(keys, f"{message}: {error}") from None
+    except ValueError:
+        raise origin.error(keys, message) from None

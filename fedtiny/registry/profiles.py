@@ -76,7 +76,9 @@ _KIB, _MIB, _GIB = 2**10, 2**20, 2**30
 _INSTRUCTIONS = "6.4 instructions a MAC (counted under emulation)"
 # The one measurement behind the Linux boards: on x86-64 the runtime sustains about a quarter of
 # the peak of one multiply and one add a lane on nets of a thousand parameters.
-_QUARTER = "a quarter of the peak of NEON with separate multiply and add (x86-64 reaches that share)"
+_QUARTER = (
+    "a quarter of the peak of NEON with separate multiply and add (x86-64 reaches that share)"
+)
 
 BOARDS: Mapping[str, BoardProfile] = MappingProxyType(
     {
@@ -93,7 +95,10 @@ BOARDS: Mapping[str, BoardProfile] = MappingProxyType(
                 uplink_bps=(250e3, "estimate: a quarter of the 1 Mbit/s PHY"),
                 latency_s=(0.1, "estimate: two connection intervals of 50 ms"),
                 active_w=(0.015, "estimate: 5 mA at 3 V, CPU and FPU from flash with DC/DC"),
-                idle_w=(10e-6, "estimate: 3 uA at 3 V; embedwise.pages.dev gives 1.5 uA, all asleep"),
+                idle_w=(
+                    10e-6,
+                    "estimate: 3 uA at 3 V; embedwise.pages.dev gives 1.5 uA, all asleep",
+                ),
                 radio_w=(0.0144, "embedwise.pages.dev, nRF52840: 4.8 mA at 0 dBm, DC/DC, 3 V"),
             ),
             _board(
@@ -119,7 +124,10 @@ BOARDS: Mapping[str, BoardProfile] = MappingProxyType(
                 "Wi-Fi 802.11n, 2.4 GHz",
                 ram_bytes=(512 * _KIB, "ESP32-S3-WROOM-1 data sheet v1.3: 512 KB SRAM, no PSRAM"),
                 flash_bytes=(8 * _MIB, "ESP32-S3-WROOM-1 data sheet v1.3: N8 variant"),
-                macs_per_s=(30e6, f"estimate: 240 MHz / {_INSTRUCTIONS} / 1.25 cycles each, one core"),
+                macs_per_s=(
+                    30e6,
+                    f"estimate: 240 MHz / {_INSTRUCTIONS} / 1.25 cycles each, one core",
+                ),
                 downlink_bps=(10e6, "estimate: TCP over Wi-Fi with TLS"),
                 uplink_bps=(10e6, "estimate: TCP over Wi-Fi with TLS"),
                 latency_s=(0.05, "estimate: Wi-Fi wake-up and one round trip"),

@@ -11,9 +11,9 @@
 #else
 #define LOOP(name)                                                      \
   EXPORT void loop_##name(const float *x, float *y, uint32_t n) {       \
-    uint32_t i = 0;                                                     \
-    for (; i + 8 <= n; i += 8) ft_store8(y + i, ft_##name##8(ft_load8(x + i)));          \
-    if (i < n) ft_store8_first(y + i, ft_##name##8(ft_load8_first(x + i, n - i)), n - i); \
+    uint32_t i = 0, rest = n % 8;                                       \
+    for (; i + 8 <= n; i += 8) ft_store8(y + i, ft_##name##8(ft_load8(x + i))); \
+    if (rest) ft_store8_first(y + i, ft_##name##8(ft_load8_first(x + i, rest)), rest); \
   }
 
 EXPORT void sums_of_8(const float *x, float *one_by_one, float *together) {
@@ -33,7 +33,7 @@ LOOP(sigmoid)
 LOOP(sin)
 LOOP(cos)
 
-/* Words of a stream from a multiple of 32 on. */
+/* The first 4 * blocks words of a stream; blocks is a multiple of 8. */
 EXPORT void stream_words(uint64_t run, uint32_t round, uint32_t device, uint32_t purpose,
                          uint32_t blocks, uint32_t *out) {
   ft_stream stream = {run, round, device, purpose};
@@ -43,7 +43,7 @@ EXPORT void stream_words(uint64_t run, uint32_t round, uint32_t device, uint32_t
   for (uint32_t i = 0; i < blocks; i += 8) {
     v8u words[4];
     ft_words8(&stream, i, words);
-    for (int k = 0; k < 32; k++) out[4 * i + (uint32_t)k] = words[k % 4][k / 4];
+    memcpy(out + 4 * i, words, sizeof words);
   }
 #endif
 }

@@ -119,7 +119,7 @@ FT_INLINE void ft_multiply8(v8u x, uint32_t m, v8u *high, v8u *low) {
 #endif
 }
 
-/* Blocks `block` .. `block` + 7 of a stream at once: lane i of words[k] is word k of block + i. */
+/* Words 4 block .. 4 block + 31 of a stream, in their order. */
 FT_INLINE void ft_words8(const ft_stream *stream, uint32_t block, v8u words[4]) {
   uint32_t key0 = (uint32_t)stream->run, key1 = (uint32_t)(stream->run >> 32);
   v8u zero = {0}, c0 = (v8u){0, 1, 2, 3, 4, 5, 6, 7} + block;
@@ -135,14 +135,18 @@ FT_INLINE void ft_words8(const ft_stream *stream, uint32_t block, v8u words[4]) 
     key0 += FT_PHILOX_W0;
     key1 += FT_PHILOX_W1;
   }
-  words[0] = c0;
-  words[1] = c1;
-  words[2] = c2;
-  words[3] = c3;
+  v8u a = __builtin_shufflevector(c0, c1, 0, 8, 1, 9, 2, 10, 3, 11);
+  v8u b = __builtin_shufflevector(c2, c3, 0, 8, 1, 9, 2, 10, 3, 11);
+  v8u c = __builtin_shufflevector(c0, c1, 4, 12, 5, 13, 6, 14, 7, 15);
+  v8u d = __builtin_shufflevector(c2, c3, 4, 12, 5, 13, 6, 14, 7, 15);
+  words[0] = __builtin_shufflevector(a, b, 0, 1, 8, 9, 2, 3, 10, 11);
+  words[1] = __builtin_shufflevector(a, b, 4, 5, 12, 13, 6, 7, 14, 15);
+  words[2] = __builtin_shufflevector(c, d, 0, 1, 8, 9, 2, 3, 10, 11);
+  words[3] = __builtin_shufflevector(c, d, 4, 5, 12, 13, 6, 7, 14, 15);
 }
 
-FT_INLINE v8 ft_uniform8(v8u words) {
-  return __builtin_convertvector((v8i)(words >> 8), v8) * 0x1p-24f;
+FT_INLINE v8 ft_uniform_in8(v8u words, float low, float high) {
+  return low + (high - low) * (__builtin_convertvector((v8i)(words >> 8), v8) * 0x1p-24f);
 }
 
 #endif

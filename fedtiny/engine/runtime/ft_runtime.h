@@ -18,6 +18,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#define FT_ABI 1           /* changes with every struct and function of the runtime's headers */
 #define FT_IMAGE_VERSION 1
 #define FT_HEADER_BYTES 128
 #define FT_NONE 0xFFFFu   /* an absent tensor in an op */
@@ -172,6 +173,9 @@ typedef struct {           /* the hyper-parameters of a phase; run-time data */
 typedef struct { double loss_sum; uint32_t count, correct; } ft_score; /* add to it; starts at 0 */
 
 typedef struct { uint64_t count; double sum, sum_squares; float min, max; } ft_moments;
+
+/* The FT_ABI that a library was compiled with. */
+uint32_t ft_abi(void);
 
 /* Every byte of the image is checked here; what follows trusts a program that passed. The image
  * must be 4-byte aligned, stay in place and not change. */

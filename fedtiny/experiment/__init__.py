@@ -1,0 +1,343 @@
+"""One experiment: model, data, devices, strategy, fleet and run, from one TOML file.
+
+The same file is simulated and deployed. What each section may say stands in `schema`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import inspect
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from fedtiny.errors import ExperimentError
+from fedtiny.experiment import reading
+from fedtiny.experiment.reading import Keys, Origin, Table, dotted, kinds, nearest
+from fedtiny.experiment.schema import Board, Budget, Data, Device, Evaluation, Fleet, Model, Run
+from fedtiny.registry.profiles import BOARDS, BoardProfile, board
+
+_SECTIONS = ("seed", "model", "data", "device", "strategy", "fleet", "run", "evaluate")
+_FIGURES = {
+    "ram": "ram_bytes", "flash": "flash_bytes", "macs_per_s": "macs_per_s",
+    "downlink": "downlink_bps", "uplink": "uplink_bps", "latency": "latency_s",
+    "active_w": "active_w", "idle_w": "idle_w", "radio_w": "radio_w",
+}  # fmt: skip
+"""The figure of a `BoardProfile` that a key of ``[device.NAME]`` gives."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides what a run does.
+
+    Attributes:
+        seed: Keys every random number of the run.
+        boards: What ``[device.NAME]`` says, by profile.
+        strategy: ``[strategy]`` as written: the name or build of a strategy and its fields.
+        evaluate: The named ways in which held-out devices adapt before they are judged.
+        given: The tables as they were written, settings included.
+        origin: The file's name, its text, and the settings.
+    """
+
+    seed: int
+    model: Model
+    data: Data
+    device: Device
+    boards: Mapping[str, Table]
+    strategy: Table
+    fleet: Fleet
+    run: Run
+    evaluate: Mapping[str, Evaluation]
+    given: Table
+    origin: Origin
+
+    # ---- making one ----
+
+    @classmethod
+    def load(cls, path: str | Path) -> Experiment:
+        """The experiment of a file. Modules beside the file can be named in it."""
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ExperimentError(f"{path} cannot be read: {error}") from None
+        return cls.parse(text, str(path), str(path.resolve().parent))
+
+    @classmethod
+    def parse(cls, text: str, name: str = "the experiment", folder: str = "") -> Experiment:
+        """The experiment of a TOML text; what it names is looked for in the folder."""
+        return cls._read(reading.parse_toml(text, name), Origin(name, folder, text))
+
+    @classmethod
+    def of(cls, source: Experiment | Table | str | Path) -> Experiment:
+        """The experiment itself, or that of its tables, or that of a file."""
+        if isinstance(source, Experiment):
+            return source
+        if isinstance(source, Mapping):
+            return cls._read(source, Origin())
+        return cls.load(source)
+
+    def override(self, *settings: str) -> Experiment:
+        """The experiment with settings such as ``run.rounds=10`` or ``strategy.name=fedavg``."""
+        given: Table = self.given
+        for setting in settings:
+            given = reading.changed(given, setting)
+        origin = replace(self.origin, settings=self.origin.settings + settings)
+        return self._read(given, origin)
+
+    @classmethod
+    def _read(cls, given: Table, origin: Origin) -> Experiment:
+        for key in given:
+            if key not in _SECTIONS:
+                raise origin.unknown((key,), _SECTIONS)
+        tables = {key: given.get(key, {}) for key in _SECTIONS[1:]}
+        top = reading.read(_Top, {k: v for k, v in given.items() if k == "seed"}, origin, ())
+        device, boards = _read_device(tables["device"], origin)
+        experiment = cls(
+            seed=top.seed,
+            model=reading.read(Model, tables["model"], origin, ("model",)),
+            data=_read_data(tables["data"], origin),
+            device=device,
+            boards=boards,
+            strategy=_read_strategy(tables["strategy"], origin),
+            fleet=reading.read(Fleet, tables["fleet"], origin, ("fleet",)),
+            run=reading.read(Run, tables["run"], origin, ("run",)),
+            evaluate=_read_evaluate(tables["evaluate"], origin),
+            given=given,
+            origin=origin,
+        )
+        for keys, message in _contradictions(experiment):
+            raise origin.error(keys, message)
+        return experiment
+
+    # ---- the devices ----
+
+    def profile(self, name: str) -> BoardProfile:
+        """The board of that name, with the figures that the experiment gives it."""
+        said = self.boards.get(name, {})
+        known = board(said.get("like", name))
+        figures = {_FIGURES[key]: said[key] for key in said if key in _FIGURES}
+        if "like" not in said:  # of a known board, ram and flash are budgets
+            figures = {k: v for k, v in figures.items() if k not in ("ram_bytes", "flash_bytes")}
+        return replace(known.changed("the experiment", **figures), name=name)
+
+    def budget(self, name: str) -> Budget:
+        """What a Program for that profile is compiled for."""
+        said = {k: v for k, v in self.boards.get(name, {}).items() if k in kinds(Device)}
+        device, whole = replace(self.device, **said), self.profile(name)
+        return Budget(
+            ram_bytes=whole.ram_bytes if device.ram is None else device.ram,
+            flash_bytes=whole.flash_bytes if device.flash is None else device.flash,
+            reserve_bytes=device.reserve,
+            batch=device.batch,
+            plan=device.plan,
+        )
+
+    # ---- what it names ----
+
+    def find_file(self, name: str) -> Path:
+        """A file that the experiment names: beside its own, unless the name is absolute."""
+        return Path(self.origin.folder) / name
+
+    def build(self, section: str, reference: str, arguments: Table) -> Any:
+        """Call the ``module:object`` with the arguments.
+
+        Raises ExperimentError when it is not there or does not take the arguments.
+        """
+        target = self.resolve(section, reference)
+        if not callable(target):
+            return target
+        try:
+            inspect.signature(target).bind(**arguments)
+        except TypeError as error:
+            message = f"{reference} does not take these arguments: {error}"
+            raise self.origin.error((section,), message) from None
+        return target(**arguments)
+
+    def resolve(self, section: str, reference: str) -> Any:
+        """The object of ``module:object``; ``section`` says where it was asked for."""
+        module, _, name = reference.partition(":")
+        folder = self.origin.folder
+        if folder and folder not in sys.path:
+            sys.path.append(folder)
+        try:
+            found = importlib.import_module(module)
+        except ImportError as error:
+            message = (
+                f"{reference}: {error}; modules are looked for among the installed packages and "
+                f"in {folder or 'the working folder'}"
+            )
+            raise self.origin.error((section,), message) from error
+        if not hasattr(found, name):
+            names = [n for n in vars(found) if not n.startswith("_")]
+            message = f"{module} has no {name!r}; {nearest(name, names)}".rstrip("; ")
+            raise self.origin.error((section,), message)
+        return getattr(found, name)
+
+    # ---- writing it down ----
+
+    @property
+    def text(self) -> str:
+        """The file as it was written, or `to_toml` when settings changed it or there was none."""
+        return self.to_toml() if self.origin.settings or not self.origin.text else self.origin.text
+
+    def to_json(self) -> dict[str, Any]:
+        """Every value, defaults included, in plain types; `of` reads it again."""
+        device = _plain(self.device) | {name: dict(said) for name, said in self.boards.items()}
+        data = _plain(self.data)
+        return {
+            "seed": self.seed,
+            "model": _plain(self.model),
+            "data": {**data.pop("arguments"), **data},
+            "device": device,
+            "strategy": dict(self.strategy),
+            "fleet": _plain(self.fleet),
+            "run": _plain(self.run),
+            "evaluate": {name: _plain(section) for name, section in self.evaluate.items()},
+        }
+
+    def to_toml(self) -> str:
+        """`to_json` as a TOML text."""
+        document = self.to_json()
+        lines = [f"seed = {document.pop('seed')}"]
+        for name, table in document.items():
+            lines += ["", f"[{name}]", *(f"{_key(k)} = {_toml(v)}" for k, v in table.items())]
+        return "\n".join(lines) + "\n"
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 (hex) of all that can change a result."""
+        document = self.to_json()
+        del document["fleet"]["threads"]
+        return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Top(reading.Section):
+    seed: reading.Seed = 0
+
+
+# ---- sections that are more than one dataclass -----------------------------------------------
+
+
+def _read_data(table: Any, origin: Origin) -> Data:
+    if not isinstance(table, Mapping):
+        return reading.read(Data, table, origin, ("data",))
+    own = {k: v for k, v in table.items() if k in ("source", "sample_period")}
+    arguments = {k: v for k, v in table.items() if k not in own}
+    return replace(reading.read(Data, own, origin, ("data",)), arguments=arguments)
+
+
+def _read_device(table: Any, origin: Origin) -> tuple[Device, dict[str, Table]]:
+    if not isinstance(table, Mapping):
+        return reading.read(Device, table, origin, ("device",)), {}
+    named = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    general = {key: value for key, value in table.items() if key not in named}
+    device = reading.read(Device, general, origin, ("device",))
+    known = {**kinds(Device), **kinds(Board)}
+    boards = {k: reading.read_values(known, v, origin, ("device", k)) for k, v in named.items()}
+    return device, boards
+
+
+def _read_strategy(table: Any, origin: Origin) -> Table:
+    if not isinstance(table, Mapping) or ("name" in table) == ("build" in table):
+        message = "give [strategy] either a name or build = 'module:object'"
+        raise origin.error(("strategy",), message)
+    return dict(table)
+
+
+def _read_evaluate(table: Any, origin: Origin) -> dict[str, Evaluation]:
+    if not isinstance(table, Mapping):
+        raise origin.error(("evaluate",), "write a section [evaluate.NAME] for each way to adapt")
+    return {
+        name: reading.read(Evaluation, section, origin, ("evaluate", name))
+        for name, section in table.items()
+    }
+
+
+# ---- what no single key can tell -------------------------------------------------------------
+
+
+def _contradictions(e: Experiment) -> Iterator[tuple[Keys, str]]:
+    yield from _fleet_contradictions(e)
+    for name in {**e.boards, **e.fleet.profiles}:
+        yield from _board_contradictions(e, name)
+
+
+def _fleet_contradictions(e: Experiment) -> Iterator[tuple[Keys, str]]:
+    fleet, cohort = e.fleet, e.strategy.get("cohort", 1)
+    training = fleet.devices - fleet.held_out
+    if training < 1:
+        yield (
+            ("fleet", "held_out"),
+            (
+                f"{fleet.held_out} of {fleet.devices} devices are held out and none is left to "
+                "train; lower fleet.held_out or raise fleet.devices"
+            ),
+        )
+    if isinstance(cohort, int) and cohort > training:
+        yield (
+            ("strategy", "cohort"),
+            (
+                f"a cohort of {cohort} needs more than the {training} devices that train "
+                f"({fleet.devices} less {fleet.held_out} held out)"
+            ),
+        )
+    if fleet.traces is not None and fleet.availability != "traces":
+        yield ("fleet", "traces"), "traces are only read with fleet.availability = 'traces'"
+    if e.evaluate and not fleet.held_out:
+        yield ("evaluate",), "nobody is held out to be evaluated; raise fleet.held_out"
+
+
+def _board_contradictions(e: Experiment, name: str) -> Iterator[tuple[Keys, str]]:
+    said = e.boards.get(name, {})
+    keys = ("device", name) if said else ("fleet", "profiles", name)
+    known = said.get("like", name)
+    if known not in BOARDS:
+        yield (
+            keys,
+            (
+                f"unknown board {known!r}; {nearest(known, BOARDS)}there are {', '.join(BOARDS)}; "
+                f"[device.{name}] with like = 'cortex-m4' makes one of your own"
+            ),
+        )
+        return
+    whole = e.profile(name)
+    for key, most in (("ram", whole.ram_bytes), ("flash", whole.flash_bytes)):
+        if said.get(key, 0) > most:
+            yield (
+                (*keys, key),
+                (
+                    f"{dotted((*keys, key))} = {said[key]:,} B, but a {name} has {most:,} B; "
+                    f"make a board of your own with like = {name!r}"
+                ),
+            )
+
+
+# ---- plain types -----------------------------------------------------------------------------
+
+
+def _plain(section: reading.Section) -> dict[str, Any]:
+    return {
+        f.name: getattr(section, f.name)
+        for f in fields(section)
+        if getattr(section, f.name) is not None
+    }
+
+
+def _key(key: str) -> str:
+    bare = key.isascii() and key.replace("-", "").replace("_", "").isalnum()
+    return key if bare else json.dumps(key, ensure_ascii=False)
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping) and value:
+        return "{ " + ", ".join(f"{_key(k)} = {_toml(v)}" for k, v in value.items()) + " }"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(_toml, value)) + "]"
+    return json.dumps(value, ensure_ascii=False)

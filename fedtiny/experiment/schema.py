@@ -1,0 +1,177 @@
+"""What an experiment file may say: one frozen dataclass for each section."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from fedtiny.experiment.reading import (
+    Arguments,
+    BitsPerSecond,
+    Bytes,
+    Duration,
+    Factor,
+    Flag,
+    Natural,
+    Plan,
+    Positive,
+    Probability,
+    Rate,
+    Seconds,
+    Section,
+    Shares,
+    Text,
+    Watts,
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Model(Section):
+    """``[model]``: the net.
+
+    Attributes:
+        build: A model of the zoo ("sine_mlp") or "module:function" that returns a builder net.
+        arguments: Its keyword arguments.
+    """
+
+    build: Text
+    arguments: Arguments = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Data(Section):
+    """``[data]``: where the devices' samples come from.
+
+    Attributes:
+        source: A task ("sine", "few-shot-digits", "label-skew-digits") or "module:object".
+        sample_period: Seconds between two samples of a device; it waits for those that it trains
+            on. 0: they are there already.
+        arguments: Every other key of the section; fields of the task.
+    """
+
+    source: Text
+    sample_period: Seconds = 0.0
+    arguments: Arguments = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Device(Section):
+    """``[device]``: the budget that a Program is compiled for, on every profile that says no other.
+
+    Attributes:
+        ram: Bytes of the whole device, the reserve included. Not given: all that the board has.
+        flash: Bytes for the Program and the runtime. Not given: all that the board has.
+        reserve: RAM for the rest of the firmware or the operating system.
+        batch: Samples in a training step.
+        plan: What is trained: "all", "last:2", "biases" or "named:fc.*".
+        dtype: The arithmetic of training.
+    """
+
+    ram: Bytes | None = None
+    flash: Bytes | None = None
+    reserve: Bytes = 0
+    batch: Positive = 1
+    plan: Plan = "all"
+    dtype: Literal["float32"] = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Board(Section):
+    """The keys of ``[device.NAME]`` beside those of ``[device]``: figures of the board itself.
+
+    With ``like`` a board of your own takes the figures that it does not name, its RAM and flash
+    among them, from a board that fedtiny knows.
+    """
+
+    like: Text | None = None
+    macs_per_s: Rate | None = None
+    downlink: BitsPerSecond | None = None
+    uplink: BitsPerSecond | None = None
+    latency: Seconds | None = None
+    active_w: Watts | None = None
+    idle_w: Watts | None = None
+    radio_w: Watts | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Fleet(Section):
+    """``[fleet]``: who takes part.
+
+    Attributes:
+        devices: How many, held-out ones included.
+        held_out: How many of them never train: evaluation adapts and judges on them. -1, the
+            default, stands for a tenth of the devices.
+        profiles: The share of each board profile.
+        availability: When a device can be reached: "always"; "diurnal", each night for some hours
+            in its time zone; or "traces", as recorded from phones.
+        traces: The file of the traces. Not given: device_traces.json in FEDTINY_DATA.
+        drop_out: The probability that a device never comes back from a visit.
+        threads: Threads of the simulator; 0: one for each core. They change no result.
+    """
+
+    devices: Positive = 100
+    held_out: Natural = -1
+    profiles: Shares = field(default_factory=lambda: {"cortex-m4": 1.0})
+    availability: Literal["always", "diurnal", "traces"] = "always"
+    traces: Text | None = None
+    drop_out: Probability = 0.0
+    threads: Natural = 0
+
+    def __post_init__(self) -> None:
+        if self.held_out < 0:
+            object.__setattr__(self, "held_out", self.devices // 10)
+
+
+@dataclass(frozen=True, slots=True)
+class Run(Section):
+    """``[run]``: how long, and how patient.
+
+    Attributes:
+        rounds: Rounds to run.
+        evaluate_every: Rounds between two evaluations; 0: only before the first and after the last.
+        deadline: Seconds that a device has for a visit.
+        over_selection: Devices asked for each one that the round needs.
+        minimum: Updates with which a round may close at its deadline.
+        save_every: Rounds between two models that are kept; 0: only the last.
+        checkpoint_every: Rounds between two points from which an interrupted run goes on.
+    """
+
+    rounds: Natural = 100
+    evaluate_every: Natural = 0
+    deadline: Duration = 600.0
+    over_selection: Factor = 1.0
+    minimum: Positive = 1
+    save_every: Natural = 0
+    checkpoint_every: Positive = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation(Section):
+    """``[evaluate.NAME]``: how a held-out device adapts before it is judged.
+
+    Attributes:
+        lr: Learning rate of the adaptation.
+        support: Samples to adapt on; 0: as many as the task gives.
+        steps: Training steps; 0: one pass over the support.
+        batch: Samples in a step; 0: as many as in training.
+        shuffle: Take the samples in a new order each epoch.
+        query: Samples to be judged on; 0: as many as the task gives.
+    """
+
+    lr: Rate
+    support: Natural = 0
+    steps: Natural = 0
+    batch: Natural = 0
+    shuffle: Flag = False
+    query: Natural = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """`Device` as it holds for one profile: what `compile` is called with."""
+
+    ram_bytes: int
+    flash_bytes: int
+    reserve_bytes: int
+    batch: int
+    plan: str

@@ -1,0 +1,430 @@
+"""The rounds of a run as a pure function: ``step(state, event) -> (state, commands)``.
+
+A round asks for devices in windows. A window gives ``missing * over_selection`` leases. It is over
+when all of them are given (or ``deadline_s`` has passed since its first one) and none is live any
+more. A round is complete as soon as ``cohort`` updates are accepted. If a window is over before,
+``minimum`` updates complete the round too; with fewer, another window opens, at most
+``max_extensions`` times; then the round has failed and the model stays as it is. So no round waits
+longer than ``2 * deadline_s * (1 + max_extensions)`` from its first lease, windows that wait for
+their first device apart.
+
+Events carry columns (NumPy arrays), so that a cohort of a thousand costs little more than one.
+The shell obeys three rules. It gives each `Fold` its `Folded` and each `Commit` its `Committed`.
+It journals `Open` and `Grant` before a device hears of them, and what it folded before it says
+`Folded`. After a crash it rebuilds the state with `opened`, `granted`, `accepted` and `committed`,
+and goes on with a `Tick`.
+
+A lease id is ``round * 2^32 + ordinal``: unique within the run.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from fedtiny import values
+from fedtiny.errors import RunError
+from fedtiny.rounds.events import (
+    NEVER,
+    Begin,
+    CheckIns,
+    ComeBack,
+    Commands,
+    Commit,
+    Committed,
+    Done,
+    Event,
+    Fold,
+    Folded,
+    Grant,
+    Offers,
+    Open,
+    Reply,
+    Tick,
+)  # fmt: skip
+from fedtiny.rounds.selection import choose, leases_wanted
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fedtiny.tensors import Float64, Int64
+
+    Int8 = npt.NDArray[np.int8]
+
+ORDINAL_BITS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What does not change during a run. ``seed`` keys the choice of devices."""
+
+    rounds: int
+    cohort: int
+    deadline_s: float
+    minimum: int
+    over_selection: float = 1.0
+    max_extensions: int = 10
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.minimum <= self.cohort:
+            raise RunError(
+                f"minimum = {self.minimum} updates with a cohort of {self.cohort}: no round could "
+                f"ever complete; choose a minimum from 1 to {self.cohort}"
+            )
+        for name, least in (("rounds", 0), ("over_selection", 1), ("max_extensions", 0)):
+            if getattr(self, name) < least:
+                raise RunError(f"{name} = {getattr(self, name)}; it must be at least {least}")
+        if not 0 < self.deadline_s < math.inf:
+            raise RunError(f"deadline_s = {self.deadline_s}; a lease needs a positive, finite time")
+
+
+# ---- state -----------------------------------------------------------------------------------
+
+LIVE, FOLDING, ACCEPTED, REFUSED, ENDED = range(5)
+"""What has become of a lease; ENDED is expired, or released because its round is over."""
+
+_NO_IDS = np.empty(0, np.int64)
+_NO_TIMES = np.empty(0, np.float64)
+_NO_STATUS = np.empty(0, np.int8)
+
+
+class Past:
+    """The accepted leases of every committed round: an append-only value that shares its memory."""
+
+    __slots__ = ("_length", "_rounds")
+
+    def __init__(self, rounds: list[Int64] | None = None) -> None:
+        self._rounds = [] if rounds is None else rounds
+        self._length = len(self._rounds)
+
+    def then(self, leases: Int64) -> Past:
+        """This history and one more round. Only a second continuation costs a copy."""
+        shared = self._rounds
+        if self._length < len(shared):
+            shared = shared[: self._length]
+        shared.append(leases)
+        return Past(shared)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __contains__(self, lease: int) -> bool:
+        round = lease >> ORDINAL_BITS
+        return 0 <= round < self._length and bool((self._rounds[round] == lease).any())
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Where a run stands. The columns are the leases of the open round, by ordinal.
+
+    ``phase``: "idle" before Begin, "between" rounds, "open", "committing", "done".
+    """
+
+    rules: Rules
+    phase: Literal["idle", "between", "open", "committing", "done"] = "idle"
+    round: int = 0
+    version: int = 0
+    window: int = 0
+    wanted: int = 0
+    given: int = 0
+    closes_at: float = NEVER
+    accepted: int = 0
+    devices: Int64 = field(default_factory=lambda: _NO_IDS)
+    deadlines: Float64 = field(default_factory=lambda: _NO_TIMES)
+    status: Int8 = field(default_factory=lambda: _NO_STATUS)
+    past: Past = field(default_factory=Past)
+
+    @property
+    def demand(self) -> int:
+        """How many more leases this window would give."""
+        return self.wanted - self.given if self.phase == "open" else 0
+
+    @property
+    def wakes_at(self) -> float:
+        """When a `Tick` will change something if nothing else happens before."""
+        live = self.deadlines[self.status == LIVE]
+        latest = float(live.max()) if live.size else -NEVER
+        if self.phase == "open" and self.demand:
+            latest = max(latest, self.closes_at)
+        return latest if latest > -NEVER else NEVER
+
+
+def start(rules: Rules) -> State:
+    """The state before anything has happened."""
+    return State(rules)
+
+
+# ---- facts: what the journal records, applied alike when it happens and after a crash ----------
+
+
+def opened(state: State, window: Open) -> State:
+    """A window has opened; leases of an earlier window of the round have ended."""
+    state = replace(
+        state, phase="open", window=window.window, wanted=window.wanted, given=0, closes_at=NEVER
+    )
+    return _released(state)
+
+
+def granted(state: State, grant: Grant) -> State:
+    """New leases have been given."""
+    fresh = np.full(grant.leases.size, LIVE, np.int8)
+    first_deadline = float(grant.deadlines[0])
+    return replace(
+        state,
+        given=state.given + grant.leases.size,
+        closes_at=min(state.closes_at, first_deadline),
+        devices=np.concatenate([state.devices, grant.devices]),
+        deadlines=np.concatenate([state.deadlines, grant.deadlines]),
+        status=np.concatenate([state.status, fresh]),
+    )
+
+
+def accepted(state: State, leases: Int64) -> State:
+    """These leases count."""
+    marked = _marked(state, leases, ACCEPTED)
+    return replace(marked, accepted=state.accepted + leases.size)
+
+
+def committed(state: State, leases: Int64, changed: bool) -> State:
+    """The round is over; these leases made what came of it."""
+    return State(
+        rules=state.rules,
+        phase="between",
+        round=state.round + 1,
+        version=state.version + changed,
+        past=state.past.then(leases),
+    )
+
+
+# ---- decisions -------------------------------------------------------------------------------
+
+
+def step(state: State, event: Event) -> tuple[State, Commands]:
+    """What an event leads to."""
+    state = _expired(state, event.now)
+    state, commands = _DECISIONS[type(event)](state, event)
+    state, more = _settled(state, event.now)
+    return state, commands + more
+
+
+def accepted_leases(state: State) -> Int64:
+    """The ids of the leases that count in the open round, ascending."""
+    return _ids(state.round, np.flatnonzero(state.status == ACCEPTED))
+
+
+def _begun(state: State, event: Begin) -> tuple[State, Commands]:
+    if state.phase != "idle":
+        raise RunError(f"the run has begun already; it stands at round {state.round:,}")
+    if event.devices < state.rules.minimum:
+        raise RunError(
+            f"{event.devices:,} devices can run the Program, each round needs updates of "
+            f"{state.rules.minimum:,}; lower minimum, give the Program a larger budget, or add "
+            "devices"
+        )
+    return replace(state, phase="between"), ()
+
+
+def _checked_in(state: State, event: CheckIns) -> tuple[State, Commands]:
+    fresh, again, held = _sorted_out(state, event.devices)
+    demand = state.demand if event.now < state.closes_at else 0
+    seed = state.rules.seed
+    chosen = choose(seed, state.round, fresh, demand)
+    if chosen.size < demand and again.size:
+        rest = choose(seed, state.round, again, demand - chosen.size)
+        chosen = np.concatenate([chosen, rest])
+    commands: Commands = ()
+    if held.size:
+        commands = (_grant(state, held, state.devices[held], state.deadlines[held]),)
+    if chosen.size:
+        ordinals = np.arange(state.devices.size, state.devices.size + chosen.size)
+        deadlines = np.full(chosen.size, event.now + state.rules.deadline_s)
+        grant = _grant(state, ordinals, chosen, deadlines)
+        state, commands = granted(state, grant), (*commands, grant)
+    if held.size + chosen.size < event.devices.size:
+        commands = (*commands, ComeBack(_next_chance(state, event.now)))
+    return state, commands
+
+
+def _sorted_out(state: State, devices: Int64) -> tuple[Int64, Int64, Int64]:
+    """Devices without a lease in this round, devices whose lease has ended, ordinals still live.
+
+    Who has delivered, or is delivering, is in none of them.
+    """
+    if not state.devices.size:
+        return devices, _NO_IDS, _NO_IDS
+    order = np.argsort(state.devices, kind="stable")
+    known = state.devices[order]
+    at = np.searchsorted(known, devices, side="right") - 1
+    had_one = known[at] == devices  # at = -1 names the largest, which is not this one
+    ordinals = order[at[had_one]]  # side "right" of a stable order: each device's latest lease
+    status = state.status[ordinals]
+    ended = (status == REFUSED) | (status == ENDED)
+    return devices[~had_one], devices[had_one][ended], np.unique(ordinals[status == LIVE])
+
+
+def _next_chance(state: State, now: float) -> float:
+    if state.phase == "done":
+        return NEVER
+    latest = now + state.rules.deadline_s
+    return min(state.wakes_at, latest) if state.wakes_at > now else latest
+
+
+_ADMIT, _SILENT = "admit", ""
+_ANSWERS = (
+    _ADMIT, _SILENT, values.DUPLICATE, values.INVALID, values.LATE, values.STALE, values.UNKNOWN,
+)  # fmt: skip
+_STALE, _UNKNOWN = 5, 6  # the others stand at the status of their lease
+
+
+def _offered(state: State, event: Offers) -> tuple[State, Commands]:
+    answers = _judged(state, event)
+    admitted = np.flatnonzero(answers == LIVE)
+    if admitted.size > 1:
+        firsts = np.sort(np.unique(event.leases[admitted], return_index=True)[1])
+        answers[admitted] = FOLDING  # that is: silence for the later copies
+        admitted = admitted[firsts]
+        answers[admitted] = LIVE
+    folding = np.count_nonzero(state.status == FOLDING)
+    room = state.rules.cohort - state.accepted - folding
+    admitted, surplus = admitted[:room], admitted[room:]
+    answers[surplus] = ENDED
+    state = _marked(state, event.leases[surplus], ENDED)
+    state = _marked(state, event.leases[answers == _STALE], REFUSED)
+    commands = _replies(event.leases, answers)
+    if admitted.size:
+        leases = event.leases[admitted]
+        state = _marked(state, leases, FOLDING)
+        commands = (*commands, Fold(state.round, leases, event.devices[admitted]))
+    return state, commands
+
+
+def _judged(state: State, event: Offers) -> Int8:
+    """An index of `_ANSWERS` for each offer."""
+    answers = np.full(event.leases.size, _UNKNOWN, np.int8)
+    rounds, ordinals = event.leases >> ORDINAL_BITS, event.leases & (2**ORDINAL_BITS - 1)
+    now = np.flatnonzero((rounds == state.round) & (ordinals < state.devices.size))
+    at = ordinals[now]
+    status = state.status[at]
+    stale = (status == LIVE) & (event.versions[now] != state.version)
+    status = np.where(stale, np.int8(_STALE), status)
+    answers[now] = np.where(state.devices[at] == event.devices[now], status, np.int8(_UNKNOWN))
+    for i in np.flatnonzero((rounds >= 0) & (rounds < len(state.past))):
+        answers[i] = ACCEPTED if int(event.leases[i]) in state.past else ENDED
+    return answers
+
+
+def _replies(leases: Int64, answers: Int8) -> Commands:
+    present = np.unique(answers) if answers.size > 1 else answers
+    return tuple(
+        Reply(leases[answers == answer], _ANSWERS[answer])
+        for answer in present
+        if answer not in (LIVE, FOLDING)
+    )
+
+
+def _folded(state: State, event: Folded) -> tuple[State, Commands]:
+    told = event.leases.size + event.refused.size
+    state = accepted(_marked(state, event.refused, REFUSED), event.leases)
+    if told == 0 or len(event.reasons) != event.refused.size:
+        raise RunError(
+            f"Folded names {told:,} leases and gives {len(event.reasons):,} reasons for "
+            f"{event.refused.size:,} refusals"
+        )
+    commands: Commands = ()
+    if event.leases.size:
+        commands = (Reply(event.leases, values.ACCEPTED),)
+    if event.refused.size:
+        commands = (*commands, Reply(event.refused, values.INVALID, event.reasons))
+    return state, commands
+
+
+def _committed(state: State, event: Committed) -> tuple[State, Commands]:
+    if state.phase != "committing":
+        raise RunError(f"round {state.round:,} is {state.phase}: there is nothing to commit")
+    leases = _NO_IDS if _too_few(state) else accepted_leases(state)
+    return committed(state, leases, event.changed and not _too_few(state)), ()
+
+
+def _ticked(state: State, event: Tick) -> tuple[State, Commands]:
+    return state, ()
+
+
+_DECISIONS: dict[type[Event], Callable[[State, Any], tuple[State, Commands]]] = {
+    Begin: _begun,
+    CheckIns: _checked_in,
+    Offers: _offered,
+    Folded: _folded,
+    Committed: _committed,
+    Tick: _ticked,
+}
+
+
+def _settled(state: State, now: float) -> tuple[State, Commands]:
+    """What follows by itself: a window opens, a round is over, the run is done."""
+    rules = state.rules
+    if state.phase == "between":
+        if state.round >= rules.rounds:
+            return replace(state, phase="done"), (Done(state.round),)
+        return _open(state, 0)
+    if state.phase != "open":
+        return state, ()
+    if state.accepted < rules.cohort:
+        if not _window_is_over(state, now):
+            return state, ()
+        if _too_few(state) and state.window < rules.max_extensions:
+            return _open(state, state.window + 1)
+    state = replace(_released(state), phase="committing")
+    return state, (Commit(state.round, accepted_leases(state), _too_few(state)),)
+
+
+def _window_is_over(state: State, now: float) -> bool:
+    if state.demand and now < state.closes_at:
+        return False
+    return not (state.status <= FOLDING).any()
+
+
+def _too_few(state: State) -> bool:
+    return state.accepted < state.rules.minimum
+
+
+def _open(state: State, window: int) -> tuple[State, Commands]:
+    cohort = state.rules.cohort
+    wanted = leases_wanted(cohort - state.accepted, cohort, state.rules.over_selection)
+    command = Open(state.round, window, wanted)
+    return opened(state, command), (command,)
+
+
+def _grant(state: State, ordinals: Int64, devices: Int64, deadlines: Float64) -> Grant:
+    leases = _ids(state.round, ordinals)
+    return Grant(state.round, state.version, leases, devices, deadlines)
+
+
+def _ids(round: int, ordinals: Int64) -> Int64:
+    return ordinals + (round << ORDINAL_BITS)
+
+
+def _marked(state: State, leases: Int64, status: int) -> State:
+    if not leases.size:
+        return state
+    column = state.status.copy()
+    column[leases & (2**ORDINAL_BITS - 1)] = status
+    return replace(state, status=column)
+
+
+def _expired(state: State, now: float) -> State:
+    return _ended(state, (state.status == LIVE) & (state.deadlines <= now))
+
+
+def _released(state: State) -> State:
+    return _ended(state, state.status == LIVE)
+
+
+def _ended(state: State, which: npt.NDArray[np.bool_]) -> State:
+    if not which.any():
+        return state
+    return replace(state, status=np.where(which, np.int8(ENDED), state.status))

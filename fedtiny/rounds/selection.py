@@ -1,0 +1,35 @@
+"""Who is chosen, and how many. Pure: the same run, round and candidates choose the same devices."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedtiny import draws
+
+if TYPE_CHECKING:
+    from fedtiny.tensors import Int64
+
+
+def leases_wanted(missing: int, cohort: int, over_selection: float) -> int:
+    """How many devices to ask when ``missing`` updates are still needed.
+
+    A serial round (a cohort of 1) asks one device at a time: a second one would train on a model
+    that the first is about to replace.
+    """
+    return missing if cohort == 1 else math.ceil(missing * over_selection)
+
+
+def choose(run: int, round: int, devices: Int64, count: int) -> Int64:
+    """``count`` of the devices (all, if there are fewer): those with the lowest draw of the round.
+
+    A device that is named twice is chosen once.
+    """
+    if devices.size <= 1 or not count:
+        return devices[:count]
+    chosen = draws.lowest(run, round, devices, count).astype(np.int64)
+    if chosen.size > 1 and np.unique(chosen).size < chosen.size:
+        return choose(run, round, np.unique(devices), count)
+    return chosen

@@ -1,0 +1,161 @@
+"""What compile promises: budgets, plans, figures that add up, and errors that teach."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from fedtiny.engine.builder import Net
+from fedtiny.engine.compile import compile
+from fedtiny.engine.program import Hyper, Program
+from fedtiny.engine.reference import ReferenceExecutor
+from fedtiny.engine.zoo import mlp, sine_mlp
+from fedtiny.errors import BudgetError, CompileError, GraphError, ImageError
+from fedtiny.values import Part, Phase, Sgd, UpdatePlan
+from tests.engine.nets import nets, trained
+
+RAM_PARTS = ("parameters", "arena", "state", "sample", "stack", "reserve")
+
+
+def above_parameters(program: Program) -> int:
+    report = program.report()
+    return report["arena_bytes"] + report["state_bytes"] + report["sample_bytes"]
+
+
+@settings(max_examples=50)
+@given(nets())
+def test_the_report_adds_up_and_is_that_of_the_image(net: Net) -> None:
+    program = compile(net, loss="mse", ram="1MiB", batch=2, reserve="2KiB", sgd=Sgd(0.9))
+    report = program.report()
+    assert report["ram_bytes"] == sum(report[f"{part}_bytes"] for part in RAM_PARTS)
+    assert report["flash_bytes"] == report["image_bytes"] + report["runtime_bytes"]
+    assert report["image_bytes"] == len(program.image)
+    assert report["parameters_bytes"] == 4 * program.layout.size
+    assert report["state_bytes"] == 4 * report["trained_parameters"]
+    assert report["reserve_bytes"] == 2048
+
+
+def test_training_takes_few_bytes_above_the_parameters() -> None:
+    sine = compile(sine_mlp("tanh"), loss="mse", ram="256KiB")
+    image_net = compile(mlp((784, 64, 10)), loss="cross_entropy", ram="256KiB")
+    assert above_parameters(sine) == 400  # AIfES: 14,036
+    assert above_parameters(image_net) == 3696  # AIfES: 609,328
+
+
+def test_a_budget_of_exactly_ram_bytes_is_accepted_and_one_less_is_refused() -> None:
+    needed = compile(sine_mlp(), loss="mse", ram="1MiB").report()["ram_bytes"]
+    compile(sine_mlp(), loss="mse", ram=needed)
+    with pytest.raises(BudgetError, match=f"needs {needed:,} B of {needed - 1:,} B RAM") as error:
+        compile(sine_mlp(), loss="mse", ram=needed - 1)
+    assert (error.value.needed_bytes, error.value.budget_bytes) == (needed, needed - 1)
+    assert "linear2.weight 4,096 B" in str(error.value)
+    assert "train fewer layers" in str(error.value)
+
+
+def test_flash_is_a_budget_too() -> None:
+    with pytest.raises(BudgetError, match=r"of 16,384 B flash"):
+        compile(sine_mlp(), loss="mse", ram="256KiB", flash="16KiB")
+
+
+def test_a_smaller_plan_needs_less_memory_and_fewer_operations() -> None:
+    everything, head = (
+        compile(mlp((64, 64, 64, 10)), loss="cross_entropy", ram="256KiB", plan=plan).report()
+        for plan in ("all", "last:1")
+    )
+    assert head["arena_bytes"] < everything["arena_bytes"]
+    assert head["macs_per_step"] < 0.5 * everything["macs_per_step"]
+
+
+@pytest.mark.parametrize(
+    ("plan", "names"),
+    [
+        (UpdatePlan.all(), ["linear1.weight", "linear1.bias", "linear2.weight", "linear2.bias"]),
+        (UpdatePlan.last_layers(1), ["linear2.weight", "linear2.bias"]),
+        (UpdatePlan.biases(), ["linear1.bias", "linear2.bias"]),
+        (UpdatePlan.named("*1.weight"), ["linear1.weight"]),
+    ],
+)
+def test_only_what_the_plan_selects_moves(plan: UpdatePlan, names: list[str]) -> None:
+    program = compile(mlp((3, 4, 2)), loss="mse", ram="64KiB", plan=plan)
+    _, after = trained(ReferenceExecutor(program.image), program, [Hyper(0.1)] * 3)
+    before = program.layout.unflatten(np.asarray(program.initial(1)))
+    moved = [n for n, a in program.layout.unflatten(after).items() if (a != before[n]).any()]
+    assert moved == names == list(program.trained_names)
+
+
+def test_the_selected_values_are_those_of_the_full_update() -> None:
+    full, head = (
+        compile(mlp((3, 4, 2)), loss="mse", ram="64KiB", plan=plan) for plan in ("all", "last:1")
+    )
+    _, all_moved = trained(ReferenceExecutor(full.image), full, [Hyper(0.1)])
+    _, head_moved = trained(ReferenceExecutor(head.image), head, [Hyper(0.1)])
+    for name in ("linear2.weight", "linear2.bias"):
+        a, b = (full.layout.unflatten(v)[name] for v in (all_moved, head_moved))
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_group_that_a_phase_does_not_train_stays() -> None:
+    program = compile(mlp((3, 4, 2), head="head"), loss="mse", ram="64KiB", sgd=Sgd(clip=0.1))
+    hyper = program.hyper(Phase(0.1, groups=("head",), sgd=program.sgd))
+    _, after = trained(ReferenceExecutor(program.image), program, [hyper])
+    before = program.layout.unflatten(np.asarray(program.initial(1)))
+    moved = [n for n, a in program.layout.unflatten(after).items() if (a != before[n]).any()]
+    assert moved == ["linear2.weight", "linear2.bias"]
+
+
+def test_plans_of_one_model_share_a_layout() -> None:
+    programs = [
+        compile(mlp((3, 4, 2)), loss="mse", ram="64KiB", plan=plan, batch=batch)
+        for plan, batch in (("all", 1), ("biases", 1), ("all", 7))
+    ]
+    assert len({p.layout.digest for p in programs}) == 1
+    assert len({p.digest for p in programs}) == 3
+
+
+def test_compiling_twice_gives_the_same_image() -> None:
+    first, second = (compile(sine_mlp(), loss="mse", ram="64KiB").image for _ in range(2))
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss": "hinge"}, "there is no loss 'hinge'"),
+        ({"batch": 0}, "the batch must be 1 to 65535; got 0"),
+        ({"plan": "last:0"}, "unknown plan 'last:0'"),
+        ({"plan": "named:conv*"}, "trains none of the parameters"),
+        ({"plan": UpdatePlan(parts=(("linear1.weight", Part("in", (0, 1))),))}, "whole parameters"),
+        ({"plan": UpdatePlan(parts=(("gone", Part("in", (0,))),))}, "which it does not train"),
+        ({"example_input": np.zeros((1, 5))}, r"the net takes \(batch, 3\)"),
+    ],
+)
+def test_what_cannot_be_compiled_is_refused(arguments: dict[str, object], message: str) -> None:
+    defaults: dict[str, object] = {"loss": "mse", "ram": "64KiB"}
+    with pytest.raises(CompileError, match=message):
+        compile(mlp((3, 4, 2)), **{**defaults, **arguments})  # type: ignore[arg-type]
+
+
+def test_a_frozen_parameter_is_never_trained() -> None:
+    net = Net(3, group="frozen")
+    hidden = net.relu(net.linear(net.input, 4))
+    net.group = "shared"
+    net.linear(hidden, 2)
+    program = compile(net, loss="mse", ram="64KiB")
+    assert program.trained_names == ("linear2.weight", "linear2.bias")
+
+
+def test_mismatched_nets_are_refused_by_name() -> None:
+    net = Net(3)
+    with pytest.raises(GraphError, match="add joins 4 and 3 features"):
+        net.add(net.linear(net.input, 4), net.input)
+    with pytest.raises(GraphError, match="two layers named 'fc'"):
+        net.linear(net.linear(net.input, 4, name="fc"), 4, name="fc")
+    with pytest.raises(GraphError, match="no layers"):
+        Net(3).graph(1)
+
+
+def test_a_phase_may_not_use_what_has_no_memory() -> None:
+    program = compile(sine_mlp(), loss="mse", ram="64KiB")
+    with pytest.raises(ImageError, match=r"momentum = 0.9.*sgd=Sgd\(momentum"):
+        trained(ReferenceExecutor(program.image), program, [Hyper(0.1, momentum=0.9)])

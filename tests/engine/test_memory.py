@@ -1,0 +1,106 @@
+"""The plan of the arena, the checker that does not trust it, and what poison shows."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedtiny.engine.autodiff import differentiate, with_loss
+from fedtiny.engine.builder import Net
+from fedtiny.engine.compile import compile
+from fedtiny.engine.ir import ARENA, Graph
+from fedtiny.engine.memory import MemoryPlan, check_memory, lifetimes, plan_memory
+from fedtiny.engine.program import Hyper
+from fedtiny.engine.reference import ReferenceExecutor
+from fedtiny.engine.zoo import mlp
+from fedtiny.errors import GraphError
+from fedtiny.values import Sgd
+from tests.engine.nets import nets, samples, trained
+
+LOSSES = st.sampled_from(["mse", "cross_entropy"])
+
+
+def training_graph(net: Net, loss: str, batch: int, clip: bool) -> Graph:
+    forward = with_loss(net.graph(batch), loss)
+    return differentiate(forward, [p.name for p in forward.layout.parameters], clip)
+
+
+@settings(max_examples=150)
+@given(nets(), LOSSES, st.integers(1, 5), st.booleans())
+def test_a_plan_is_never_wrong_and_close_to_the_lower_bound(
+    net: Net, loss: str, batch: int, clip: bool
+) -> None:
+    graph = training_graph(net, loss, batch, clip)
+    plan = plan_memory(graph)
+    lower_bound = check_memory(graph, plan)
+    assert lower_bound <= plan.arena_bytes <= 1.01 * lower_bound + 64
+
+
+@settings(max_examples=100)
+@given(nets(), LOSSES, st.integers(1, 3), st.data())
+def test_the_checker_finds_any_overlap_of_two_live_tensors(
+    net: Net, loss: str, batch: int, data: st.DataObject
+) -> None:
+    """An obvious quadratic judge over bytes, beside the checker, on damaged plans."""
+    graph = training_graph(net, loss, batch, clip=False)
+    plan = plan_memory(graph)
+    name = data.draw(st.sampled_from(sorted(plan.offsets)))
+    moved = data.draw(st.integers(0, plan.arena_bytes // 4)) * 4
+    offsets = {**plan.offsets, name: moved}
+    damaged = MemoryPlan(offsets, plan.arena_bytes + graph.tensors[name].nbytes)
+    lives = lifetimes(graph)
+
+    def clash(other: str) -> bool:
+        (a, b), (c, d) = lives[name], lives[other]
+        start, size = offsets[other], graph.tensors[other].nbytes
+        apart = start + size <= moved or moved + graph.tensors[name].nbytes <= start
+        hand_over = a == d or b == c  # one dies in the op that makes the other
+        return not (b < c or d < a or apart or hand_over)
+
+    if any(clash(other) for other in offsets if other != name):
+        with pytest.raises(GraphError, match="overlap"):
+            check_memory(graph, damaged)
+
+
+def test_a_tensor_outside_the_arena_is_found() -> None:
+    graph = training_graph(mlp((3, 4, 2)), "mse", 1, clip=False)
+    plan = plan_memory(graph)
+    with pytest.raises(GraphError, match="of an arena of"):
+        check_memory(graph, replace(plan, arena_bytes=plan.arena_bytes - 4))
+
+
+@settings(max_examples=40)
+@given(nets(), LOSSES, st.integers(1, 3), st.booleans())
+def test_poison_in_dead_bytes_changes_nothing(
+    net: Net, loss: str, batch: int, clip: bool
+) -> None:
+    sgd = Sgd(clip=0.1 if clip else 0.0)
+    program = compile(net, loss=loss, ram="1MiB", batch=batch, sgd=sgd)
+    graph = training_graph(net, loss, batch, clip)
+    hyper = Hyper(0.1, clip=sgd.clip)
+    _, expected = trained(ReferenceExecutor(program.image), program, [hyper])
+
+    executor = ReferenceExecutor(program.image)
+    executor.load(program.initial(1))
+    executor.step(*samples(program, 0), replace(hyper, lr=0.0))  # takes the samples
+    executor._hyper = hyper
+    lives, names = lifetimes(graph), list(graph.tensors)
+    for index in range(len(graph.ops)):
+        alive = np.zeros(len(executor.arena), bool)
+        for name, (first, last) in lives.items():
+            if first < index <= last:
+                at = program.tables.tensors[names.index(name)].offset
+                alive[at : at + graph.tensors[name].nbytes] = True
+        executor.arena[~alive] = 0xFF
+        executor.execute(index, index + 1)
+    np.testing.assert_array_equal(np.frombuffer(executor.store(), np.float32), expected)
+
+
+def test_every_arena_tensor_has_a_place() -> None:
+    graph = training_graph(mlp((3, 4, 2)), "mse", 1, clip=True)
+    arena = {n for n, t in graph.tensors.items() if t.home == ARENA}
+    assert set(plan_memory(graph).offsets) == arena
