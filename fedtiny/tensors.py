@@ -34,12 +34,14 @@ def has_numpy() -> bool:
 
 def float_view(buffer: Buffer) -> memoryview[float]:
     """The buffer's bytes as a flat view of float32; shares the memory."""
-    return memoryview(buffer).cast("B").cast("f")
+    view = memoryview(buffer)
+    return view.cast("B").cast("f") if view.nbytes else memoryview(array("f"))
 
 
 def int_view(buffer: Buffer) -> memoryview[int]:
     """The buffer's bytes as a flat view of int32; shares the memory."""
-    return memoryview(buffer).cast("B").cast("i")
+    view = memoryview(buffer)
+    return view.cast("B").cast("i") if view.nbytes else memoryview(array("i"))
 
 
 def zeros(count: int) -> memoryview[float]:
@@ -48,32 +50,36 @@ def zeros(count: int) -> memoryview[float]:
 
 
 def floats(values: Sequence[float] | Buffer | Any) -> memoryview[float]:
-    """A flat float32 view of a buffer of float32, or of a copy of numbers of another kind.
+    """A flat float32 view of an array of float32 or of raw bytes, or of a copy of other numbers.
 
     A float64 array is rounded to float32, as a device would store it.
     """
+    if isinstance(values, bytes | bytearray):
+        return float_view(values)
     try:
         view = memoryview(values)
     except TypeError:  # a plain sequence of numbers
         return float_view(array("f", values))
-    if view.format in ("f", "B") and view.c_contiguous:
+    if view.format == "f" and view.c_contiguous:
         return float_view(view)
     if has_numpy():
         import numpy as np
 
         return float_view(np.ascontiguousarray(values, dtype=np.float32))
-    return float_view(array("f", view.cast("B").cast(view.format or "f").tolist()))
+    return float_view(array("f", view.tolist()))
 
 
 def ints(values: Sequence[int] | Buffer | Any) -> memoryview[int]:
-    """A flat int32 view of a buffer of int32, or of a copy of integers of another kind."""
+    """A flat int32 view of an array of int32 or of raw bytes, or of a copy of other integers."""
+    if isinstance(values, bytes | bytearray):
+        return int_view(values)
     try:
         view = memoryview(values)
     except TypeError:  # a plain sequence of numbers
         return int_view(array("i", values))
-    if view.format in ("i", "B") and view.c_contiguous:
+    if view.format == "i" and view.c_contiguous:
         return int_view(view)
-    return int_view(array("i", [int(v) for v in view.cast("B").cast(view.format or "i")]))
+    return int_view(array("i", view.tolist()))
 
 
 def vector(buffer: Buffer) -> Vector:

@@ -16,7 +16,7 @@ from fedtiny.engine.program import Executor, Moments, Program
 from fedtiny.errors import DataError
 from fedtiny.tensors import float_view, floats, has_numpy, ints, vector
 from fedtiny.values import (
-    CALIBRATE, EVALUATE, GRADIENT, LOCAL, QUERY, SCORE, TRAIN, Instruction, Phase, Ranges, Sgd,
+    CALIBRATE, EVALUATE, GRADIENT, QUERY, SCORE, TRAIN, Instruction, Phase, Ranges, Sgd,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -172,13 +172,13 @@ class Learner:
 
     def _train(self, instruction: Instruction, samples_of: Any, key: Key) -> Outcome:
         loss_sum, steps = self._run_phases(instruction, samples_of, key)
-        ranges = self.ranges(instruction)
+        ranges = self.program.sent_ranges(instruction)
         gradient = instruction.returns == GRADIENT
         full = self.executor.store_gradient() if gradient else self.executor.store()
         return Outcome(
             _taken(full, ranges), ranges, steps * self.program.batch,
             {"loss_sum": loss_sum, "steps": steps},
-            _taken(self.executor.store(), self._local_ranges()),
+            _taken(self.executor.store(), self.program.local_ranges),
         )  # fmt: skip
 
     def _evaluate_visit(self, instruction: Instruction, samples_of: Any, key: Key) -> Outcome:
@@ -213,24 +213,12 @@ class Learner:
             measures[f"loss_sum.{index}"] = self._evaluate(samples)["loss_sum"]
         return Outcome(samples=samples.count, measures={**measures, "count": samples.count})
 
-    def ranges(self, instruction: Instruction) -> Ranges:
-        """The coordinates that a train instruction sends back: trained and not local."""
-        if instruction.kind != TRAIN:
-            return ()
-        layout, trained = self.program.layout, self.program.trained_names
-        groups = {g for p in instruction.phases for g in p.groups or layout.groups} - {LOCAL}
-        return layout.ranges(n for n in trained if layout[n].group in groups)
-
-    def _local_ranges(self) -> Ranges:
-        layout = self.program.layout
-        return layout.ranges(p.name for p in layout.parameters if p.group == LOCAL)
-
     def _load_with(self, base: Buffer, personal: bytes) -> None:
         if not personal:
             return self.load(base)
         mixed, at = floats(bytearray(floats(base).cast("B"))), 0
         own = float_view(personal)
-        for start, stop in self._local_ranges():
+        for start, stop in self.program.local_ranges:
             mixed[start:stop] = own[at : at + stop - start]
             at += stop - start
         self.load(mixed)

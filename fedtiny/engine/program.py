@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fedtiny import rng
 from fedtiny.errors import ImageError
 from fedtiny.tensors import floats, has_numpy, vector, zeros
-from fedtiny.values import Footprint, Layout, Phase, Sgd
+from fedtiny.values import LOCAL, TRAIN, Footprint, Instruction, Layout, Phase, Ranges, Sgd
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -332,6 +332,19 @@ class Program:
         """The names of the parameters that the plan trains."""
         pairs = zip(self.layout.parameters, self.tables.params, strict=True)
         return tuple(p.name for p, record in pairs if record.trained)
+
+    @cached_property
+    def local_ranges(self) -> Ranges:
+        """The coordinates that stay on the device."""
+        return self.layout.ranges(p.name for p in self.layout.parameters if p.group == LOCAL)
+
+    def sent_ranges(self, instruction: Instruction) -> Ranges:
+        """The coordinates that a train instruction sends back: trained and not local."""
+        if instruction.kind != TRAIN:
+            return ()
+        layout = self.layout
+        groups = {g for p in instruction.phases for g in p.groups or layout.groups} - {LOCAL}
+        return layout.ranges(n for n in self.trained_names if layout[n].group in groups)
 
     def report(self) -> dict[str, int]:
         """Byte figures that add up, and multiply-accumulates.

@@ -16,11 +16,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from fedtiny.errors import ExperimentError
+from fedtiny.engine.builder import Net
+from fedtiny.errors import ExperimentError, StrategyError
 from fedtiny.experiment import reading
 from fedtiny.experiment.reading import Keys, Origin, Table, dotted, kinds, nearest
 from fedtiny.experiment.schema import Board, Budget, Data, Device, Evaluation, Fleet, Model, Run
 from fedtiny.registry.profiles import BOARDS, BoardProfile, board
+from fedtiny.strategies import table
+from fedtiny.strategies.base import Strategy
 
 _SECTIONS = ("seed", "model", "data", "device", "strategy", "fleet", "run", "evaluate")
 _FIGURES = {
@@ -142,44 +145,74 @@ class Experiment:
 
     def find_file(self, name: str) -> Path:
         """A file that the experiment names: beside its own, unless the name is absolute."""
-        return Path(self.origin.folder) / name
+        return Path(self.folder) / name
 
-    def build(self, section: str, reference: str, arguments: Table) -> Any:
-        """Call the ``module:object`` with the arguments.
+    def build_net(self) -> Net:
+        """The net of ``[model]``."""
+        name = self.model.build
+        reference = name if ":" in name else f"fedtiny.engine.zoo:{name}"
+        net = self._call(
+            ("model", "build"), reference, ("model", "arguments"), self.model.arguments
+        )
+        if not isinstance(net, Net):
+            message = f"{name} gives a {type(net).__name__}; it must give a fedtiny builder net"
+            raise self.origin.error(("model", "build"), message)
+        return net
 
-        Raises ExperimentError when it is not there or does not take the arguments.
-        """
-        target = self.resolve(section, reference)
-        if not callable(target):
-            return target
+    def build_strategy(self) -> Strategy:
+        """The strategy of ``[strategy]``; its errors name the line as well."""
+        self._add_folder()
+        try:
+            strategy = table.build(self.strategy)
+        except StrategyError as error:
+            named = [k for k in self.strategy if repr(k) in str(error) or f"{k} =" in str(error)]
+            place = self.origin.place(("strategy", *named[:1]))
+            raise StrategyError(f"{place}: {error}") from error
+        for keys, message in _cohort_contradictions(self, strategy.cohort):
+            raise self.origin.error(keys, message)
+        return strategy
+
+    def _call(self, keys: Keys, reference: str, at: Keys, arguments: Table) -> Any:
+        """What ``module:object`` makes of the arguments that stand at ``at``."""
+        target = self._resolve(keys, reference)
+        taken = inspect.signature(target).parameters
+        for key in arguments:
+            if key not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
+                raise self.origin.unknown((*at, key), taken)
         try:
             inspect.signature(target).bind(**arguments)
         except TypeError as error:
-            message = f"{reference} does not take these arguments: {error}"
-            raise self.origin.error((section,), message) from None
+            raise self.origin.error(keys, f"{reference}: {error}") from None
         return target(**arguments)
 
-    def resolve(self, section: str, reference: str) -> Any:
-        """The object of ``module:object``; ``section`` says where it was asked for."""
+    def _resolve(self, keys: Keys, reference: str) -> Any:
+        self._add_folder()
         module, _, name = reference.partition(":")
-        folder = self.origin.folder
-        if folder and folder not in sys.path:
-            sys.path.append(folder)
         try:
             found = importlib.import_module(module)
         except ImportError as error:
             message = (
                 f"{reference}: {error}; modules are looked for among the installed packages and "
-                f"in {folder or 'the working folder'}"
+                f"in {self.folder or 'the working folder'}"
             )
-            raise self.origin.error((section,), message) from error
-        if not hasattr(found, name):
-            names = [n for n in vars(found) if not n.startswith("_")]
-            message = f"{module} has no {name!r}; {nearest(name, names)}".rstrip("; ")
-            raise self.origin.error((section,), message)
+            raise self.origin.error(keys, message) from error
+        if not callable(getattr(found, name, None)):
+            names = [n for n, value in vars(found).items() if callable(value) and n[0] != "_"]
+            message = f"{module} has no function {name!r}; {nearest(name, names)}"
+            raise self.origin.error(keys, message.rstrip("; "))
         return getattr(found, name)
 
+    def _add_folder(self) -> None:
+        # At the end: a file beside the experiment must not hide an installed module.
+        if self.folder and self.folder not in sys.path:
+            sys.path.append(self.folder)
+
     # ---- writing it down ----
+
+    @property
+    def folder(self) -> str:
+        """Where the modules and files that it names are looked for; empty: where we are."""
+        return self.origin.folder
 
     @property
     def text(self) -> str:
@@ -270,28 +303,28 @@ def _contradictions(e: Experiment) -> Iterator[tuple[Keys, str]]:
 
 
 def _fleet_contradictions(e: Experiment) -> Iterator[tuple[Keys, str]]:
-    fleet, cohort = e.fleet, e.strategy.get("cohort", 1)
-    training = fleet.devices - fleet.held_out
-    if training < 1:
-        yield (
-            ("fleet", "held_out"),
-            (
-                f"{fleet.held_out} of {fleet.devices} devices are held out and none is left to "
-                "train; lower fleet.held_out or raise fleet.devices"
-            ),
-        )
-    if isinstance(cohort, int) and cohort > training:
-        yield (
-            ("strategy", "cohort"),
-            (
-                f"a cohort of {cohort} needs more than the {training} devices that train "
-                f"({fleet.devices} less {fleet.held_out} held out)"
-            ),
-        )
+    fleet = e.fleet
+    if fleet.held_out >= fleet.devices:
+        message = f"{fleet.held_out} of {fleet.devices} devices are held out: none is left to train"
+        yield ("fleet", "held_out"), message
     if fleet.traces is not None and fleet.availability != "traces":
         yield ("fleet", "traces"), "traces are only read with fleet.availability = 'traces'"
     if e.evaluate and not fleet.held_out:
         yield ("evaluate",), "nobody is held out to be evaluated; raise fleet.held_out"
+
+
+def _cohort_contradictions(e: Experiment, cohort: int) -> Iterator[tuple[Keys, str]]:
+    training = e.fleet.devices - e.fleet.held_out
+    if cohort > training:
+        yield (
+            ("strategy", "cohort"),
+            (
+                f"a cohort of {cohort} is more than the {training} devices that train "
+                f"({e.fleet.devices} less {e.fleet.held_out} held out)"
+            ),
+        )
+    if e.run.minimum > cohort:
+        yield ("run", "minimum"), f"run.minimum = {e.run.minimum} is more than the cohort, {cohort}"
 
 
 def _board_contradictions(e: Experiment, name: str) -> Iterator[tuple[Keys, str]]:

@@ -68,7 +68,7 @@ def visit_cost(
     download_s = _transfer_s(download_bytes, boards.downlink_bps, boards.latency_s)
     upload_s = _transfer_s(upload_bytes, boards.uplink_bps, boards.latency_s)
     compute_s: Float64 = np.asarray(macs, float) / boards.macs_per_s
-    wait_s: Float64 = np.asarray(samples, float) * sample_period_s + np.zeros_like(compute_s)
+    wait_s = np.asarray(samples, float) * np.asarray(sample_period_s, float) + 0 * compute_s
     link_j = boards.radio_w * (download_s + upload_s)
     joules = boards.active_w * compute_s + link_j + boards.idle_w * wait_s
     return VisitCost(download_s, wait_s, compute_s, upload_s, joules)

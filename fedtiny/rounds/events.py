@@ -88,13 +88,17 @@ class Open:
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """These leases are given; a device that lost the answer to its check-in gets its own again."""
+    """These leases are given.
+
+    ``repeated``: they were given before, but their devices ask again: the answer was lost.
+    """
 
     round: int
     version: int
     leases: Int64
     devices: Int64
     deadlines: Float64
+    repeated: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -239,11 +239,13 @@ def _checked_in(state: State, event: CheckIns) -> tuple[State, Commands]:
         chosen = np.concatenate([chosen, rest])
     commands: Commands = ()
     if held.size:
-        commands = (_grant(state, held, state.devices[held], state.deadlines[held]),)
+        columns = state.devices[held], state.deadlines[held]
+        commands = (Grant(state.round, state.version, _ids(state.round, held), *columns, True),)
     if chosen.size:
         ordinals = np.arange(state.devices.size, state.devices.size + chosen.size)
         deadlines = np.full(chosen.size, event.now + state.rules.deadline_s)
-        grant = _grant(state, ordinals, chosen, deadlines)
+        leases = _ids(state.round, ordinals)
+        grant = Grant(state.round, state.version, leases, chosen, deadlines)
         state, commands = granted(state, grant), (*commands, grant)
     if held.size + chosen.size < event.devices.size:
         commands = (*commands, ComeBack(_next_chance(state, event.now)))
@@ -397,11 +399,6 @@ def _open(state: State, window: int) -> tuple[State, Commands]:
     wanted = leases_wanted(cohort - state.accepted, cohort, state.rules.over_selection)
     command = Open(state.round, window, wanted)
     return opened(state, command), (command,)
-
-
-def _grant(state: State, ordinals: Int64, devices: Int64, deadlines: Float64) -> Grant:
-    leases = _ids(state.round, ordinals)
-    return Grant(state.round, state.version, leases, devices, deadlines)
 
 
 def _ids(round: int, ordinals: Int64) -> Int64:

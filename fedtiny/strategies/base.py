@@ -177,20 +177,44 @@ class Averaging(Strategy):
         return self.server(round).step(model, contribution.mean(), state)
 
 
-# ---- what strategies share -------------------------------------------------------------------
-
 ANNEALING = ("linear", "cosine", "none")
 
 
-def annealed(alpha: float, schedule: str, round: Round) -> float:
-    """``alpha`` at first, falling towards 0 at the end of the run ("linear" or "cosine")."""
-    if schedule == "none":
-        return alpha
-    if schedule == "linear":
-        return alpha * round.left
-    # Our own cosine: the same bits on every host.
-    cosine = float(elementary.cos(np.float32(np.pi * (1.0 - round.left))))
-    return alpha * (1.0 + cosine) / 2.0
+@dataclass(frozen=True, kw_only=True)
+class MetaAveraging(Averaging):
+    """Averaging for initialisations: ``phi = phi + alpha_t * mean(theta_i - phi)``.
+
+    ``alpha`` is the first outer step size; ``anneal`` says how it falls towards 0 at the end of
+    the run: "linear", "cosine", or not at all ("none"). Every task counts the same.
+    """
+
+    alpha: float = 1.0
+    anneal: str = "linear"
+
+    weight_cap: ClassVar[float] = 1.0
+
+    def __post_init__(self) -> None:
+        Averaging.__post_init__(self)
+        require(self, "alpha", self.alpha > 0, "a positive step size")
+        require(self, "anneal", self.anneal in ANNEALING, f"one of {', '.join(ANNEALING)}")
+
+    def weight(self, samples: Float64) -> Float64:
+        """Tasks are equal, whatever their number of samples."""
+        return np.ones_like(samples)
+
+    def alpha_at(self, round: Round) -> float:
+        """``alpha_t``."""
+        if self.anneal == "none":
+            return self.alpha
+        if self.anneal == "linear":
+            return self.alpha * round.left
+        # Our own cosine: the same bits on every host.
+        cosine = float(elementary.cos(np.float32(np.pi * (1.0 - round.left))))
+        return self.alpha * (1.0 + cosine) / 2.0
+
+    def server(self, round: Round) -> ServerOptimizer:
+        """One step of size alpha_t towards the mean of the theta_i."""
+        return ServerSgd(self.alpha_at(round))
 
 
 def deltas(updates: Iterable[Update], model: Float32) -> Float64:

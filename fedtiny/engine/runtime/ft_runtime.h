@@ -42,7 +42,8 @@ typedef enum {
   FT_E_FEATURE = 13,   /* a hyper-parameter that the Program reserved nothing for */
   FT_E_NOT_FINITE = 14,/* a visit ended with NaN or infinity */
   FT_E_BOUND = 15,     /* a visit moved a coordinate further than the fold's bound */
-  FT_E_EMPTY = 16      /* a visit without samples */
+  FT_E_EMPTY = 16,     /* a visit without samples */
+  FT_E_FLEET = 17      /* hosts: a table of a fleet call does not fit, or points outside */
 } ft_status;
 
 /* ---- the image ---------------------------------------------------------------------------

@@ -18,7 +18,9 @@ typedef struct {
   ft_hyper hyper;
   uint32_t part;       /* FT_SUPPORT or FT_QUERY: which samples */
   uint32_t steps;      /* each on the Program's batch; 0 = one pass, rounded up to whole batches */
-  uint32_t flags;      /* FT_SHUFFLED: a new order each epoch; FT_RETURN_GRADIENT: last phase, one step */
+  uint32_t flags;      /* FT_SHUFFLED: a new order each epoch (ft_rng.h: key of epoch j / n for
+                          position j of the phase). FT_RETURN_GRADIENT: the last phase, with one
+                          step, which runs with lr = 0 and momentum = 0 */
 } ft_phase;
 
 typedef struct {
@@ -43,8 +45,9 @@ typedef struct {             /* one row a visit */
   uint32_t samples;          /* processed in all phases */
   double loss_sum;           /* of the training steps */
   uint32_t steps, reserved;
-  double moved;              /* largest |trained - base| of a coordinate */
-  double squared_norm;       /* sum over coordinates of (trained - base)^2, float64, sequential */
+  /* Over the folded coordinates, in float64; delta = trained - base, or the gradient. */
+  double moved;              /* largest |delta| */
+  double squared_norm;       /* sum of delta^2: eight lanes, then the tree */
   ft_score before, after;    /* on the query, if asked for */
 } ft_outcome;
 
@@ -66,7 +69,8 @@ typedef struct {
   double scale;                    /* 2^shift of the fold */
   double bound;                    /* |delta| above is FT_E_BOUND */
   double norm_bound;               /* norm of the delta above is FT_E_BOUND; 0 = none */
-  float *vectors;                  /* [n_visits, vector_floats] or NULL */
+  float *vectors;                  /* [n_visits, vector_floats] or NULL; the row of a visit that
+                                      failed its check holds nothing of use */
   ft_outcome *outcomes;            /* [n_visits] */
 } ft_fleet;
 
@@ -74,7 +78,9 @@ typedef struct {
 size_t ft_fleet_memory_bytes(const ft_fleet *fleet);
 
 /* Visits [first, last). sum: int64[vector_floats], added to, or NULL. A visit that fails its check
- * is not folded and its outcome says why; the others go on. Returns FT_OK, or why nothing ran.
+ * is not folded, leaves its personal row alone, and its outcome says why; the others go on. A phase
+ * over a part without samples is FT_E_EMPTY; a query without samples scores nothing. Returns FT_OK,
+ * or why nothing ran: FT_E_FLEET if the tables do not fit the Program or each other.
  * Folding: sum[i] += rint(weight * ((double)v[i] - (double)base[i]) * scale), each operation in
  * float64, rint to nearest even, the product known to be below 2^51 in magnitude.
  * FT_RETURN_GRADIENT: the delta is the gradient itself (base plays no part). */

@@ -22,8 +22,10 @@ ft_status ft_task_check(const ft_fleet *fleet, const ft_program *program) {
   const ft_tensor *y = program->tensors + program->header->label;
   if (task->features != row_floats(x) || task->outputs != row_floats(y)) return FT_E_FLEET;
   if (task->kind == FT_TASK_ROWS) return check_rows_task(task, fleet->n_visits, y->dtype == FT_I32);
-  int is_sine = task->kind == FT_TASK_SINE && task->features == 1 && task->outputs == 1;
-  return is_sine && y->dtype == FT_F32 ? FT_OK : FT_E_FLEET;
+  int is_sine = task->kind == FT_TASK_SINE && task->features == 1 && task->outputs == 1 &&
+                y->dtype == FT_F32 && !task->labels && task->support <= FT_MAX_FLOATS &&
+                task->query <= FT_MAX_FLOATS;
+  return is_sine ? FT_OK : FT_E_FLEET;
 }
 
 size_t ft_sine_room(uint32_t n) { return ((size_t)n + 31) / 32 * 32; }
@@ -32,9 +34,8 @@ static ft_status open_rows(const ft_task *task, uint32_t begin, uint32_t end, ft
   for (uint32_t i = begin; i < end; i++) {
     if (task->rows[i] >= task->n_rows) return FT_E_FLEET;
   }
-  const uint32_t *labels = (const uint32_t *)task->labels, *y = (const void *)task->y;
   part->x = task->x;
-  part->y = labels ? labels + begin : y;
+  part->y = task->labels ? (const ft_word *)task->labels + begin : (const ft_word *)task->y;
   part->rows = task->rows + begin;
   part->n = end - begin;
   return FT_OK;
@@ -42,7 +43,7 @@ static ft_status open_rows(const ft_task *task, uint32_t begin, uint32_t end, ft
 
 static void open_sine(ft_samples *samples, uint32_t part, uint32_t n) {
   const float *y = samples->sine[part] + ft_sine_room(n);
-  samples->parts[part] = (ft_part){samples->sine[part], (const void *)y, NULL, n, 0};
+  samples->parts[part] = (ft_part){samples->sine[part], (const ft_word *)y, NULL, n, 0};
 }
 
 ft_status ft_open_visit(ft_samples *samples, uint32_t visit) {
@@ -96,7 +97,7 @@ static int is_contiguous(const ft_samples *samples, const ft_part *part) {
   return !apart;
 }
 
-static void gather(uint32_t *to, const uint32_t *from, size_t row, uint32_t width) {
+static void gather(ft_word *to, const ft_word *from, size_t row, uint32_t width) {
   for (uint32_t i = 0; i < width; i++) to[i] = from[row * width + i];
 }
 
@@ -110,7 +111,7 @@ ft_batch ft_take_batch(const ft_samples *samples, const ft_part *part) {
   }
   for (uint32_t i = 0; i < samples->batch; i++) {
     uint32_t sample = samples->index[i], row = row_of(part, sample);
-    gather((uint32_t *)samples->batch_x + (size_t)i * features, (const uint32_t *)part->x, row,
+    gather((ft_word *)samples->batch_x + (size_t)i * features, (const ft_word *)part->x, row,
            features);
     gather(samples->batch_y + (size_t)i * outputs, part->y, y_of_sample ? sample : row, outputs);
   }

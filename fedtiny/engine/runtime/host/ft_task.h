@@ -4,9 +4,11 @@
 
 #include "ft_fleet.h"
 
+typedef uint32_t ft_word __attribute__((may_alias)); /* a float or a label, to be copied */
+
 typedef struct {            /* one part of a visit's samples */
   const float *x;           /* rows of `features` floats */
-  const uint32_t *y;        /* rows of `outputs` targets: floats or labels, 4 bytes each */
+  const ft_word *y;         /* rows of `outputs` targets */
   const uint32_t *rows;     /* sample i is row rows[i]; NULL: row i */
   uint32_t n;
   uint32_t made;            /* FT_TASK_SINE: samples made so far */
@@ -19,7 +21,7 @@ typedef struct {            /* the samples of the visit under way, and the batch
   uint32_t features, outputs, batch;
   uint32_t *index;          /* [batch] which samples of the part the next batch takes */
   float *batch_x;           /* [batch, features] where samples that do not lie together are put */
-  uint32_t *batch_y;        /* [batch, outputs] */
+  ft_word *batch_y;         /* [batch, outputs] */
   float *sine[2];           /* FT_TASK_SINE: x, then y, of each part */
 } ft_samples;
 

@@ -1,0 +1,100 @@
+"""Microseconds of one training step, on one core, inside the C runtime.
+
+    python benchmarks/kernels.py [variant]
+
+The work of a step is 6 FLOP a weight and sample, less 2 for the first layer, which needs no
+gradient by its input. The peak is what separate multiplications and additions in registers reach.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fedtiny.engine import native
+from fedtiny.engine.builder import Net
+from fedtiny.engine.compile import compile
+from fedtiny.engine.program import Program
+from fedtiny.engine.runtime import build
+
+HERE = Path(__file__).parent
+BATCHES, REPEATS, SECONDS = 32, 7, 0.05
+
+
+def timed_library(variant: str) -> ctypes.CDLL:
+    """The runtime with the timing loops beside it."""
+    folder = tempfile.mkdtemp()
+    flags = [str(HERE / "kernels.c"), f"-I{build.HERE}", "-Wno-unused-function"]
+    (path,) = build.build(folder, [variant], extra_flags=flags)
+    library = ctypes.CDLL(str(path))
+    library.bench_steps.restype = library.bench_peak.restype = ctypes.c_double
+    return library
+
+
+def mlp(widths: list[int], activation: str, loss: str, batch: int) -> Program:
+    """A chain of dense layers."""
+    net = Net(widths[0])
+    value = net.input
+    for index, width in enumerate(widths[1:]):
+        value = net.linear(value, width)
+        if index < len(widths) - 2:
+            value = getattr(net, activation)(value)
+    return compile(net, loss=loss, ram="64MiB", batch=batch)
+
+
+def flop_per_step(widths: list[int], batch: int) -> int:
+    """Multiplications and additions of the dense layers in one step."""
+    pairs = list(zip(widths, widths[1:], strict=False))
+    return batch * sum((4 if i == 0 else 6) * a * b for i, (a, b) in enumerate(pairs))
+
+
+def us_per_step(library: ctypes.CDLL, program: Program) -> float:
+    """The best of several runs."""
+    executor = native.NativeExecutor(program.image)
+    executor.load(program.initial(0))
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (BATCHES, program.batch, *program.sample_shape)).astype(np.float32)
+    if program.loss == "mse":
+        y: Any = rng.uniform(-1, 1, (BATCHES, program.batch, *program.output_shape))
+        y = y.astype(np.float32)
+    else:
+        y = rng.integers(0, program.output_shape[0], (BATCHES, program.batch)).astype(np.int32)
+    hyper = native._Hyper(0.001, 0, 0, 0, 0, 0xFFFFFFFF, 0)
+
+    def seconds(steps: int) -> float:
+        return float(
+            library.bench_steps(
+                *executor._call, ctypes.c_void_p(x.ctypes.data), ctypes.c_void_p(y.ctypes.data),
+                x[0].size, y[0].size, BATCHES, steps, ctypes.byref(hyper),
+            )
+        )  # fmt: skip
+
+    steps = max(64, int(SECONDS / seconds(64) * 64))
+    return min(seconds(steps) for _ in range(REPEATS)) / steps * 1e6
+
+
+def main() -> None:
+    """Print one row a net."""
+    library = timed_library(sys.argv[1] if len(sys.argv) > 1 else build.variants_here()[-1])
+    peak = max(float(library.bench_peak(1 << 22)) for _ in range(REPEATS)) / 1e9
+    print(f"peak of multiply and add in registers: {peak:.0f} GFLOP/s")
+    print(f"{'net':22}{'batch':>6}{'us/step':>10}{'GFLOP/s':>10}{'of peak':>10}")
+    rows = [
+        ([1, 32, 32, 1], "tanh", "mse"), ([1, 40, 40, 1], "relu", "mse"),
+        ([64, 32, 10], "relu", "cross_entropy"), ([784, 64, 10], "relu", "cross_entropy"),
+    ]  # fmt: skip
+    for widths, activation, loss in rows:
+        for batch in (1, 10):
+            us = us_per_step(library, mlp(widths, activation, loss, batch))
+            rate = flop_per_step(widths, batch) / us / 1e3
+            name = "-".join(map(str, widths)) + " " + activation
+            print(f"{name:22}{batch:6}{us:10.3f}{rate:10.1f}{rate / peak:10.0%}")
+
+
+if __name__ == "__main__":
+    main()

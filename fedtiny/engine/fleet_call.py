@@ -1,0 +1,351 @@
+"""Whole visits of many simulated devices in one call of the C runtime for each thread.
+
+The structures are those of ``runtime/host/ft_fleet.h``, field for field. A call never copies the
+caller's arrays, and builds what does not change from round to round once.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from ctypes import c_double, c_float, c_size_t, c_uint32, c_uint64, c_void_p
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+
+from fedtiny.engine.native import check_image
+from fedtiny.errors import DataError, RunError
+from fedtiny.values import EVALUATE, FROZEN, GRADIENT, LOCAL, QUERY, TRAIN, Instruction, Phase
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fedtiny.engine.program import Program
+    from fedtiny.fold import FoldRule
+    from fedtiny.tensors import Float32, Float64, Int64
+
+    Array = npt.NDArray[Any]
+    UInt32 = npt.NDArray[np.uint32]
+
+SHUFFLED, RETURN_GRADIENT, USE_CORRECTION = 1, 2, 1
+ROWS_TASK, SINE_TASK = 0, 1
+VISITS_A_THREAD = 4
+"""Fewer are not worth waking a thread for."""
+
+class Status(IntEnum):
+    """What an outcome, or the call itself, may say: those of ``ft_status`` that can occur."""
+
+    OK = 0
+    LABEL = 11
+    MEMORY = 12
+    FEATURE = 13
+    NOT_FINITE = 14
+    BOUND = 15
+    EMPTY = 16
+    FLEET = 17
+
+
+REASONS = {
+    Status.LABEL: "a class label lies outside the Program's outputs",
+    Status.MEMORY: "the memory is smaller than the plan",
+    Status.FEATURE: "a phase needs what the Program did not reserve; compile it with that sgd=",
+    Status.NOT_FINITE: "a visit ended with NaN or infinity; lower the learning rate or clip",
+    Status.BOUND: "a visit moved further than the fold's bound; lower the learning rate",
+    Status.EMPTY: "a visit has no samples in a part that it should train on",
+    Status.FLEET: "the samples do not fit the Program, or a row lies outside them",
+}
+
+SCORE = np.dtype([("loss_sum", "f8"), ("count", "u4"), ("correct", "u4")])
+OUTCOME = np.dtype(
+    [
+        *(("status", "u4"), ("samples", "u4"), ("loss_sum", "f8"), ("steps", "u4")),
+        *(("reserved", "u4"), ("moved", "f8"), ("squared_norm", "f8")),
+        *(("before", SCORE), ("after", SCORE)),
+    ]
+)
+"""One row a visit; `before` and `after` are scores on the query."""
+
+
+class Rows(Protocol):
+    """Samples as rows of one array; part p of visit v is ``rows[starts[2v + p] : ...]``.
+
+    ``x`` [rows, features] float32; ``y`` [rows, outputs] float32, or None when there is one of
+    the int32 ``labels`` for each entry of ``rows``.
+    """
+
+    @property
+    def x(self) -> Float32: ...  # noqa: D102
+    @property
+    def y(self) -> Float32 | None: ...  # noqa: D102
+    @property
+    def labels(self) -> npt.NDArray[np.int32] | None: ...  # noqa: D102
+    @property
+    def rows(self) -> UInt32: ...  # noqa: D102
+    @property
+    def starts(self) -> UInt32: ...  # noqa: D102
+
+
+class Sine(Protocol):
+    """The recipe of y = A sin(x + phi); the C runtime makes the samples itself."""
+
+    @property
+    def amplitude(self) -> tuple[float, float]: ...  # noqa: D102
+    @property
+    def phase(self) -> tuple[float, float]: ...  # noqa: D102
+    @property
+    def domain(self) -> tuple[float, float]: ...  # noqa: D102
+    @property
+    def support(self) -> int: ...  # noqa: D102
+    @property
+    def query(self) -> int: ...  # noqa: D102
+
+
+class PhaseStruct(ctypes.Structure):
+    """``ft_phase``, with the fields of its ``ft_hyper``."""
+
+    _fields_ = [
+        *((name, c_float) for name in ("lr", "momentum", "weight_decay", "clip", "prox")),
+        *((name, c_uint32) for name in ("groups", "hyper_flags", "part", "steps", "flags")),
+    ]
+
+
+class TaskStruct(ctypes.Structure):
+    """``ft_task``."""
+
+    _fields_ = [
+        ("kind", c_uint32),
+        *((name, c_void_p) for name in ("x", "y", "labels", "rows", "starts")),
+        *((name, c_uint32) for name in ("features", "outputs", "n_rows", "n_positions")),
+        *((name, c_float * 2) for name in ("amplitude", "phase", "domain")),
+        *((name, c_uint32) for name in ("support", "query")),
+    ]
+
+
+class FleetStruct(ctypes.Structure):
+    """``ft_fleet``."""
+
+    _fields_ = [
+        *(("image", c_void_p), ("image_bytes", c_size_t), ("base", c_void_p)),
+        *(("correction", c_void_p), ("phases", c_void_p), ("n_phases", c_uint32)),
+        *(("evaluate", c_uint32), ("task", TaskStruct), ("run", c_uint64), ("round", c_uint32)),
+        *(("device", c_void_p), ("n_visits", c_uint32), ("local", c_void_p)),
+        *(("personal", c_void_p), ("fold_mask", c_void_p), ("weight", c_void_p)),
+        *(("scale", c_double), ("bound", c_double), ("norm_bound", c_double)),
+        *(("vectors", c_void_p), ("outcomes", c_void_p)),
+    ]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Visits:
+    """What a cohort did. A visit whose status is not OK has not been folded.
+
+    ``sums``: int64 over the averaged vector, or None without a fold rule; ``outcomes``: OUTCOME, one
+    a visit; ``vectors`` [visits, floats]: trained values or gradients, or None if not asked for.
+    """
+
+    sums: Int64 | None
+    outcomes: Array
+    vectors: Float32 | None
+
+
+class FleetCall:
+    """One Program, ready to run visits on ``threads`` threads; close it, or use it in a ``with``."""
+
+    def __init__(self, library: ctypes.CDLL, program: Program, threads: int = 1) -> None:
+        self.program = program
+        self._run = ctypes.CFUNCTYPE(
+            c_uint32, c_void_p, c_uint32, c_uint32, c_void_p, c_size_t, c_void_p
+        )(("ft_fleet_run", library))
+        self._memory_bytes = ctypes.CFUNCTYPE(c_size_t, c_void_p)(("ft_fleet_memory_bytes", library))
+        self._threads = threads
+        self._pool = ThreadPoolExecutor(threads)
+        check_image(program.image)
+        self._image = _aligned(len(program.image))
+        self._image[:] = np.frombuffer(program.image, np.uint8)
+        self._fold_mask, self._local = _masks(program)
+        self._fleet = FleetStruct(
+            image=_address(self._image), image_bytes=len(program.image),
+            fold_mask=_address(self._fold_mask), local=_address(self._local),
+        )  # fmt: skip
+        task = self._fleet.task
+        task.features = _row_floats(program, program.tables.input)
+        task.outputs = _row_floats(program, program.tables.label)
+        self._instruction: Instruction | None = None
+        self._kept: list[Any] = []
+        self._memories: dict[tuple[int, ...], list[Array]] = {}
+
+    def __enter__(self) -> FleetCall:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._pool.shutdown()
+
+    def run(
+        self,
+        instruction: Instruction,
+        task: Rows | Sine,
+        base: Float32,
+        run: int,
+        round: int,
+        device: npt.ArrayLike,
+        *,
+        rule: FoldRule | None = None,
+        weight: Float64 | None = None,
+        personal: Float32 | None = None,
+        keep_vectors: bool = False,
+    ) -> Visits:
+        """One visit of each device, in this order.
+
+        Args:
+            instruction: Of kind ``train`` or ``evaluate``.
+            task: The samples of these visits.
+            base: The model sent out.
+            run: The seed of the run.
+            round: The round, for the counter generator.
+            device: The devices' indices.
+            rule: The fixed point in which deltas are summed; None folds nothing.
+            weight: One of ``rule.weights`` for each visit; needed with a rule.
+            personal: float32 [visits, floats], the devices' own coordinates; changed in place.
+            keep_vectors: Return each visit's vector as well.
+
+        Raises DataError when an array does not fit, RunError when the runtime refuses the call.
+        """
+        fleet, size = self._fleet, self.program.layout.size
+        devices = np.ascontiguousarray(device, np.uint32)
+        count = len(devices)
+        base = _fitting("model", base, np.float32, (size,))
+        outcomes = np.zeros(count, OUTCOME)
+        vectors = np.zeros((count, size), np.float32) if keep_vectors else None
+        self._set_instruction(instruction)
+        self._set_task(task, count)
+        self._set_fold(rule, weight, count)
+        fleet.personal = None
+        if personal is not None and self._local is not None:
+            fleet.personal = _address(_fitting("personal", personal, np.float32, (count, size)))
+        fleet.base, fleet.device, fleet.n_visits = _address(base), _address(devices), count
+        fleet.run, fleet.round = run, round
+        fleet.vectors, fleet.outcomes = _address(vectors), _address(outcomes)
+        sums = self._call(count, size if rule is not None else 0)
+        return Visits(sums if rule is not None else None, outcomes, vectors)
+
+    def _set_instruction(self, instruction: Instruction) -> None:
+        if instruction is self._instruction:
+            return
+        if instruction.kind not in (TRAIN, EVALUATE):
+            raise RunError(f"a fleet call runs train or evaluate, not {instruction.kind!r}")
+        phases = [self._phase(phase) for phase in instruction.phases]
+        if instruction.kind == TRAIN and instruction.returns == GRADIENT:
+            phases[-1].flags |= RETURN_GRADIENT
+        array = (PhaseStruct * len(phases))(*phases)
+        correction = instruction.correction and np.frombuffer(instruction.correction, np.float32)
+        if correction is not None:
+            _fitting("correction", correction, np.float32, (self.program.layout.size,))
+        fleet = self._fleet
+        fleet.phases, fleet.n_phases = ctypes.addressof(array), len(phases)
+        fleet.correction = _address(correction)
+        fleet.evaluate = (3 if phases else 1) if instruction.kind == EVALUATE else 0
+        self._kept = [array, correction]
+        self._instruction = instruction
+
+    def _phase(self, phase: Phase) -> PhaseStruct:
+        h = self.program.hyper(phase)
+        flags = USE_CORRECTION if h.correction else 0
+        return PhaseStruct(
+            *(h.lr, h.momentum, h.weight_decay, h.clip, h.prox, h.groups, flags),
+            *(int(phase.part == QUERY), phase.steps, SHUFFLED if phase.shuffle else 0),
+        )
+
+    def _set_task(self, task: Rows | Sine, count: int) -> None:
+        struct = self._fleet.task
+        if hasattr(task, "rows"):
+            self._set_rows(task, count)
+            return
+        struct.kind, struct.labels = SINE_TASK, None
+        struct.amplitude, struct.phase, struct.domain = task.amplitude, task.phase, task.domain
+        struct.support, struct.query = task.support, task.query
+
+    def _set_rows(self, task: Rows, count: int) -> None:
+        struct, positions = self._fleet.task, len(task.rows)
+        x = _fitting("x", task.x, np.float32, (len(task.x), struct.features))
+        struct.kind, struct.x, struct.n_rows = ROWS_TASK, _address(x), len(x)
+        struct.y = struct.labels = None
+        if task.labels is not None:
+            struct.labels = _address(_fitting("labels", task.labels, np.int32, (positions,)))
+        elif task.y is not None:
+            struct.y = _address(_fitting("y", task.y, np.float32, (len(x), struct.outputs)))
+        struct.rows = _address(_fitting("rows", task.rows, np.uint32, (positions,)))
+        struct.starts = _address(_fitting("starts", task.starts, np.uint32, (2 * count + 1,)))
+        struct.n_positions = positions
+
+    def _set_fold(self, rule: FoldRule | None, weight: Float64 | None, count: int) -> None:
+        fleet = self._fleet
+        if rule is None:
+            fleet.weight, fleet.bound, fleet.norm_bound = None, np.inf, 0.0
+            return
+        fleet.weight = _address(_fitting("weight", weight, np.float64, (count,)))
+        fleet.scale, fleet.bound, fleet.norm_bound = rule.scale, rule.bound, rule.norm_bound
+
+    def _call(self, count: int, size: int) -> Int64:
+        """One C call for each thread over neighbouring visits; the added sums."""
+        threads = max(1, min(self._threads, count // VISITS_A_THREAD))
+        cuts = [count * i // threads for i in range(threads + 1)]
+        sums = np.zeros((threads, size), np.int64)
+        parts = list(zip(cuts, cuts[1:], self._rooms(), sums, strict=False))
+        others = [self._pool.submit(self._call_part, *part) for part in parts[1:]]
+        statuses = [self._call_part(*parts[0]), *(other.result() for other in others)]
+        for status in statuses:
+            if status:
+                raise RunError(f"the fleet call is refused: {REASONS[Status(status)]}")
+        return sums[0] if threads == 1 else np.asarray(sums.sum(axis=0))
+
+    def _call_part(self, first: int, last: int, memory: Array, sums: Int64) -> int:
+        address = _address(sums) if sums.size else None
+        fleet = ctypes.addressof(self._fleet)
+        return int(self._run(fleet, first, last, _address(memory), memory.nbytes, address))
+
+    def _rooms(self) -> Sequence[Array]:
+        """Memory for each thread; it depends on the samples that a visit makes for itself."""
+        task = self._fleet.task
+        key = (task.kind, task.support, task.query, self._fleet.personal is not None)
+        if key not in self._memories:
+            size = self._memory_bytes(ctypes.addressof(self._fleet))
+            self._memories[key] = [_aligned(size) for _ in range(self._threads)]
+        return self._memories[key]
+
+
+def _aligned(size: int) -> Array:
+    """Bytes that begin at a multiple of 64."""
+    room = np.empty(size + 64, np.uint8)
+    start = -room.ctypes.data % 64
+    return room[start : start + size]
+
+
+def _address(array: Array | None) -> int | None:
+    return None if array is None else array.ctypes.data
+
+
+def _fitting(name: str, array: Any, dtype: Any, shape: tuple[int, ...]) -> Any:
+    """The array, if C can read it where it lies."""
+    fits = isinstance(array, np.ndarray) and array.dtype == dtype and array.shape == shape
+    if not fits or not array.flags.c_contiguous:
+        got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else f"{array!r:.40}"
+        raise DataError(f"{name} must be {np.dtype(dtype)} {shape} without gaps; it is {got}")
+    return array
+
+
+def _row_floats(program: Program, tensor: int) -> int:
+    return int(np.prod(program.tables.tensors[tensor].shape[1:], dtype=np.int64))
+
+
+def _masks(program: Program) -> tuple[Array | None, Array | None]:
+    """Which coordinates are folded, and which stay on the device; None for all, and for none."""
+    folded, local = np.zeros((2, program.layout.size), np.uint8)
+    trained = set(program.trained_names)
+    for p in program.layout.parameters:
+        place = slice(p.offset, p.offset + p.size)
+        folded[place] = p.name in trained and p.group not in (LOCAL, FROZEN)
+        local[place] = p.group == LOCAL
+    return None if folded.all() else folded, local if local.any() else None

@@ -1,0 +1,325 @@
+"""The native executor: the C99 runtime behind the face of an executor.
+
+The library is the best of ``runtime/lib`` for this processor. The environment variable
+``FEDTINY_RUNTIME`` names another one: a variant (``v1``) or the path of a shared library. All
+variants compute the same bits. Needs no NumPy.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import math
+import os
+import warnings
+from ctypes import POINTER, byref, c_double, c_float, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedtiny.engine.program import CLIP, CORRECTION, MOMENTUM, PROX, Moments, Tables, read_image
+from fedtiny.errors import DataError, ImageError, RunError
+from fedtiny.tensors import FLOAT_BYTES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from typing_extensions import Buffer
+
+    from fedtiny.engine.program import Hyper
+
+ABI = 1
+LIBRARIES = Path(__file__).with_name("runtime") / "lib"
+REBUILD = "install a C compiler and run python -m fedtiny.engine.runtime.build"
+
+# What x86-64-v3 stands for, in the words of /proc/cpuinfo.
+_V3_FLAGS = {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"}
+_ALIGNMENT = 64  # a cache line: no eight lanes of an aligned tensor cross two
+
+_FEATURES = {"momentum": MOMENTUM, "clip": CLIP, "prox": PROX, "correction": CORRECTION}
+_OK, _LABEL = 0, 11
+_AGAIN = "fetch the image again"
+_COMPILE = "compile the model again with this version of fedtiny"
+_REFUSALS = {
+    1: ("FT_E_SIZE", "it is shorter than it says, or not aligned", _AGAIN),
+    2: ("FT_E_MAGIC", "it is not a Program image", "name an image that fedtiny compiled"),
+    3: ("FT_E_VERSION", "this runtime reads images of version 1", _COMPILE),
+    4: ("FT_E_CHECKSUM", "its bytes do not have its checksum", _AGAIN),
+    5: ("FT_E_HEADER", "a table lies outside, or a figure of the header is impossible", _COMPILE),
+    6: ("FT_E_TENSOR", "a tensor lies outside its region or has an impossible shape", _COMPILE),
+    7: ("FT_E_PARAM", "a parameter lies outside the vector, the memory or the state", _COMPILE),
+    8: ("FT_E_OP", "an op has an unknown code, operand or attribute", _COMPILE),
+    9: ("FT_E_SHAPE", "the tensors of an op do not fit together", _COMPILE),
+    10: ("FT_E_REGION", "an op writes where it may not, or over what it reads", _COMPILE),
+}
+
+
+class _Program(ctypes.Structure):
+    _fields_ = (("header", c_void_p), ("tensors", c_void_p), ("params", c_void_p), ("ops", c_void_p))
+
+
+class _Memory(ctypes.Structure):
+    _fields_ = (("params", c_void_p), ("arena", c_void_p), ("state", c_void_p))
+
+
+class _Hyper(ctypes.Structure):
+    _fields_ = (
+        ("lr", c_float), ("momentum", c_float), ("weight_decay", c_float), ("clip", c_float),
+        ("prox", c_float), ("groups", c_uint32), ("flags", c_uint32),
+    )  # fmt: skip
+
+
+class _Score(ctypes.Structure):
+    _fields_ = (("loss_sum", c_double), ("count", c_uint32), ("correct", c_uint32))
+
+
+class _Moments(ctypes.Structure):
+    _fields_ = (
+        ("count", c_uint64), ("sum", c_double), ("sum_squares", c_double), ("min", c_float),
+        ("max", c_float),
+    )  # fmt: skip
+
+
+_CALL = (POINTER(_Program), POINTER(_Memory))
+_PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
+    "ft_check": (c_int, (c_void_p, c_size_t, POINTER(_Program))),
+    "ft_load": (None, (*_CALL, c_void_p)),
+    "ft_clear_momentum": (None, _CALL),
+    "ft_load_correction": (None, (*_CALL, c_void_p)),
+    "ft_store": (None, (*_CALL, c_void_p)),
+    "ft_store_gradient": (None, (*_CALL, c_void_p)),
+    "ft_step": (c_int, (*_CALL, c_void_p, c_void_p, POINTER(_Hyper), POINTER(c_float))),
+    "ft_predict": (c_void_p, (*_CALL, c_void_p)),
+    "ft_evaluate": (c_int, (*_CALL, c_void_p, c_void_p, c_uint32, POINTER(_Score))),
+    "ft_calibrate": (None, (*_CALL, c_void_p, c_uint32, POINTER(_Moments))),
+}
+
+
+# ---- the library -----------------------------------------------------------------------------
+
+
+def _cpu_flags() -> set[str]:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return set()
+    return set(next((line.split(":")[1] for line in lines if line.startswith("flags")), "").split())
+
+
+def _candidates() -> Iterable[Path]:
+    wanted = os.environ.get("FEDTINY_RUNTIME")
+    if wanted and os.sep in wanted:
+        return [Path(wanted)]
+    variants = ["v3", "v1", "base"] if _cpu_flags() >= _V3_FLAGS else ["v1", "base"]
+    return [LIBRARIES / f"libfedtiny_{name}.so" for name in ([wanted] if wanted else variants)]
+
+
+@cache
+def library() -> ctypes.CDLL:
+    """The best library for this processor, with its prototypes.
+
+    Raises RunError if there is none, or one of another version.
+    """
+    paths = list(_candidates())
+    path = next((p for p in paths if p.exists()), None)
+    if path is None:
+        raise RunError(f"there is no native runtime at {', '.join(map(str, paths))}; {REBUILD}")
+    try:
+        loaded = ctypes.CDLL(str(path))
+        abi = int(loaded.ft_abi())
+    except (OSError, AttributeError) as error:
+        raise RunError(f"the native runtime cannot be loaded: {error}; {REBUILD}") from error
+    if abi != ABI:
+        raise RunError(f"{path} has ABI {abi}, this fedtiny needs {ABI}; {REBUILD}")
+    for name, (result, arguments) in _PROTOTYPES.items():
+        function = getattr(loaded, name)
+        function.restype, function.argtypes = result, arguments
+    return loaded
+
+
+@cache
+def available() -> bool:
+    """Whether there is a native runtime here; warns once if there is none."""
+    try:
+        library()
+    except RunError as error:
+        warnings.warn(f"{error}. Runs on the reference executor.", RuntimeWarning, stacklevel=2)
+        return False
+    return True
+
+
+# ---- memory and buffers ----------------------------------------------------------------------
+
+
+def _aligned(nbytes: int) -> ctypes.Array[ctypes.c_char]:
+    """Zeroed memory that starts at a cache line."""
+    raw = (ctypes.c_char * (nbytes + _ALIGNMENT))()
+    start = -ctypes.addressof(raw) % _ALIGNMENT
+    return (ctypes.c_char * nbytes).from_buffer(raw, start)
+
+
+def _byte_view(name: str, buffer: Buffer, shape: tuple[int, ...], form: str) -> memoryview[int]:
+    """The bytes of a caller's buffer; DataError unless it holds this many float32 or int32."""
+    view = memoryview(buffer)
+    nbytes = math.prod(shape) * FLOAT_BYTES
+    if view.format in (form, "<" + form, "B") and view.c_contiguous and view.nbytes == nbytes:
+        return view.cast("B")
+    kind = {"f": "float32", "i": "int32"}[form]
+    raise DataError(
+        f"{name} must be {math.prod(shape)} contiguous values of {kind} (shape {shape}); got "
+        f"{view.nbytes} bytes of format {view.format!r} and shape {view.shape}"
+    )
+
+
+class _Batch:
+    """A place for one batch that the runtime can read: aligned, and of the right size."""
+
+    def __init__(self, name: str, shape: tuple[int, ...], form: str) -> None:
+        self.name, self.shape, self.form = name, shape, form
+        self.memory = _aligned(math.prod(shape) * FLOAT_BYTES)
+        self._bytes = memoryview(self.memory).cast("B")
+
+    def take(self, buffer: Buffer) -> ctypes.Array[ctypes.c_char]:
+        """Copy a caller's buffer in."""
+        self._bytes[:] = _byte_view(self.name, buffer, self.shape, self.form)
+        return self.memory
+
+
+def check_image(image: bytes) -> None:
+    """Have the runtime check every byte of an image.
+
+    Raises ImageError with the status, what it means, and what to do.
+    """
+    _check(image, _Program())
+
+
+def _check(image: bytes, program: _Program) -> ctypes.Array[ctypes.c_char]:
+    """Aligned memory that holds the checked image, which `program` then points into."""
+    memory = _aligned(len(image))
+    memoryview(memory).cast("B")[:] = image
+    status = library().ft_check(memory, len(image), byref(program))
+    if status != _OK:
+        name, sentence, remedy = _REFUSALS[status]
+        raise ImageError(f"the image of {len(image)} bytes is refused: {sentence} ({name}); {remedy}")
+    return memory
+
+
+# ---- the executor ----------------------------------------------------------------------------
+
+
+class NativeExecutor:
+    """One Program with its memory, executed by the C99 runtime.
+
+    Args:
+        image: A Program image; ImageError if the runtime refuses it.
+    """
+
+    def __init__(self, image: bytes) -> None:
+        self._library = library()
+        self._program = _Program()
+        self._image = _check(image, self._program)
+        self.tables = tables = read_image(image)
+        self._params = _aligned(tables.param_floats * FLOAT_BYTES)
+        self._arena = _aligned(tables.arena_bytes)
+        self._state = _aligned(tables.state_floats * FLOAT_BYTES)
+        self._memory = _Memory(*map(ctypes.addressof, (self._params, self._arena, self._state)))
+        self._call = byref(self._program), byref(self._memory)
+        self._x, self._y = _batches(tables)
+        self._loss = c_float()
+        self._hyper: tuple[_Hyper, Hyper | None] = _Hyper(), None
+
+    # -- parameters --
+
+    def load(self, vector: Buffer) -> None:
+        """Take the averaged vector; remember it as the base; clear the momentum."""
+        self._library.ft_load(*self._call, self._vector(vector))
+
+    def load_correction(self, vector: Buffer) -> None:
+        """Take the linear correction, in the order of the averaged vector."""
+        self._library.ft_load_correction(*self._call, self._vector(vector))
+
+    def clear_momentum(self) -> None:
+        """Forget the momentum."""
+        self._library.ft_clear_momentum(*self._call)
+
+    def store(self) -> bytearray:
+        """The averaged vector; coordinates without a parameter are 0."""
+        return self._stored(self._library.ft_store)
+
+    def store_gradient(self) -> bytearray:
+        """The momentum in the order of the averaged vector; 0 where nothing trains."""
+        return self._stored(self._library.ft_store_gradient)
+
+    # -- samples --
+
+    def step(self, x: Buffer, y: Buffer, hyper: Hyper) -> float:
+        """Train on one batch; returns its mean loss before the update."""
+        status = self._library.ft_step(
+            *self._call, self._x.take(x), self._y.take(y), self._c_hyper(hyper), byref(self._loss)
+        )
+        if status != _OK:
+            raise self._refusal(status, hyper)
+        return self._loss.value
+
+    def predict(self, x: Buffer) -> memoryview[float]:
+        """The output of one batch."""
+        address = self._library.ft_predict(*self._call, self._x.take(x))
+        size = math.prod(self.tables.tensors[self.tables.output].shape)
+        return memoryview(ctypes.string_at(address, size * FLOAT_BYTES)).cast("f")
+
+    def evaluate(self, x: Buffer, y: Buffer, valid: int) -> tuple[float, int, int]:
+        """Sum of losses, count, correct answers over the first ``valid`` samples of one batch."""
+        score = _Score()
+        status = self._library.ft_evaluate(
+            *self._call, self._x.take(x), self._y.take(y), valid, byref(score)
+        )
+        if status != _OK:
+            raise self._refusal(status)
+        return score.loss_sum, score.count, score.correct
+
+    def calibrate(self, x: Buffer, valid: int) -> list[Moments]:
+        """The moments of every forward op's output over the first ``valid`` samples."""
+        found = (_Moments * self.tables.n_forward)()
+        self._library.ft_calibrate(*self._call, self._x.take(x), valid, found)
+        return [Moments(m.count, m.sum, m.sum_squares, m.min, m.max) for m in found]
+
+    # -- what it needs for that --
+
+    def _vector(self, buffer: Buffer) -> Any:
+        view = _byte_view("the vector", buffer, (self.tables.vector_floats,), "f")
+        return (ctypes.c_char * view.nbytes).from_buffer_copy(view)
+
+    def _stored(self, function: Any) -> bytearray:
+        stored = bytearray(self.tables.vector_floats * FLOAT_BYTES)
+        function(*self._call, (ctypes.c_char * len(stored)).from_buffer(stored))
+        return stored
+
+    def _c_hyper(self, hyper: Hyper) -> Any:
+        """The structure of a phase's hyper-parameters, which stay the same for many steps."""
+        made, of = self._hyper
+        if of is not hyper:
+            made = _Hyper(
+                hyper.lr, hyper.momentum, hyper.weight_decay, hyper.clip, hyper.prox,
+                hyper.groups, int(hyper.correction),
+            )  # fmt: skip
+            self._hyper = made, hyper
+        return byref(made)
+
+    def _refusal(self, status: int, hyper: Hyper | None = None) -> DataError | ImageError:
+        if status == _LABEL:
+            labels = memoryview(self._y.memory).cast("B").cast("i").tolist()
+            classes = math.prod(self.tables.tensors[self.tables.output].shape[1:])
+            wrong = next((v for v in labels if not 0 <= v < classes), None)
+            return DataError(
+                f"the label {wrong} is none of the {classes} classes 0 to {classes - 1} of this "
+                "Program; relabel the samples, or compile a model with more outputs"
+            )
+        missing = [n for n, bit in _FEATURES.items() if not self.tables.features & bit]
+        return ImageError(
+            f"the phase {hyper} uses one of {missing}, for which the Program reserved no memory; "
+            "compile it with an sgd=Sgd(...) that names it"
+        )
+
+
+def _batches(tables: Tables) -> tuple[_Batch, _Batch]:
+    x, y = tables.tensors[tables.input], tables.tensors[tables.label]
+    return _Batch("x", x.shape, "f"), _Batch("y", y.shape, "i" if y.dtype else "f")

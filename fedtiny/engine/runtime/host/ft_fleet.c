@@ -1,0 +1,310 @@
+#undef FT_SMALL /* a host always has lanes */
+#include "ft_fleet.h"
+
+#include <math.h>
+
+#include "../ft_rng.h"
+#include "ft_task.h"
+
+typedef double v8d __attribute__((vector_size(64)));
+typedef int64_t v8l __attribute__((vector_size(64)));
+typedef uint8_t v8b __attribute__((vector_size(8)));
+
+typedef struct {
+  const ft_fleet *fleet;
+  ft_program program;
+  ft_memory memory;
+  ft_samples samples;
+  const float *start; /* the visit starts here: the base, with the device's own coordinates */
+  float *mixed;       /* room for such a start */
+  float *trained;     /* room for the result, unless the caller wants it */
+} ft_run;
+
+/* ---- memory -------------------------------------------------------------------------------- */
+
+typedef struct { uint8_t *memory; size_t used; } ft_stack; /* memory NULL: only count */
+
+static void *take(ft_stack *stack, size_t bytes) {
+  void *taken = stack->memory ? stack->memory + stack->used : NULL;
+  stack->used += (bytes + 15) / 16 * 16;
+  return taken;
+}
+
+static void take_samples(ft_stack *stack, const ft_task *task, ft_samples *samples) {
+  size_t batch = samples->batch;
+  samples->index = take(stack, 4 * batch);
+  samples->batch_x = take(stack, 4 * batch * samples->features);
+  samples->batch_y = take(stack, 4 * batch * samples->outputs);
+  if (task->kind != FT_TASK_SINE) return;
+  samples->sine[FT_SUPPORT] = take(stack, 8 * ft_sine_room(task->support));
+  samples->sine[FT_QUERY] = take(stack, 8 * ft_sine_room(task->query));
+}
+
+/* Gives every part of the run its place; returns the bytes needed. */
+static size_t lay_out(ft_run *run, uint8_t *memory) {
+  const ft_header *h = run->program.header;
+  const ft_fleet *fleet = run->fleet;
+  ft_stack stack = {memory, 0};
+  run->memory.params = take(&stack, 4 * (size_t)h->param_floats);
+  run->memory.arena = take(&stack, h->arena_bytes);
+  run->memory.state = h->state_floats ? take(&stack, 4 * (size_t)h->state_floats) : NULL;
+  run->trained = take(&stack, 4 * (size_t)h->vector_floats);
+  run->mixed = fleet->personal ? take(&stack, 4 * (size_t)h->vector_floats) : NULL;
+  run->samples = (ft_samples){.fleet = fleet,
+                              .features = fleet->task.features,
+                              .outputs = fleet->task.outputs,
+                              .batch = h->batch};
+  take_samples(&stack, &fleet->task, &run->samples);
+  return stack.used;
+}
+
+/* ---- what is checked before anything runs -------------------------------------------------- */
+
+static ft_status check_phase(const ft_program *program, const ft_fleet *fleet, uint32_t at) {
+  const ft_phase *phase = fleet->phases + at;
+  if (phase->part > FT_QUERY) return FT_E_FLEET;
+  if ((phase->hyper.flags & FT_USE_CORRECTION) && !fleet->correction) return FT_E_FEATURE;
+  if (phase->flags & FT_RETURN_GRADIENT) {
+    if (at + 1 != fleet->n_phases || phase->steps != 1) return FT_E_FLEET;
+    if (!(program->header->features & FT_MOMENTUM)) return FT_E_FEATURE;
+  }
+  return ft_check_hyper(program, &phase->hyper);
+}
+
+static ft_status check_fleet(const ft_program *program, const ft_fleet *fleet) {
+  ft_status status = ft_task_check(fleet, program);
+  if (!fleet->base || !fleet->device || !fleet->outcomes) return FT_E_FLEET;
+  if (fleet->personal && !fleet->local) return FT_E_FLEET;
+  for (uint32_t i = 0; !status && i < fleet->n_phases; i++) status = check_phase(program, fleet, i);
+  return status;
+}
+
+/* Refuses the call, or returns the bytes that it needs. */
+static ft_status open_run(ft_run *run, const ft_fleet *fleet, size_t *bytes) {
+  *run = (ft_run){.fleet = fleet};
+  ft_status status = ft_check(fleet->image, fleet->image_bytes, &run->program);
+  if (!status) status = check_fleet(&run->program, fleet);
+  *bytes = status ? 0 : lay_out(run, NULL);
+  return status;
+}
+
+size_t ft_fleet_memory_bytes(const ft_fleet *fleet) {
+  ft_run run;
+  size_t bytes;
+  open_run(&run, fleet, &bytes);
+  return bytes;
+}
+
+/* ---- the delta and the fold ---------------------------------------------------------------- */
+
+/* Floats at, at + 1, ... of a vector of n; +0 past its end. */
+static inline v8 load8_of(const float *vector, uint32_t at, uint32_t n) {
+  return n - at >= 8 ? ft_load8(vector + at) : ft_load8_first(vector + at, n - at);
+}
+
+static inline v8l mask8_of(const uint8_t *mask, uint32_t at, uint32_t n) {
+  v8b bytes = {0};
+  memcpy(&bytes, mask + at, n - at >= 8 ? 8 : n - at);
+  return __builtin_convertvector(bytes, v8l) != 0;
+}
+
+/* vector - base, 0 where the mask is 0. No base: the vector is a delta itself. */
+static inline v8d delta8_of(const float *vector, const float *base, const uint8_t *mask,
+                            uint32_t at, uint32_t n) {
+  v8d delta = __builtin_convertvector(load8_of(vector, at, n), v8d);
+  if (base) delta -= __builtin_convertvector(load8_of(base, at, n), v8d);
+  return mask ? (v8d)((v8l)delta & mask8_of(mask, at, n)) : delta;
+}
+
+/* rint to nearest even of |x| < 2^51: adding 1.5 * 2^52 leaves the integer in the low bits. */
+static inline v8l rint8(v8d x) {
+  const double shift = 0x1.8p52;
+  int64_t bits;
+  memcpy(&bits, &shift, sizeof bits);
+  return (v8l)(x + shift) - bits;
+}
+
+static inline void add_to_sum(int64_t *sum, v8l terms, uint32_t count) {
+  v8l old = {0};
+  size_t bytes = count >= 8 ? sizeof old : count * sizeof *sum;
+  memcpy(&old, sum, bytes);
+  old += terms;
+  memcpy(sum, &old, bytes);
+}
+
+void ft_fold(const float *vector, const float *base, const uint8_t *mask, uint32_t n, double weight,
+             double scale, int64_t *sum) {
+  for (uint32_t at = 0; at < n; at += 8) {
+    v8d delta = delta8_of(vector, base, mask, at, n);
+    add_to_sum(sum + at, rint8(weight * delta * scale), n - at);
+  }
+}
+
+/* Fills in how far the visit moved; FT_OK if every coordinate is finite. */
+static ft_status measure(const float *vector, const float *base, const uint8_t *mask, uint32_t n,
+                         ft_outcome *outcome) {
+  v8i strange = {0};
+  v8d largest = {0}, squares = {0};
+  for (uint32_t at = 0; at < n; at += 8) {
+    v8 values = load8_of(vector, at, n);
+    v8d delta = delta8_of(vector, base, mask, at, n);
+    v8l moved = (v8l)delta & INT64_MAX;
+    v8l further = (v8d)moved > largest;
+    strange |= values - values != 0.0f;
+    largest = (v8d)((moved & further) | ((v8l)largest & ~further));
+    squares += delta * delta;
+  }
+  outcome->squared_norm = ((squares[0] + squares[1]) + (squares[2] + squares[3])) +
+                          ((squares[4] + squares[5]) + (squares[6] + squares[7]));
+  int is_strange = 0;
+  outcome->moved = 0;
+  for (int i = 0; i < 8; i++) {
+    outcome->moved = largest[i] > outcome->moved ? largest[i] : outcome->moved;
+    is_strange |= strange[i];
+  }
+  return is_strange ? FT_E_NOT_FINITE : FT_OK;
+}
+
+static ft_status check_bounds(const ft_fleet *fleet, const ft_outcome *outcome) {
+  if (!(outcome->moved <= fleet->bound)) return FT_E_BOUND;
+  int is_far = fleet->norm_bound > 0 && sqrt(outcome->squared_norm) > fleet->norm_bound;
+  return is_far ? FT_E_BOUND : FT_OK;
+}
+
+/* ---- one visit ----------------------------------------------------------------------------- */
+
+static void start_visit(ft_run *run, uint32_t visit) {
+  const ft_fleet *fleet = run->fleet;
+  run->start = fleet->base;
+  if (fleet->personal) {
+    uint32_t n = run->program.header->vector_floats;
+    const float *own = fleet->personal + (size_t)visit * n;
+    for (uint32_t i = 0; i < n; i++) run->mixed[i] = fleet->local[i] ? own[i] : fleet->base[i];
+    run->start = run->mixed;
+  }
+  ft_load(&run->program, &run->memory, run->start);
+}
+
+static ft_status evaluate(ft_run *run, ft_score *score) {
+  ft_samples *samples = &run->samples;
+  const ft_part *query = samples->parts + FT_QUERY;
+  uint32_t n = query->n, batch = samples->batch;
+  ft_status status = FT_OK;
+  ft_make_samples(samples, FT_QUERY, n);
+  for (uint32_t at = 0; !status && at < n; at += batch) {
+    uint32_t left = n - at, valid = left < batch ? left : batch;
+    for (uint32_t i = 0; i < batch; i++) samples->index[i] = i < valid ? at + i : n - 1;
+    ft_batch taken = ft_take_batch(samples, query);
+    status = ft_evaluate(&run->program, &run->memory, taken.x, taken.y, valid, score);
+  }
+  return status;
+}
+
+typedef struct { uint32_t at, epoch, key[4]; } ft_order; /* where in which epoch a phase stands */
+
+/* Names the samples of the next batch. */
+static void next_batch(const ft_samples *samples, const ft_phase *phase, ft_order *order) {
+  uint32_t n = samples->parts[phase->part].n;
+  ft_stream stream = {samples->fleet->run, samples->fleet->round, samples->device, 0};
+  int is_shuffled = (phase->flags & FT_SHUFFLED) != 0;
+  for (uint32_t i = 0; i < samples->batch; i++) {
+    if (is_shuffled && order->at == 0) ft_epoch_key(stream, order->epoch, order->key);
+    samples->index[i] = is_shuffled ? ft_shuffled(order->at, n, order->key) : order->at;
+    if (++order->at == n) {
+      order->at = 0;
+      order->epoch++;
+    }
+  }
+}
+
+static ft_status run_phase(ft_run *run, const ft_phase *phase, ft_outcome *outcome) {
+  ft_samples *samples = &run->samples;
+  const ft_part *part = samples->parts + phase->part;
+  uint32_t n = part->n, batch = samples->batch;
+  if (!n) return FT_E_EMPTY;
+  uint32_t steps = phase->steps ? phase->steps : (n + batch - 1) / batch;
+  uint64_t taken_in_all = (uint64_t)steps * batch;
+  ft_make_samples(samples, phase->part,
+                  phase->flags & FT_SHUFFLED || taken_in_all > n ? n : (uint32_t)taken_in_all);
+  ft_hyper hyper = phase->hyper;
+  if (phase->flags & FT_RETURN_GRADIENT) hyper.lr = hyper.momentum = 0;
+  ft_clear_momentum(&run->program, &run->memory);
+  ft_order order = {0};
+  for (uint32_t step = 0; step < steps; step++) {
+    float loss;
+    next_batch(samples, phase, &order);
+    ft_batch taken = ft_take_batch(samples, part);
+    ft_status status = ft_step(&run->program, &run->memory, taken.x, taken.y, &hyper, &loss);
+    if (status) return status;
+    outcome->loss_sum += (double)loss;
+    outcome->steps++;
+    outcome->samples += batch;
+  }
+  return FT_OK;
+}
+
+static void keep_personal(const ft_run *run, uint32_t visit, const float *trained) {
+  uint32_t n = run->program.header->vector_floats;
+  const uint8_t *local = run->fleet->local;
+  float *own = run->fleet->personal + (size_t)visit * n;
+  for (uint32_t i = 0; i < n; i++) own[i] = local[i] ? trained[i] : own[i];
+}
+
+static int returns_gradient(const ft_fleet *fleet) {
+  return fleet->n_phases && fleet->phases[fleet->n_phases - 1].flags & FT_RETURN_GRADIENT;
+}
+
+/* Takes the result out of the memory, checks it, folds it. */
+static ft_status finish_visit(ft_run *run, uint32_t visit, int64_t *sum, ft_outcome *outcome) {
+  const ft_fleet *fleet = run->fleet;
+  uint32_t n = run->program.header->vector_floats;
+  float *vector = fleet->vectors ? fleet->vectors + (size_t)visit * n : run->trained;
+  const float *base = fleet->base;
+  memcpy(vector, run->start, 4 * (size_t)n);
+  ft_store(&run->program, &run->memory, vector);
+  if (fleet->personal) memcpy(run->mixed, vector, 4 * (size_t)n);
+  ft_status status = measure(vector, base, fleet->fold_mask, n, outcome);
+  if (!status && returns_gradient(fleet)) {
+    base = NULL;
+    ft_store_gradient(&run->program, &run->memory, vector);
+    status = measure(vector, base, fleet->fold_mask, n, outcome);
+  }
+  if (!status) status = check_bounds(fleet, outcome);
+  if (status) return status;
+  if (fleet->personal) keep_personal(run, visit, run->mixed);
+  if (sum) {
+    ft_fold(vector, base, fleet->fold_mask, n, fleet->weight[visit], fleet->scale, sum);
+  }
+  return FT_OK;
+}
+
+static ft_status run_visit(ft_run *run, uint32_t visit, int64_t *sum, ft_outcome *outcome) {
+  const ft_fleet *fleet = run->fleet;
+  ft_status status = ft_open_visit(&run->samples, visit);
+  if (status) return status;
+  start_visit(run, visit);
+  if (fleet->evaluate & 1) status = evaluate(run, &outcome->before);
+  for (uint32_t i = 0; !status && i < fleet->n_phases; i++) {
+    status = run_phase(run, fleet->phases + i, outcome);
+  }
+  if (!status && fleet->evaluate & 2) status = evaluate(run, &outcome->after);
+  return status ? status : finish_visit(run, visit, sum, outcome);
+}
+
+ft_status ft_fleet_run(const ft_fleet *fleet, uint32_t first, uint32_t last, void *memory,
+                       size_t memory_bytes, int64_t *sum) {
+  ft_run run;
+  size_t bytes;
+  ft_status status = open_run(&run, fleet, &bytes);
+  if (status) return status;
+  if (first > last || last > fleet->n_visits || (sum && !fleet->weight)) return FT_E_FLEET;
+  if ((uintptr_t)memory % 16 || memory_bytes < bytes) return FT_E_MEMORY;
+  lay_out(&run, memory);
+  if (fleet->correction) ft_load_correction(&run.program, &run.memory, fleet->correction);
+  for (uint32_t visit = first; visit < last; visit++) {
+    ft_outcome outcome = {0};
+    outcome.status = run_visit(&run, visit, sum, &outcome);
+    fleet->outcomes[visit] = outcome;
+  }
+  return FT_OK;
+}

@@ -1,0 +1,240 @@
+"""A coordinator in memory: it carries out what the machine of rounds decides.
+
+This is the shape of every shell around `machine`: decide, write to the journal, then answer. It
+keeps nothing that the journal does not have, so that a new one on the same journal goes on where
+the last one fell.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedtiny.errors import RunError, UpdateError
+from fedtiny.fold import Total, delta_of
+from fedtiny.rounds import journal as records
+from fedtiny.rounds import machine
+from fedtiny.rounds.events import (
+    Begin,
+    CheckIns,
+    ComeBack,
+    Command,
+    Commit,
+    Committed,
+    Event,
+    Fold,
+    Folded,
+    Grant,
+    Offers,
+    Open,
+    Reply,
+    Tick,
+)
+from fedtiny.rounds.measures import Measures
+from fedtiny.strategies import calls
+from fedtiny.strategies.base import Round, Strategy
+from fedtiny.values import GRADIENT, TRAIN, Instruction, Layout, Lease, Receipt, Update
+
+if TYPE_CHECKING:
+    from fedtiny.rounds.journal import Journal
+    from fedtiny.strategies.base import Contribution, State
+    from fedtiny.tensors import Float32
+
+    Part = Total | tuple[Update, ...] | None
+
+
+class Coordinator:
+    """Runs the rounds of one strategy over the devices that call its methods.
+
+    ``devices`` is the number of devices that the Program fits; ``model`` the initial model. After
+    an exception, make a new one: it recovers from the journal.
+    """
+
+    def __init__(
+        self,
+        rules: machine.Rules,
+        strategy: Strategy,
+        layout: Layout,
+        model: Float32,
+        journal: Journal,
+        devices: int,
+        now: float = 0.0,
+    ) -> None:
+        self.rules, self.strategy, self.journal = rules, strategy, journal
+        self.rounds = records.recover(rules, journal)
+        *_, (self.model, self.strategy_state) = records.replay(
+            journal, rules.rounds, strategy, layout, model
+        )
+        self._updates: dict[int, Update] = {}
+        if self.rounds.phase == "open":
+            self.instruction = self._ask()
+        self._handle(Begin(now, devices) if self.rounds.phase == "idle" else Tick(now))
+
+    # ---- what devices and clocks call
+
+    def check_in(self, now: float, device: int) -> tuple[Lease, Instruction] | float:
+        """Work for the device, or the time at which it may ask again (infinity: the run is over)."""
+        later = machine.NEVER
+        for answer in self._handle(CheckIns(now, np.array([device]))):
+            if isinstance(answer, Grant):
+                ids = int(answer.leases[0]), int(answer.devices[0])
+                lease = Lease(*ids, answer.round, answer.version, float(answer.deadlines[0]))
+                return lease, self.instruction
+            if isinstance(answer, ComeBack):
+                later = answer.at
+        return later
+
+    def fetch(self, version: int) -> bytes:
+        """The bytes of the current model. Raises RunError for any other version."""
+        if version != self.rounds.version:
+            raise RunError(
+                f"version {version:,} of the model is gone, the current one is "
+                f"{self.rounds.version:,}; check in again"
+            )
+        return self.model.tobytes()
+
+    def submit(self, now: float, updates: Sequence[Update]) -> list[Receipt]:
+        """Receipts for the updates, which have arrived in this order.
+
+        A copy of an update in the same call has no receipt of its own.
+        """
+        for update in updates:
+            self._updates.setdefault(update.lease, update)
+        columns = ([u.lease, u.device, u.version] for u in updates)
+        leases, devices, versions = np.array(list(columns), np.int64).reshape(-1, 3).T
+        answers = self._handle(Offers(now, leases, devices, versions))
+        self._updates.clear()
+        return [
+            Receipt(int(lease), answer.status, detail)
+            for answer in answers
+            if isinstance(answer, Reply)
+            for lease, detail in zip(
+                answer.leases, answer.details or [""] * answer.leases.size, strict=True
+            )
+        ]
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        self._handle(Tick(now))
+
+    # ---- carrying out
+
+    def _handle(self, event: Event) -> list[Command]:
+        answers: list[Command] = []
+        events = deque([event])
+        while events:
+            self.rounds, commands = machine.step(self.rounds, events.popleft())
+            for command in commands:
+                follow_up = self._act(command, event.now)
+                events.extend([follow_up] if follow_up else [])
+            answers.extend(commands)
+        return answers
+
+    def _act(self, command: Command, now: float) -> Event | None:
+        action = _ACTIONS.get(type(command))
+        return action(self, command, now) if action else None
+
+    def _open(self, command: Open, now: float) -> None:
+        self.journal.append(command)
+        self.instruction = self._ask()
+
+    def _grant(self, command: Grant, now: float) -> None:
+        if not command.repeated:
+            self.journal.append(command)
+
+    def _fold(self, command: Fold, now: float) -> Folded:
+        accepted: list[Update] = []
+        refused: list[int] = []
+        reasons: list[str] = []
+        part, measures = self._nothing(), Measures()
+        for lease in command.leases.tolist():
+            update = self._updates[lease]
+            try:
+                measured = Measures.of(update.measures)
+                part, measures = self._with(part, update), measures.merge(measured)
+            except UpdateError as error:
+                refused.append(lease)
+                reasons.append(str(error))
+            else:
+                accepted.append(update)
+        leases = np.array([update.lease for update in accepted], np.int64)
+        if accepted:
+            self.journal.append(records.Accepted(command.round, leases, part, measures))
+        return Folded(now, leases, np.array(refused, np.int64), tuple(reasons))
+
+    def _commit(self, command: Commit, now: float) -> Committed:
+        accepted = [r for r in self.journal.pending() if isinstance(r, records.Accepted)]
+        trained = self.instruction.kind == TRAIN and not command.failed
+        total = model = None
+        if trained:
+            contribution = _contribution([record.part for record in accepted])
+            model, self.strategy_state = calls.finish(
+                self.strategy, self._round, self.model, contribution, self.strategy_state
+            )
+            self.model = model
+            total = contribution if isinstance(contribution, Total) else None
+        self.journal.append(
+            records.Published(
+                round=command.round,
+                leases=command.leases[:0] if command.failed else command.leases,
+                version=self.rounds.version + trained,
+                digest=records.digest(self.model),
+                total=total,
+                model=model if total is None else None,
+                state=self.strategy_state,
+                measures=reduce(Measures.merge, (r.measures for r in accepted), Measures()),
+                failed=command.failed,
+            )
+        )
+        return Committed(now, changed=trained)
+
+    # ---- contents
+
+    @property
+    def _round(self) -> Round:
+        return Round(self.rounds.round, self.rules.rounds)
+
+    def _ask(self) -> Instruction:
+        return calls.ask(self.strategy, self._round, self.strategy_state)
+
+    def _nothing(self) -> Part:
+        if self.instruction.kind != TRAIN:
+            return None
+        if self.strategy.needs == "all":
+            return ()
+        return Total.zero(self.model.size, self.strategy.fold_rule)
+
+    def _with(self, part: Part, update: Update) -> Part:
+        """The part and one more update; raises UpdateError if its content is not admissible."""
+        if part is None:
+            if update.nbytes:
+                raise UpdateError(f"{update.nbytes:,} bytes of values in a round that measures")
+            return None
+        base = None if self.instruction.returns == GRADIENT else self.model
+        samples = np.array([update.samples], np.float64)
+        weight = float(calls.weight(self.strategy, self._round, samples)[0])
+        if isinstance(part, Total):
+            return part.add(update, base, weight)
+        self.strategy.fold_rule.check(delta_of(update, base, self.model.size))
+        return (*part, update)
+
+
+def _contribution(parts: Sequence[Part]) -> Contribution:
+    """What `Strategy.finish` gets: the Total, or the updates in the order of their leases."""
+    totals = [part for part in parts if isinstance(part, Total)]
+    if totals:
+        return reduce(Total.merge, totals)
+    updates = [update for part in parts if isinstance(part, tuple) for update in part]
+    return sorted(updates, key=lambda update: update.lease)
+
+
+_ACTIONS: dict[type[Command], Callable[[Coordinator, Any, float], Event | None]] = {
+    Open: Coordinator._open,
+    Grant: Coordinator._grant,
+    Fold: Coordinator._fold,
+    Commit: Coordinator._commit,
+}
