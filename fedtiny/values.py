@@ -258,7 +258,7 @@ class Sgd:
 
     g is clipped to global norm ``clip``, then g += weight_decay * w + prox * (w - base) + c, with
     c a correction vector; v = momentum * v + g; w -= lr * v. At compile time a non-zero entry
-    reserves the memory that it needs.
+    reserves the memory that it needs; ``gradient`` reserves it for returning the last gradient.
     """
 
     momentum: float = 0.0
@@ -266,6 +266,7 @@ class Sgd:
     clip: float = 0.0
     prox: float = 0.0
     correction: bool = False
+    gradient: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -340,6 +341,38 @@ class Instruction:
     part: str = SUPPORT
     correction: bytes | None = None
     candidates: tuple[bytes | int, ...] = ()
+
+    @property
+    def sgd(self) -> Sgd:
+        """What a Program must be compiled with to carry this out."""
+        rules = [phase.sgd for phase in self.phases]
+        return Sgd(
+            momentum=max((r.momentum for r in rules), default=0.0),
+            weight_decay=max((r.weight_decay for r in rules), default=0.0),
+            clip=max((r.clip for r in rules), default=0.0),
+            prox=max((r.prox for r in rules), default=0.0),
+            correction=self.correction is not None,
+            gradient=self.returns == GRADIENT,
+        )
+
+    def used(self, counts: Mapping[str, Any], batch: int) -> tuple[Any, Any]:
+        """Training steps of a visit, and samples that it trains on (each counted once).
+
+        ``counts`` gives the samples of each part: a number, or a column of them.
+        """
+        steps: Any = 0
+        taken: dict[str, Any] = {}
+        for phase in self.phases:
+            count = counts[phase.part]
+            own = phase.steps or -(-count // batch)
+            steps = steps + own
+            taken[phase.part] = taken.get(phase.part, 0) + own * batch
+        return steps, sum(_least(wanted, counts[part]) for part, wanted in taken.items())
+
+
+def _least(a: Any, b: Any) -> Any:
+    """The smaller one, of two numbers or of two columns."""
+    return a - (a > b) * (a - b)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fedtiny import rng
@@ -171,12 +171,13 @@ class Learner:
         return kinds[instruction.kind](instruction, samples_of, key)
 
     def _train(self, instruction: Instruction, samples_of: Any, key: Key) -> Outcome:
-        loss_sum, steps = self._run_phases(instruction, samples_of, key)
+        loss_sum = self._run_phases(instruction, samples_of, key)
+        steps, samples = self._used(instruction, samples_of)
         ranges = self.program.sent_ranges(instruction)
         gradient = instruction.returns == GRADIENT
         full = self.executor.store_gradient() if gradient else self.executor.store()
         return Outcome(
-            _taken(full, ranges), ranges, steps * self.program.batch,
+            _taken(full, ranges), ranges, samples,
             {"loss_sum": loss_sum, "steps": steps},
             _taken(self.executor.store(), self.program.local_ranges),
         )  # fmt: skip
@@ -184,12 +185,12 @@ class Learner:
     def _evaluate_visit(self, instruction: Instruction, samples_of: Any, key: Key) -> Outcome:
         query = samples_of(QUERY)
         before = self._evaluate(query)
-        _, steps = self._run_phases(instruction, samples_of, key)
+        self._run_phases(instruction, samples_of, key)
         after = self._evaluate(query)
         measures = {f"{name}_before": before[name] for name in ("loss_sum", "correct")}
         measures |= {f"{name}_after": after[name] for name in ("loss_sum", "correct")}
         measures["count"] = after["count"]
-        return Outcome(samples=steps * self.program.batch, measures=measures)
+        return Outcome(samples=self._used(instruction, samples_of)[1], measures=measures)
 
     def _calibrate(self, instruction: Instruction, samples_of: Any, key: Key) -> Outcome:
         samples = samples_of(instruction.part)
@@ -225,22 +226,31 @@ class Learner:
 
     # -- phases --
 
-    def _run_phases(self, instruction: Instruction, samples_of: Any, key: Key) -> tuple[float, int]:
-        loss_sum, steps = 0.0, 0
-        for phase in instruction.phases:
+    def _run_phases(self, instruction: Instruction, samples_of: Any, key: Key) -> float:
+        """The sum of the losses of all steps."""
+        loss_sum = 0.0
+        last = len(instruction.phases) - 1
+        for index, phase in enumerate(instruction.phases):
+            if index == last and instruction.returns == GRADIENT:  # a step that moves nothing
+                phase = replace(phase, lr=0.0, steps=1, sgd=replace(phase.sgd, momentum=0.0))
             self.executor.clear_momentum()
-            loss, taken = self._run_phase(phase, samples_of(phase.part), key)
-            loss_sum, steps = loss_sum + loss, steps + taken
-        return loss_sum, steps
+            loss_sum = self._run_phase(phase, samples_of(phase.part), key, loss_sum)[0]
+        return loss_sum
 
-    def _run_phase(self, phase: Phase, samples: Samples, key: Key) -> tuple[float, int]:
-        """Sum of the steps' losses, and their number."""
+    def _used(self, instruction: Instruction, samples_of: Any) -> tuple[int, int]:
+        counts = {part: samples_of(part).count for part in {p.part for p in instruction.phases}}
+        steps, samples = instruction.used(counts, self.program.batch)
+        return int(steps), int(samples)
+
+    def _run_phase(
+        self, phase: Phase, samples: Samples, key: Key, loss_sum: float = 0.0
+    ) -> tuple[float, int]:
+        """``loss_sum`` plus the steps' losses, and their number."""
         if samples.count == 0:
             raise DataError("there are no samples to train on")
         batch, hyper = self.program.batch, self.program.hyper(phase)
         steps = phase.steps or -(-samples.count // batch)
         order = _order(steps * batch, samples.count, phase.shuffle, key)
-        loss_sum = 0.0
         for _ in range(steps):
             x, y = self._gather(samples, [next(order) for _ in range(batch)])
             loss_sum += self.executor.step(x, y, hyper)

@@ -103,7 +103,8 @@ class _Build:
 
     @property
     def features(self) -> int:
-        flags = (self.sgd.momentum, self.sgd.clip, self.sgd.prox, self.sgd.correction)
+        sgd = self.sgd
+        flags = (sgd.momentum or sgd.gradient, sgd.clip, sgd.prox, sgd.correction)
         bits = (MOMENTUM, CLIP, PROX, CORRECTION)
         return sum(bit for bit, wanted in zip(bits, flags, strict=True) if wanted)
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from ctypes import c_double, c_float, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 import numpy as np
 
@@ -34,6 +34,7 @@ SHUFFLED, RETURN_GRADIENT, USE_CORRECTION = 1, 2, 1
 ROWS_TASK, SINE_TASK = 0, 1
 VISITS_A_THREAD = 4
 """Fewer are not worth waking a thread for."""
+
 
 class Status(IntEnum):
     """What an outcome, or the call itself, may say: those of ``ft_status`` that can occur."""
@@ -142,8 +143,8 @@ class FleetStruct(ctypes.Structure):
 class Visits:
     """What a cohort did. A visit whose status is not OK has not been folded.
 
-    ``sums``: int64 over the averaged vector, or None without a fold rule; ``outcomes``: OUTCOME, one
-    a visit; ``vectors`` [visits, floats]: trained values or gradients, or None if not asked for.
+    ``sums``: int64 over the averaged vector, or None without a fold rule; ``outcomes``: OUTCOME,
+    one a visit; ``vectors`` [visits, floats]: trained values or gradients, None if not asked for.
     """
 
     sums: Int64 | None
@@ -152,14 +153,16 @@ class Visits:
 
 
 class FleetCall:
-    """One Program, ready to run visits on ``threads`` threads; close it, or use it in a ``with``."""
+    """One Program, ready to run visits on some threads; to be used in a ``with``."""
 
     def __init__(self, library: ctypes.CDLL, program: Program, threads: int = 1) -> None:
         self.program = program
         self._run = ctypes.CFUNCTYPE(
             c_uint32, c_void_p, c_uint32, c_uint32, c_void_p, c_size_t, c_void_p
         )(("ft_fleet_run", library))
-        self._memory_bytes = ctypes.CFUNCTYPE(c_size_t, c_void_p)(("ft_fleet_memory_bytes", library))
+        self._memory_bytes = ctypes.CFUNCTYPE(c_size_t, c_void_p)(
+            ("ft_fleet_memory_bytes", library)
+        )
         self._threads = threads
         self._pool = ThreadPoolExecutor(threads)
         check_image(program.image)
@@ -174,7 +177,7 @@ class FleetCall:
         task.features = _row_floats(program, program.tables.input)
         task.outputs = _row_floats(program, program.tables.label)
         self._instruction: Instruction | None = None
-        self._kept: list[Any] = []
+        self._kept: tuple[Any, ...] = ()
         self._memories: dict[tuple[int, ...], list[Array]] = {}
 
     def __enter__(self) -> FleetCall:
@@ -237,17 +240,18 @@ class FleetCall:
         if instruction.kind not in (TRAIN, EVALUATE):
             raise RunError(f"a fleet call runs train or evaluate, not {instruction.kind!r}")
         phases = [self._phase(phase) for phase in instruction.phases]
-        if instruction.kind == TRAIN and instruction.returns == GRADIENT:
+        if phases and instruction.kind == TRAIN and instruction.returns == GRADIENT:
             phases[-1].flags |= RETURN_GRADIENT
         array = (PhaseStruct * len(phases))(*phases)
-        correction = instruction.correction and np.frombuffer(instruction.correction, np.float32)
-        if correction is not None:
-            _fitting("correction", correction, np.float32, (self.program.layout.size,))
+        correction = None
+        if instruction.correction is not None:
+            sent = np.frombuffer(instruction.correction, np.float32)
+            correction = _fitting("correction", sent, np.float32, (self.program.layout.size,))
         fleet = self._fleet
         fleet.phases, fleet.n_phases = ctypes.addressof(array), len(phases)
         fleet.correction = _address(correction)
         fleet.evaluate = (3 if phases else 1) if instruction.kind == EVALUATE else 0
-        self._kept = [array, correction]
+        self._kept = array, correction
         self._instruction = instruction
 
     def _phase(self, phase: Phase) -> PhaseStruct:
@@ -259,10 +263,13 @@ class FleetCall:
         )
 
     def _set_task(self, task: Rows | Sine, count: int) -> None:
-        struct = self._fleet.task
         if hasattr(task, "rows"):
-            self._set_rows(task, count)
-            return
+            self._set_rows(cast("Rows", task), count)
+        else:
+            self._set_sine(task)
+
+    def _set_sine(self, task: Sine) -> None:
+        struct = self._fleet.task
         struct.kind, struct.labels = SINE_TASK, None
         struct.amplitude, struct.phase, struct.domain = task.amplitude, task.phase, task.domain
         struct.support, struct.query = task.support, task.query
@@ -312,7 +319,10 @@ class FleetCall:
         key = (task.kind, task.support, task.query, self._fleet.personal is not None)
         if key not in self._memories:
             size = self._memory_bytes(ctypes.addressof(self._fleet))
-            self._memories[key] = [_aligned(size) for _ in range(self._threads)]
+            rooms = [_aligned(size) for _ in range(self._threads)]
+            if not size:  # the call is about to be refused, and says why
+                return rooms
+            self._memories[key] = rooms
         return self._memories[key]
 
 

@@ -12,7 +12,7 @@ import json
 import struct
 import zlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -369,8 +369,9 @@ class Program:
         if unknown:
             raise ImageError(f"the phase trains the groups {sorted(unknown)}; there are {groups}")
         mask = sum(1 << groups.index(g) for g in phase.groups) if phase.groups else 0xFFFFFFFF
-        values = asdict(sgd)
-        return Hyper(phase.lr, **{**values, "correction": phase.corrected}, groups=mask)
+        return Hyper(
+            phase.lr, sgd.momentum, sgd.weight_decay, sgd.clip, sgd.prox, mask, phase.corrected
+        )
 
     def initial(self, seed: int) -> Vector:
         """The initial values of a seed: uniform in +-1/sqrt(fan-in), as torch's linear layers."""

@@ -9,21 +9,28 @@ import hashlib
 import importlib
 import inspect
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from fedtiny.data.tasks import build_task
 from fedtiny.engine.builder import Net
-from fedtiny.errors import ExperimentError, StrategyError
+from fedtiny.errors import DataError, ExperimentError, FedtinyError, StrategyError
 from fedtiny.experiment import reading
 from fedtiny.experiment.reading import Keys, Origin, Table, dotted, kinds, nearest
 from fedtiny.experiment.schema import Board, Budget, Data, Device, Evaluation, Fleet, Model, Run
+from fedtiny.experiment.writing import write_toml
 from fedtiny.registry.profiles import BOARDS, BoardProfile, board
-from fedtiny.strategies import table
 from fedtiny.strategies.base import Strategy
+from fedtiny.strategies.table import build as build_strategy
+
+if TYPE_CHECKING:
+    from fedtiny.data.tables import Task
 
 _SECTIONS = ("seed", "model", "data", "device", "strategy", "fleet", "run", "evaluate")
 _FIGURES = {
@@ -159,18 +166,30 @@ class Experiment:
             raise self.origin.error(("model", "build"), message)
         return net
 
+    def build_task(self) -> Task:
+        """The task of ``[data]``; its errors name the line as well."""
+        with self._blaming("data", {"source": self.data.source, **self.data.arguments}):
+            arguments, fleet = self.data.arguments, self.fleet
+            return build_task(self.data.source, arguments, fleet.devices, fleet.held_out)
+
     def build_strategy(self) -> Strategy:
         """The strategy of ``[strategy]``; its errors name the line as well."""
-        self._add_folder()
-        try:
-            strategy = table.build(self.strategy)
-        except StrategyError as error:
-            named = [k for k in self.strategy if repr(k) in str(error) or f"{k} =" in str(error)]
-            place = self.origin.place(("strategy", *named[:1]))
-            raise StrategyError(f"{place}: {error}") from error
+        with self._blaming("strategy", self.strategy):
+            strategy = build_strategy(self.strategy)
         for keys, message in _cohort_contradictions(self, strategy.cohort):
             raise self.origin.error(keys, message)
         return strategy
+
+    @contextmanager
+    def _blaming(self, section: str, table: Table) -> Iterator[None]:
+        """Errors met here are of the line that gives the key which they name, or of the section."""
+        self._add_folder()
+        try:
+            yield
+        except (ExperimentError, StrategyError, DataError, TypeError, ValueError) as error:
+            kind = type(error) if isinstance(error, FedtinyError) else ExperimentError
+            place = self.origin.place((section, *_named(table, str(error))))
+            raise kind(f"{place}: {error}") from error
 
     def _call(self, keys: Keys, reference: str, at: Keys, arguments: Table) -> Any:
         """What ``module:object`` makes of the arguments that stand at ``at``."""
@@ -236,11 +255,7 @@ class Experiment:
 
     def to_toml(self) -> str:
         """`to_json` as a TOML text."""
-        document = self.to_json()
-        lines = [f"seed = {document.pop('seed')}"]
-        for name, table in document.items():
-            lines += ["", f"[{name}]", *(f"{_key(k)} = {_toml(v)}" for k, v in table.items())]
-        return "\n".join(lines) + "\n"
+        return write_toml(self.to_json())
 
     @cached_property
     def digest(self) -> str:
@@ -352,6 +367,13 @@ def _board_contradictions(e: Experiment, name: str) -> Iterator[tuple[Keys, str]
             )
 
 
+def _named(table: Table, message: str) -> Keys:
+    """The key that a message is about, by its own name or else by its value; none if unclear."""
+    keys = [k for k in table if repr(k) in message or re.search(rf"\b{re.escape(k)} = ", message)]
+    values = [k for k, v in table.items() if isinstance(v, str) and repr(v) in message]
+    return tuple((keys + values)[:1])
+
+
 # ---- plain types -----------------------------------------------------------------------------
 
 
@@ -361,16 +383,3 @@ def _plain(section: reading.Section) -> dict[str, Any]:
         for f in fields(section)
         if getattr(section, f.name) is not None
     }
-
-
-def _key(key: str) -> str:
-    bare = key.isascii() and key.replace("-", "").replace("_", "").isalnum()
-    return key if bare else json.dumps(key, ensure_ascii=False)
-
-
-def _toml(value: Any) -> str:
-    if isinstance(value, Mapping) and value:
-        return "{ " + ", ".join(f"{_key(k)} = {_toml(v)}" for k, v in value.items()) + " }"
-    if isinstance(value, list | tuple):
-        return "[" + ", ".join(map(_toml, value)) + "]"
-    return json.dumps(value, ensure_ascii=False)

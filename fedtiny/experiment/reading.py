@@ -241,7 +241,7 @@ Seed = Annotated[int, Kind("an integer from 0 to 2^64 - 1", integer(0, 2**64 - 1
 Rate = Annotated[float, Kind("a number > 0", number(0, above=True))]
 Factor = Annotated[float, Kind("a number >= 1", number(1))]
 Probability = Annotated[float, Kind("a number from 0 to 1", number(0, 1))]
-Watts = Annotated[float, Kind("a number of watts >= 0", number(0))]
+NonNegative = Annotated[float, Kind("a number >= 0", number(0))]
 Seconds = Annotated[float, Kind(f"a duration {_SOME_TIME}", in_units(_SECONDS))]
 Duration = Annotated[float, Kind(f"a duration > 0 {_SOME_TIME}", in_units(_SECONDS, above=True))]
 BitsPerSecond = Annotated[

@@ -13,6 +13,7 @@ from fedtiny.experiment.reading import (
     Factor,
     Flag,
     Natural,
+    NonNegative,
     Plan,
     Positive,
     Probability,
@@ -21,7 +22,6 @@ from fedtiny.experiment.reading import (
     Section,
     Shares,
     Text,
-    Watts,
 )  # fmt: skip
 
 
@@ -88,9 +88,9 @@ class Board(Section):
     downlink: BitsPerSecond | None = None
     uplink: BitsPerSecond | None = None
     latency: Seconds | None = None
-    active_w: Watts | None = None
-    idle_w: Watts | None = None
-    radio_w: Watts | None = None
+    active_w: NonNegative | None = None
+    idle_w: NonNegative | None = None
+    radio_w: NonNegative | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,8 +99,8 @@ class Fleet(Section):
 
     Attributes:
         devices: How many, held-out ones included.
-        held_out: How many of them never train: evaluation adapts and judges on them. -1, the
-            default, stands for a tenth of the devices.
+        held_out: How many of them, the last ones, never train: evaluation adapts and judges on
+            them. -1, the default, stands for a tenth of the devices.
         profiles: The share of each board profile.
         availability: When a device can be reached: "always"; "diurnal", each night for some hours
             in its time zone; or "traces", as recorded from phones.
@@ -155,6 +155,7 @@ class Evaluation(Section):
         steps: Training steps; 0: one pass over the support.
         batch: Samples in a step; 0: as many as in training.
         shuffle: Take the samples in a new order each epoch.
+        clip: The norm that a gradient is clipped to; 0: it is not.
         query: Samples to be judged on; 0: as many as the task gives.
     """
 
@@ -163,6 +164,7 @@ class Evaluation(Section):
     steps: Natural = 0
     batch: Natural = 0
     shuffle: Flag = False
+    clip: NonNegative = 0.0
     query: Natural = 0
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from fedtiny.registry.profiles import BoardProfile
-from fedtiny.tensors import Float64
+
+if TYPE_CHECKING:
+    from fedtiny.tensors import Float64
 
 
 @dataclass(frozen=True, slots=True)

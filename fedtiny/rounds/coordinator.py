@@ -19,6 +19,7 @@ from fedtiny.fold import Total, delta_of
 from fedtiny.rounds import journal as records
 from fedtiny.rounds import machine
 from fedtiny.rounds.events import (
+    NEVER,
     Begin,
     CheckIns,
     ComeBack,
@@ -41,7 +42,7 @@ from fedtiny.values import GRADIENT, TRAIN, Instruction, Layout, Lease, Receipt,
 
 if TYPE_CHECKING:
     from fedtiny.rounds.journal import Journal
-    from fedtiny.strategies.base import Contribution, State
+    from fedtiny.strategies.base import Contribution
     from fedtiny.tensors import Float32
 
     Part = Total | tuple[Update, ...] | None
@@ -69,7 +70,7 @@ class Coordinator:
         *_, (self.model, self.strategy_state) = records.replay(
             journal, rules.rounds, strategy, layout, model
         )
-        self._updates: dict[int, Update] = {}
+        self._arrived: Sequence[Update] = ()
         if self.rounds.phase == "open":
             self.instruction = self._ask()
         self._handle(Begin(now, devices) if self.rounds.phase == "idle" else Tick(now))
@@ -77,8 +78,8 @@ class Coordinator:
     # ---- what devices and clocks call
 
     def check_in(self, now: float, device: int) -> tuple[Lease, Instruction] | float:
-        """Work for the device, or the time at which it may ask again (infinity: the run is over)."""
-        later = machine.NEVER
+        """Work for the device, or when it may ask again (`NEVER`: the run is over)."""
+        later = NEVER
         for answer in self._handle(CheckIns(now, np.array([device]))):
             if isinstance(answer, Grant):
                 ids = int(answer.leases[0]), int(answer.devices[0])
@@ -102,12 +103,11 @@ class Coordinator:
 
         A copy of an update in the same call has no receipt of its own.
         """
-        for update in updates:
-            self._updates.setdefault(update.lease, update)
+        self._arrived = updates
         columns = ([u.lease, u.device, u.version] for u in updates)
         leases, devices, versions = np.array(list(columns), np.int64).reshape(-1, 3).T
         answers = self._handle(Offers(now, leases, devices, versions))
-        self._updates.clear()
+        self._arrived = ()
         return [
             Receipt(int(lease), answer.status, detail)
             for answer in answers
@@ -151,13 +151,12 @@ class Coordinator:
         refused: list[int] = []
         reasons: list[str] = []
         part, measures = self._nothing(), Measures()
-        for lease in command.leases.tolist():
-            update = self._updates[lease]
+        for update in (self._arrived[at] for at in command.at):
             try:
                 measured = Measures.of(update.measures)
                 part, measures = self._with(part, update), measures.merge(measured)
             except UpdateError as error:
-                refused.append(lease)
+                refused.append(update.lease)
                 reasons.append(str(error))
             else:
                 accepted.append(update)

@@ -119,9 +119,10 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class Fold:
-    """Check and fold the contents of these offers; say `Folded`."""
+    """Check and fold the contents of these offers; say `Folded`. ``at``: their places in Offers."""
 
     round: int
+    at: Int64
     leases: Int64
     devices: Int64
 

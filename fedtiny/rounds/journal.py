@@ -12,8 +12,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-
 from fedtiny.errors import RunError
 from fedtiny.fold import Total
 from fedtiny.rounds import machine
@@ -151,4 +149,4 @@ def replay(
 
 def digest(model: Float32) -> str:
     """SHA-256 (hex) of a model's bytes."""
-    return hashlib.sha256(np.ascontiguousarray(model)).hexdigest()
+    return hashlib.sha256(model.tobytes()).hexdigest()

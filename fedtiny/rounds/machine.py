@@ -301,7 +301,7 @@ def _offered(state: State, event: Offers) -> tuple[State, Commands]:
     if admitted.size:
         leases = event.leases[admitted]
         state = _marked(state, leases, FOLDING)
-        commands = (*commands, Fold(state.round, leases, event.devices[admitted]))
+        commands = (*commands, Fold(state.round, admitted, leases, event.devices[admitted]))
     return state, commands
 
 
@@ -414,7 +414,7 @@ def _marked(state: State, leases: Int64, status: int) -> State:
 
 
 def _expired(state: State, now: float) -> State:
-    return _ended(state, (state.status == LIVE) & (state.deadlines <= now))
+    return _ended(state, (state.status == 99) & (state.deadlines <= now))
 
 
 def _released(state: State) -> State:

@@ -1,8 +1,8 @@
 """Measures of a round: counts and sums that add up, exactly, in any order.
 
 A measure's name says how it merges: names whose last part is ``min`` or ``max`` keep the extreme
-(``conv1.min``), all others add (``count``, ``loss_sum``, ``after.correct``, ``conv1.sum_squares``).
-A score names its candidates by number: ``0.loss_sum``, ``0.count``, ``1.loss_sum``, ...
+(``conv1.min``), all others add (``count``, ``loss_sum``, ``conv1.sum_squares``). A score names its
+candidates by number: ``loss_sum.0``, ``loss_sum.1``, ...
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class Measures:
         return {name: float(total) for name, total in self.sums.items()} | dict(self.extremes)
 
     def mean(self, total: str, count: str) -> float:
-        """``total / count``: the mean loss of candidate 3 is ``mean("3.loss_sum", "3.count")``."""
+        """``total / count``: the mean loss of candidate 3 is ``mean("loss_sum.3", "count")``."""
         return float(self.sums[total] / self.sums[count])
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,9 @@ from fedtiny.errors import DataError, ExperimentError
 from fedtiny.experiment import Experiment
 from fedtiny.rng import Purpose
 from fedtiny.simulator.clock import DAY
-from fedtiny.tensors import Float64, Int64
+
+if TYPE_CHECKING:
+    from fedtiny.tensors import Float64, Int64
 
 Devices = npt.NDArray[np.integer[Any]]
 Bools = npt.NDArray[np.bool_]
@@ -143,13 +145,14 @@ class Traces:
         rows = document.get(_KEY) if isinstance(document, dict) else None
         if not isinstance(rows, list) or not rows:
             raise DataError(f"{path} has no list of devices under {_KEY!r}")
-        return cls.of([_spans(row, f"{path}, device {n}") for n, row in enumerate(rows)])
+        traces = [_spans(row, f"{path}, device {n}") for n, row in enumerate(rows)]
+        if not any(begin for begin, _, _ in traces):
+            raise DataError(f"{path}: no device is ever active")
+        return cls.of(traces)
 
     def available(self, devices: Devices, time: npt.ArrayLike) -> Bools:
         """Whether a span is open."""
-        at = self._at(devices, time)
-        begun = at.span >= self.first[at.trace]
-        return np.asarray(begun & (at.second <= self.end[np.maximum(at.span, 0)]))
+        return self._open(self._at(devices, time))
 
     def next_available(self, devices: Devices, time: npt.ArrayLike) -> Float64:
         """``time`` when a span is open, else the beginning of the next."""
@@ -159,7 +162,7 @@ class Traces:
         span = np.minimum(np.where(wraps, first, at.span + 1), len(self.begin) - 1)
         begins = at.origin + self.begin[span] + np.where(wraps, self.period[at.trace], 0.0)
         later = np.where(first == stop, np.inf, begins)
-        return np.where(self.available(devices, time), time, later)
+        return np.where(self._open(at), time, later)
 
     @cached_property
     def _offset(self) -> Float64:
@@ -178,6 +181,10 @@ class Traces:
         second = time - origin
         span = np.searchsorted(self._begins, self._offset[trace] + second, side="right") - 1
         return _At(trace, origin, second, span)
+
+    def _open(self, at: _At) -> Bools:
+        begun = at.span >= self.first[at.trace]
+        return np.asarray(begun & (at.second <= self.end[np.maximum(at.span, 0)]))
 
 
 @dataclass(frozen=True, slots=True)

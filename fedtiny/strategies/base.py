@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from fedtiny import elementary
 from fedtiny.errors import StrategyError
@@ -25,8 +26,11 @@ from fedtiny.values import Instruction, Layout, Phase, Sgd, Update
 if TYPE_CHECKING:
     from fedtiny.tensors import Float32, Float64
 
-    State = Mapping[str, Float64 | float]
-    Contribution = Total | Iterable[Update]
+State = Mapping[str, npt.NDArray[np.float64] | float]
+"""What a strategy remembers: float64 arrays and numbers by name."""
+
+Contribution = Total | Iterable[Update]
+"""What `Strategy.finish` gets: a Total, or for ``needs = "all"`` every Update."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,8 +113,8 @@ def _check_fields(label: str, cls: type[Strategy], fields: Mapping[str, object])
             )
         if not _is_a(value, known[name]):
             raise StrategyError(
-                f"{label}: {name} = {value!r} is a {type(value).__name__}; it must be "
-                f"a {known[name].__name__}"
+                f"{label}: {name} = {value!r} is of type {type(value).__name__}; the field is of "
+                f"type {known[name].__name__}"
             )
 
 

@@ -113,7 +113,7 @@ def test_a_training_visit_returns_the_shared_values_and_keeps_the_local_ones(
 def test_a_gradient_visit_returns_the_gradient_at_the_adapted_point(
     learner: Learner, program: Program
 ) -> None:
-    adapt, probe = Phase(0.1), Phase(0.0, 1, part=QUERY)
+    adapt, probe = Phase(0.1), Phase(0.1, 1, part=QUERY)
     instruction = Instruction(phases=(adapt, probe), returns=GRADIENT)
     outcome = learner.visit(instruction, learner.vector(), parts(learner).__getitem__, Key())
     adapted = np.asarray(learner.vector(), np.float64)

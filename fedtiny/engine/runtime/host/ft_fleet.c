@@ -6,9 +6,10 @@
 #include "../ft_rng.h"
 #include "ft_task.h"
 
-typedef double v8d __attribute__((vector_size(64)));
-typedef int64_t v8l __attribute__((vector_size(64)));
-typedef uint8_t v8b __attribute__((vector_size(8)));
+typedef float v4 __attribute__((vector_size(16)));
+typedef double v4d __attribute__((vector_size(32)));
+typedef int64_t v4l __attribute__((vector_size(32)));
+typedef uint8_t v4b __attribute__((vector_size(4)));
 
 typedef struct {
   const ft_fleet *fleet;
@@ -97,70 +98,119 @@ size_t ft_fleet_memory_bytes(const ft_fleet *fleet) {
 
 /* ---- the delta and the fold ---------------------------------------------------------------- */
 
-/* Floats at, at + 1, ... of a vector of n; +0 past its end. */
-static inline v8 load8_of(const float *vector, uint32_t at, uint32_t n) {
-  return n - at >= 8 ? ft_load8(vector + at) : ft_load8_first(vector + at, n - at);
+/* Eight coordinates of a visit; where there are fewer, zeros follow. */
+typedef struct {
+  const float *vector, *base; /* base NULL: the vector is a delta itself */
+  const uint8_t *mask;        /* NULL: all count */
+} ft_eight;
+
+typedef struct { float vector[8], base[8]; uint8_t mask[8]; } ft_padding;
+
+FT_INLINE ft_eight eight_at(const ft_eight *all, uint32_t at) {
+  return (ft_eight){all->vector + at, all->base ? all->base + at : NULL,
+                    all->mask ? all->mask + at : NULL};
 }
 
-static inline v8l mask8_of(const uint8_t *mask, uint32_t at, uint32_t n) {
-  v8b bytes = {0};
-  memcpy(&bytes, mask + at, n - at >= 8 ? 8 : n - at);
-  return __builtin_convertvector(bytes, v8l) != 0;
+/* The last n % 8 coordinates, moved to where they can be read as eight. */
+static ft_eight padded(const ft_eight *all, uint32_t at, uint32_t n, ft_padding *room) {
+  memset(room, 0, sizeof *room);
+  memcpy(room->vector, all->vector + at, 4 * (n - at));
+  if (all->base) memcpy(room->base, all->base + at, 4 * (n - at));
+  if (all->mask) memcpy(room->mask, all->mask + at, n - at);
+  return (ft_eight){room->vector, room->base, all->mask ? room->mask : NULL};
 }
 
-/* vector - base, 0 where the mask is 0. No base: the vector is a delta itself. */
-static inline v8d delta8_of(const float *vector, const float *base, const uint8_t *mask,
-                            uint32_t at, uint32_t n) {
-  v8d delta = __builtin_convertvector(load8_of(vector, at, n), v8d);
-  if (base) delta -= __builtin_convertvector(load8_of(base, at, n), v8d);
-  return mask ? (v8d)((v8l)delta & mask8_of(mask, at, n)) : delta;
+FT_INLINE v4l mask4_of(const uint8_t *mask) {
+#ifdef __AVX2__
+  int32_t four;
+  memcpy(&four, mask, sizeof four);
+  return (v4l)_mm256_cvtepu8_epi64(_mm_cvtsi32_si128(four)) != 0;
+#else
+  v4b four;
+  memcpy(&four, mask, sizeof four);
+  return __builtin_convertvector(four, v4l) != 0;
+#endif
 }
 
-/* rint to nearest even of |x| < 2^51: adding 1.5 * 2^52 leaves the integer in the low bits. */
-static inline v8l rint8(v8d x) {
-  const double shift = 0x1.8p52;
-  int64_t bits;
-  memcpy(&bits, &shift, sizeof bits);
-  return (v8l)(x + shift) - bits;
+FT_INLINE v4d widened(const float *four) {
+  v4 x;
+  memcpy(&x, four, sizeof x);
+  return __builtin_convertvector(x, v4d);
 }
 
-static inline void add_to_sum(int64_t *sum, v8l terms, uint32_t count) {
-  v8l old = {0};
-  size_t bytes = count >= 8 ? sizeof old : count * sizeof *sum;
-  memcpy(&old, sum, bytes);
-  old += terms;
-  memcpy(sum, &old, bytes);
+/* vector - base of coordinates 4 half .. 4 half + 3 of the eight, 0 where the mask is 0. */
+FT_INLINE v4d delta4_of(const ft_eight *eight, int half) {
+  v4d delta = widened(eight->vector + 4 * half);
+  if (eight->base) delta -= widened(eight->base + 4 * half);
+  return eight->mask ? (v4d)((v4l)delta & mask4_of(eight->mask + 4 * half)) : delta;
+}
+
+/* Rounding |x| < 2^51 to nearest even: 1.5 * 2^52 more leaves the integer in the low bits. */
+FT_INLINE v4l rint4(v4d x) { return (v4l)(x + 0x1.8p52) - 0x4338000000000000; }
+
+FT_INLINE void fold8(const ft_eight *eight, double weight, double scale, int64_t *sum) {
+  for (int half = 0; half < 2; half++) {
+    v4l old;
+    memcpy(&old, sum + 4 * half, sizeof old);
+    old += rint4(delta4_of(eight, half) * weight * scale);
+    memcpy(sum + 4 * half, &old, sizeof old);
+  }
 }
 
 void ft_fold(const float *vector, const float *base, const uint8_t *mask, uint32_t n, double weight,
              double scale, int64_t *sum) {
-  for (uint32_t at = 0; at < n; at += 8) {
-    v8d delta = delta8_of(vector, base, mask, at, n);
-    add_to_sum(sum + at, rint8(weight * delta * scale), n - at);
+  const ft_eight all = {vector, base, mask};
+  uint32_t at = 0;
+  for (; n - at >= 8; at += 8) {
+    ft_eight eight = eight_at(&all, at);
+    fold8(&eight, weight, scale, sum + at);
+  }
+  if (at == n) return;
+  int64_t rest[8] = {0};
+  ft_padding room;
+  ft_eight eight = padded(&all, at, n, &room);
+  fold8(&eight, weight, scale, rest);
+  for (uint32_t i = 0; at + i < n; i++) sum[at + i] += rest[i];
+}
+
+typedef struct { v4d largest[2], squares[2]; v8i strange; } ft_moved; /* eight lanes of each */
+
+FT_INLINE void measure8(const ft_eight *eight, ft_moved *moved) {
+  v8 values = ft_load8(eight->vector);
+  moved->strange |= values - values != 0.0f;
+  for (int half = 0; half < 2; half++) {
+    v4d delta = delta4_of(eight, half);
+    v4l size = (v4l)delta & INT64_MAX, largest = (v4l)moved->largest[half];
+    v4l further = (v4d)size > moved->largest[half];
+    moved->largest[half] = (v4d)((size & further) | (largest & ~further));
+    moved->squares[half] += delta * delta;
   }
 }
+
+static double tree4(v4d x) { return (x[0] + x[1]) + (x[2] + x[3]); }
 
 /* Fills in how far the visit moved; FT_OK if every coordinate is finite. */
 static ft_status measure(const float *vector, const float *base, const uint8_t *mask, uint32_t n,
                          ft_outcome *outcome) {
-  v8i strange = {0};
-  v8d largest = {0}, squares = {0};
-  for (uint32_t at = 0; at < n; at += 8) {
-    v8 values = load8_of(vector, at, n);
-    v8d delta = delta8_of(vector, base, mask, at, n);
-    v8l moved = (v8l)delta & INT64_MAX;
-    v8l further = (v8d)moved > largest;
-    strange |= values - values != 0.0f;
-    largest = (v8d)((moved & further) | ((v8l)largest & ~further));
-    squares += delta * delta;
+  const ft_eight all = {vector, base, mask};
+  ft_moved moved = {0};
+  uint32_t at = 0;
+  for (; n - at >= 8; at += 8) {
+    ft_eight eight = eight_at(&all, at);
+    measure8(&eight, &moved);
   }
-  outcome->squared_norm = ((squares[0] + squares[1]) + (squares[2] + squares[3])) +
-                          ((squares[4] + squares[5]) + (squares[6] + squares[7]));
-  int is_strange = 0;
+  if (at < n) {
+    ft_padding room;
+    ft_eight eight = padded(&all, at, n, &room);
+    measure8(&eight, &moved);
+  }
+  outcome->squared_norm = tree4(moved.squares[0]) + tree4(moved.squares[1]);
   outcome->moved = 0;
+  int is_strange = 0;
   for (int i = 0; i < 8; i++) {
-    outcome->moved = largest[i] > outcome->moved ? largest[i] : outcome->moved;
-    is_strange |= strange[i];
+    double largest = moved.largest[i / 4][i % 4];
+    outcome->moved = largest > outcome->moved ? largest : outcome->moved;
+    is_strange |= moved.strange[i];
   }
   return is_strange ? FT_E_NOT_FINITE : FT_OK;
 }

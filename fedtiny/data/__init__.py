@@ -1,0 +1,1 @@
+"""Tasks and readers: where the samples of simulated devices come from."""

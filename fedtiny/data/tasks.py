@@ -1,0 +1,197 @@
+"""Tasks: which samples each device has, drawn from the counter generator alone.
+
+A task is a value. For a run (its seed), a round and devices it gives a RowTable: the samples of a
+whole cohort in columns, as the C runtime takes them, and as one device's share is cut from.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedtiny import draws, elementary
+from fedtiny.data.digits import FewShotDigits, LabelSkewDigits
+from fedtiny.data.tables import PARTS, RowTable, Sampler, Tabled, Task, even_starts
+from fedtiny.errors import DataError, ExperimentError
+from fedtiny.rng import Purpose
+
+if TYPE_CHECKING:
+    from fedtiny.data.tables import Samples
+    from fedtiny.tensors import Int64
+
+
+@dataclass(frozen=True, slots=True)
+class SineTask(Tabled):
+    """y = A sin(x + phi); A and phi belong to the device, x is drawn anew in each round.
+
+    Finn et al. 2017. All three intervals are uniform; ``support`` and ``query`` count samples.
+    """
+
+    amplitude: tuple[float, float] = (0.1, 5.0)
+    phase: tuple[float, float] = (0.0, float(np.float32(np.pi)))
+    domain: tuple[float, float] = (-5.0, 5.0)
+    support: int = 32
+    query: int = 32
+
+    features = 1
+    outputs = 1
+    classes = None
+
+    def __post_init__(self) -> None:
+        for name in ("amplitude", "phase", "domain"):
+            low, high = getattr(self, name)
+            if not -4096.0 <= low <= high <= 4096.0:
+                raise ExperimentError(
+                    f"{name} = [{low}, {high}] must ascend within [-4096, 4096], where the "
+                    "canonical sine is exact"
+                )
+        if min(self.support, self.query) < 0:
+            raise ExperimentError(f"support = {self.support}, query = {self.query}: not below 0")
+
+    def counts(self, run: int, devices: Sequence[int] | Int64) -> Int64:
+        """Support and query samples of each device: [devices, 2]."""
+        return np.tile(np.array([self.support, self.query]), (len(devices), 1))
+
+    def table(self, run: int, round: int, devices: Sequence[int] | Int64) -> RowTable:
+        """The samples of a cohort, in its order."""
+        device = np.asarray(devices)
+        of_device = draws.words(run, 0, device, Purpose.TASK, 2)
+        amplitude = draws.uniform(of_device[:, :1], *self.amplitude)
+        phase = draws.uniform(of_device[:, 1:], *self.phase)
+        words = (
+            draws.words(run, round, device, Purpose.SUPPORT, self.support),
+            draws.words(run, round, device, Purpose.QUERY, self.query),
+        )
+        x = draws.uniform(np.concatenate(words, axis=1), *self.domain)
+        y = amplitude * elementary.sin(x + phase)
+        starts = even_starts(len(device), self.support, self.query)
+        rows = np.arange(x.size, dtype=np.uint32)
+        return RowTable(x.reshape(-1, 1), y.reshape(-1, 1), None, rows, starts)
+
+    def native(self, run: int, round: int, devices: Sequence[int] | Int64) -> SineTask:
+        """The recipe itself."""
+        return self
+
+
+@dataclass(frozen=True, slots=True)
+class SampledTask:
+    """A Task whose samples come one device at a time from an object of the user's own."""
+
+    sampler: Sampler
+
+    @property
+    def features(self) -> int:
+        """Floats of one sample."""
+        return self.sampler.features
+
+    @property
+    def outputs(self) -> int:
+        """Targets, or logits, of one sample."""
+        return self.sampler.outputs
+
+    @property
+    def classes(self) -> int | None:
+        """None for a regression."""
+        return self.sampler.classes
+
+    def samples(self, run: int, round: int, device: int, part: str) -> Samples:
+        """The user's samples, checked: DataError says what is wrong with them."""
+        x, y = self.sampler.samples(run, round, device, part)
+        x = np.ascontiguousarray(x, np.float32)
+        if self.classes is None:
+            y = np.ascontiguousarray(y, np.float32)
+        else:
+            y = np.ascontiguousarray(y, np.int32)
+        shape = (len(x), self.outputs) if self.classes is None else (len(x),)
+        if x.shape != (len(x), self.features) or y.shape != shape:
+            raise DataError(
+                f"device {device} gave x {x.shape} and targets {y.shape} as its {part}; the task "
+                f"says x (n, {self.features}) and targets {('n', *shape[1:])}"
+            )
+        wrong = x.size - np.count_nonzero(np.isfinite(x))
+        if wrong:
+            raise DataError(
+                f"{wrong} of {x.size} values of device {device}'s {part} are not finite; "
+                "clean them in samples()"
+            )
+        return x, y
+
+    def counts(self, run: int, devices: Sequence[int] | Int64) -> Int64:
+        """Support and query samples of each device in round 0: [devices, 2]."""
+        starts = self.table(run, 0, devices).starts.astype(np.int64)
+        return np.diff(starts).reshape(-1, 2)
+
+    def table(self, run: int, round: int, devices: Sequence[int] | Int64) -> RowTable:
+        """The samples of a cohort, in its order."""
+        parts = (self.samples(run, round, int(d), part) for d in devices for part in PARTS)
+        return RowTable.from_samples(parts, self.classes)
+
+    native = table
+
+
+TASKS: Mapping[str, type[SineTask] | type[FewShotDigits] | type[LabelSkewDigits]] = {
+    "sine": SineTask,
+    "few-shot-digits": FewShotDigits,
+    "label-skew-digits": LabelSkewDigits,
+}
+
+
+def build_task(source: str, arguments: Mapping[str, Any], devices: int, held_out: int = 0) -> Task:
+    """The task that an experiment names: one of TASKS, or "module:object" with `samples`.
+
+    A class or function is called with the arguments. Raises ExperimentError for what it does not
+    know, DataError when there are too few samples.
+    """
+    values: dict[str, Any] = {
+        key: tuple(v) if isinstance(v, list) else v for key, v in arguments.items()
+    }
+    if ":" in source:
+        return task_of(_call(source, _imported(source), values))
+    if source not in TASKS:
+        near = difflib.get_close_matches(source, TASKS, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ExperimentError(f"there is no task {source!r}; there are {list(TASKS)}{hint}")
+    made = TASKS[source]
+    names = [f.name for f in fields(made)]
+    for key in values:
+        if key not in names or key in ("devices", "held_out"):
+            known = [name for name in names if name not in ("devices", "held_out")]
+            raise ExperimentError(f"the task {source!r} has no {key!r}; it has {known}")
+    if "devices" in names:
+        values |= {"devices": devices, "held_out": held_out}
+    task: Task = made(**values)
+    return task
+
+
+def task_of(sampler: Any) -> Task:
+    """The object itself if it is a Task, else a Task that asks it for each device's samples."""
+    missing = [name for name in ("features", "outputs", "classes", "samples")
+               if not hasattr(sampler, name)]  # fmt: skip
+    if missing:
+        raise ExperimentError(f"{type(sampler).__name__} is no task: it lacks {missing}")
+    task: Task = sampler if hasattr(sampler, "table") else SampledTask(sampler)
+    return task
+
+
+def _imported(source: str) -> Any:
+    module, _, name = source.partition(":")
+    try:
+        return getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError) as error:
+        raise ExperimentError(f"the data source {source!r} cannot be imported: {error}") from error
+
+
+def _call(source: str, found: Any, values: Mapping[str, Any]) -> Any:
+    if not callable(found):
+        return found
+    try:
+        return found(**values)
+    except TypeError as error:
+        raise ExperimentError(
+            f"the data source {source!r} refuses {dict(values)}: {error}"
+        ) from error

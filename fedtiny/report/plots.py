@@ -1,0 +1,225 @@
+"""The plots of a report as inline SVG, in colours that the page's style sheet decides."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from matplotlib import rc_context
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from fedtiny.report.record import Point, Record
+from fedtiny.report.units import scale, time_scale
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+SERIES = 6
+"""Colours that the style sheet has; a seventh evaluation takes the first again."""
+_INCHES = (4.2, 2.5)
+_BINS = 96
+_FEW = 12  # so few evaluations are marked one by one
+_LEAST_FALL = 12.0  # a loss that falls further than this is drawn on a logarithmic axis
+
+# matplotlib wants real colours: each of these stands for a variable of the style sheet.
+_INK, _MUTED, _GRID, _UNANSWERED = "#010101", "#020202", "#030303", "#040404"
+_COLOURS = tuple(f"#0501{i:02x}" for i in range(SERIES))
+_VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "grid", _UNANSWERED: "unanswered"} | {
+    colour: f"series-{i}" for i, colour in enumerate(_COLOURS)
+}
+_STYLE = {
+    "svg.fonttype": "none",
+    "font.size": 8.5,
+    "text.color": _INK,
+    "axes.labelcolor": _MUTED,
+    "axes.edgecolor": _MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": _MUTED,
+    "ytick.color": _MUTED,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0,
+    "ytick.minor.width": 0,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 3,
+    "lines.solid_capstyle": "round",
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+}
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One drawing: what its vertical axis shows, and its SVG."""
+
+    title: str
+    svg: str
+
+
+# ---- learning --------------------------------------------------------------------------------
+
+
+def learning(record: Record, measure: str) -> list[Plot]:
+    """The evaluations of one measure against rounds, time, bytes and energy: four panels."""
+    return [_panel(record, measure, *against) for against in _against(record)]
+
+
+_Axis = tuple[str, Callable[[Point], float]]
+
+
+def _against(record: Record) -> list[_Axis]:
+    last = [points[-1] for points in record.evaluations.values()]
+    by_time, time_unit = time_scale(max(p.time_s for p in last))
+    by_bytes, byte_unit = scale(max(p.nbytes for p in last), "B")
+    by_energy, energy_unit = scale(max(p.energy_j for p in last), "J")
+    return [
+        ("rounds", lambda p: p.round),
+        (f"virtual time ({time_unit})", lambda p: p.time_s / by_time),
+        (f"bytes carried ({byte_unit})", lambda p: p.nbytes / by_bytes),
+        (f"energy of all devices ({energy_unit})", lambda p: p.energy_j / by_energy),
+    ]
+
+
+def _panel(record: Record, measure: str, label: str, place: Callable[[Point], float]) -> Plot:
+    points = [point for points in record.evaluations.values() for point in points]
+    with _drawing() as (figure, axes):
+        for index, series in enumerate(record.evaluations.values()):
+            _draw_adapting(axes, series, measure, place, _COLOURS[index % SERIES])
+        values = [p.measure(measure, when)[0] for p in points for when in ("before", "after")]
+        title = _finish_value_axis(axes, measure, values)
+        _finish_x_axis(axes, label, max(map(place, points)))
+        return Plot(title, _svg(figure, f"{measure} against {label}"))
+
+
+def _draw_adapting(
+    axes: Axes, points: list[Point], measure: str, place: Callable[[Point], float], colour: str
+) -> None:
+    x = [place(p) for p in points]
+    marker = "o" if len(points) <= _FEW else None
+    for when, dashes in (("before", (3, 2)), ("after", (None, None))):
+        value, half = np.array([p.measure(measure, when) for p in points]).T
+        axes.fill_between(x, value - half, value + half, color=colour, alpha=0.18, linewidth=0)
+        axes.plot(x, value, color=colour, dashes=dashes, marker=marker, clip_on=False)
+
+
+# ---- training --------------------------------------------------------------------------------
+
+
+def training(record: Record) -> Plot | None:
+    """The loss on the devices while they train; None when no round gave one."""
+    rows = [(row["round"] + 1, row["loss"]) for row in record.rounds if row["loss"] is not None]
+    if not rows:
+        return None
+    bins = np.array_split(np.array(rows, float), min(len(rows), _BINS))
+    x, mean = np.array([part.mean(axis=0) for part in bins]).T
+    with _drawing() as (figure, axes):
+        if len(rows) > len(bins):
+            low, high = np.array([np.quantile(part[:, 1], (0.1, 0.9)) for part in bins]).T
+            axes.fill_between(x, low, high, color=_COLOURS[0], alpha=0.18, linewidth=0)
+        axes.plot(x, mean, color=_COLOURS[0], clip_on=False)
+        title = _finish_value_axis(axes, "training loss", mean.tolist())
+        _finish_x_axis(axes, "rounds", rows[-1][0])
+        return Plot(title, _svg(figure, "training loss against rounds"))
+
+
+def participation(record: Record) -> Plot | None:
+    """What became of the leases of a round: accepted, refused, unanswered; stacked."""
+    if not record.rounds:
+        return None
+    counts = np.array([[r["leases"], r["accepted"], r["refused"]] for r in record.rounds], float)
+    bins = np.array_split(counts, min(len(counts), _BINS))
+    leases, accepted, refused = np.array([part.mean(axis=0) for part in bins]).T
+    edges = np.cumsum([0, *(len(part) for part in bins)])
+    bottom, tops = np.zeros(len(bins)), (accepted, accepted + refused, leases)
+    with _drawing() as (figure, axes):
+        for top, colour in zip(tops, (_COLOURS[0], _COLOURS[1], _UNANSWERED), strict=True):
+            axes.stairs(top, edges, baseline=bottom, fill=True, color=colour, linewidth=0)
+            bottom = top
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=bool(leases.max() >= 4)))
+        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+        _finish_x_axis(axes, "rounds", len(counts))
+        return Plot("devices in a round", _svg(figure, "devices in a round"))
+
+
+# ---- axes ------------------------------------------------------------------------------------
+
+
+def _finish_x_axis(axes: Axes, label: str, last: float) -> None:
+    axes.set_xlabel(label)
+    axes.set_xlim(0, last or 1)
+    axes.grid(visible=False, axis="x")
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(FuncFormatter(_plain))
+
+
+def _finish_value_axis(axes: Axes, measure: str, values: list[float]) -> str:
+    """Limits and ticks that suit the values; returns what to call the axis."""
+    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+    axes.yaxis.set_major_locator(MaxNLocator(5))
+    finite = [value for value in values if np.isfinite(value)]
+    if measure == "accuracy":
+        axes.set_ylim(0, 1)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g}"))
+        return "accuracy (%)"
+    if not finite or min(finite) <= 0 or max(finite) < _LEAST_FALL * min(finite):
+        axes.set_ylim(0, 1.1 * max(finite, default=1.0))
+        return measure
+    _make_logarithmic(axes, min(finite), max(finite))
+    return f"{measure} (logarithmic)"
+
+
+def _make_logarithmic(axes: Axes, least: float, most: float) -> None:
+    axes.set_yscale("log")
+    axes.set_ylim(0.7 * least, 1.3 * most)
+    steps = (1.0,) if most > 300 * least else (1.0, 2.0, 5.0)
+    axes.yaxis.set_major_locator(LogLocator(subs=steps, numticks=12))
+    axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _plain(value: float, _: object) -> str:
+    return f"{value:,.10g}"
+
+
+# ---- from matplotlib to the page -------------------------------------------------------------
+
+
+@contextmanager
+def _drawing() -> Iterator[tuple[Figure, Axes]]:
+    with rc_context(_STYLE):
+        figure = Figure(figsize=_INCHES, layout="constrained")
+        yield figure, figure.add_subplot()
+
+
+def _svg(figure: Figure, label: str) -> str:
+    """The drawing as an element of the page; the salt keeps the ids of two drawings apart."""
+    file = io.StringIO()
+    with rc_context({"svg.hashsalt": label}):
+        nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+        figure.savefig(file, format="svg", metadata=nothing)
+    drawn = file.getvalue()
+    drawn = drawn[drawn.index("<svg") :].strip()
+    drawn = re.sub(r' xmlns(:xlink)?="[^"]*"', "", drawn).replace("xlink:href", "href")
+    drawn = re.sub(r'<g id="[^"]*"', "<g", drawn)
+    drawn = re.sub(r'<svg width="[^"]*" height="[^"]*"|<svg height="[^"]*"', "<svg", drawn, count=1)
+    drawn = re.sub(r"font: [^;\"]*", _font, drawn)
+    for colour, variable in _VARIABLES.items():
+        drawn = drawn.replace(colour, f"var(--{variable})")
+    return drawn.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
+
+
+def _font(match: re.Match[str]) -> str:
+    """The size alone: the page says which family."""
+    size = re.search(r"[\d.]+px", match[0])
+    return f"font-size: {size[0] if size else '8.5px'}"

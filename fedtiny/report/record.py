@@ -1,0 +1,115 @@
+"""What a run's folder says, in the order in which a reader asks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from fedtiny.runs import RunFolder
+
+RAM_PARTS = ("parameters", "arena", "state", "sample", "stack", "reserve")
+"""What a device's RAM holds; ``PART_bytes`` are keys of a Program's report."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One evaluation, and what the run had cost when it was made."""
+
+    round: int
+    time_s: float
+    nbytes: int
+    energy_j: float
+    row: Mapping[str, Any]
+
+    def measure(self, name: str, when: str) -> tuple[float, float]:
+        """Value and half-width of its 95 % interval; ``when`` is "before" or "after" adapting."""
+        return float(self.row[f"{name}_{when}"]), float(self.row[f"{name}_{when}_ci"])
+
+
+@dataclass(frozen=True)
+class Record:
+    """A run as far as it came.
+
+    Attributes:
+        experiment: Every value of the experiment, defaults included.
+        text: The experiment file.
+        history: The rows of history.jsonl.
+        summary: summary.json; while there is none, what the history adds up to.
+    """
+
+    experiment: Mapping[str, Any]
+    text: str
+    history: list[dict[str, Any]]
+    summary: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, run: RunFolder) -> Record:
+        """The record of a folder, whether its run has ended or not."""
+        history = run.history()
+        return cls(run.experiment, run.source[0], history, run.summary() or _so_far(history))
+
+    @property
+    def title(self) -> str:
+        """The strategy and what it learns: ``tinyreptile on sine``."""
+        strategy = self.experiment["strategy"]
+        return f"{strategy.get('name') or strategy['build']} on {self.experiment['data']['source']}"
+
+    @property
+    def profiles(self) -> list[Mapping[str, Any]]:
+        """One mapping for each board profile of the fleet."""
+        return list(self.summary["profiles"])
+
+    @property
+    def parameters(self) -> int | None:
+        """Floats of the model, or None when no profile got a Program."""
+        reports = (profile["report"] for profile in self.profiles)
+        return next((r["parameters_bytes"] // 4 for r in reports if r), None)
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether all rounds were run."""
+        return int(self.summary["rounds"]) >= int(self.experiment["run"]["rounds"])
+
+    @cached_property
+    def rounds(self) -> list[dict[str, Any]]:
+        """The history's rows of rounds."""
+        return [row for row in self.history if row["kind"] == "round"]
+
+    @cached_property
+    def evaluations(self) -> dict[str, list[Point]]:
+        """The evaluations of each name, in the order in which they were made."""
+        found: dict[str, list[Point]] = {}
+        nbytes, energy_j = 0, 0.0
+        for row in self.history:
+            if row["kind"] == "round":
+                nbytes += row["bytes_down"] + row["bytes_up"]
+                energy_j += row["energy_j"]
+            elif row["kind"] == "evaluation":
+                point = Point(row["round"], row["time_s"], nbytes, energy_j, row)
+                found.setdefault(row["name"], []).append(point)
+        return found
+
+    @property
+    def measures(self) -> tuple[str, ...]:
+        """What was judged: the loss, and with class labels the accuracy."""
+        points = [points[-1] for points in self.evaluations.values()]
+        names = ("loss", "accuracy")
+        return tuple(n for n in names if points and all(f"{n}_after" in p.row for p in points))
+
+
+def _so_far(history: list[dict[str, Any]]) -> dict[str, Any]:
+    rounds = [row for row in history if row["kind"] == "round"]
+    totals = {
+        key: sum(row[key] for row in rounds)
+        for key in ("refused", "bytes_down", "bytes_up", "energy_j")
+    }
+    return {
+        "rounds": len(rounds),
+        "failed_rounds": sum(row["failed"] for row in rounds),
+        "time_s": history[-1]["time_s"] if history else 0.0,
+        "updates": sum(row["accepted"] for row in rounds),
+        **totals,
+        "profiles": [],
+    }

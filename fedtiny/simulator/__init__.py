@@ -1,0 +1,1 @@
+"""A fleet of simulated devices under a virtual clock."""

@@ -1,0 +1,83 @@
+"""Who makes contact: as many devices as there are leases to give, in a drawn order.
+
+A real coordinator paces its fleet by telling devices when to come back. Here the pacing is ideal:
+nobody asks in vain, so a fleet of a million costs no more than its cohort.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedtiny import draws, rng
+from fedtiny.device.session import State
+
+if TYPE_CHECKING:
+    from fedtiny.simulator.sessions import Sessions
+    from fedtiny.simulator.traces import Availability
+    from fedtiny.tensors import Int64
+
+    Bools = np.ndarray[Any, np.dtype[np.bool_]]
+
+
+class Contact:
+    """The queue of one window of a round: a permutation of the devices that may train.
+
+    Devices that have had a lease in the round stand aside as long as there are others.
+    """
+
+    def __init__(
+        self, run: int, training: Int64, devices: int, sessions: Sessions, reach: Availability
+    ) -> None:
+        self._run, self._training = run, training
+        self._sessions, self._reach = sessions, reach
+        self._served = np.zeros(devices, bool)
+        self._key = np.zeros(4, np.uint32)
+        self._next = 0
+
+    def open(self, round: int, window: int) -> None:
+        """A window opens: a new order."""
+        if window == 0:
+            self._served[:] = False
+        words = rng.block(self._run, round, window, rng.Purpose.LINK, 0)
+        self._key, self._next = np.array(words, np.uint32), 0
+
+    def rewind(self) -> None:
+        """Something has changed: those who were skipped may be ready now."""
+        self._next = 0
+
+    def served(self, devices: Int64) -> None:
+        """These have a lease now."""
+        self._served[devices] = True
+
+    def serve_again(self, devices: Int64) -> bool:
+        """These may have another lease; False if they may already."""
+        changed = bool(self._served[devices].any())
+        self._served[devices] = False
+        self._next = 0
+        return changed
+
+    def take(self, count: int, now: float) -> Int64:
+        """Up to ``count`` devices that are idle and in reach, in the order of the queue."""
+        found: list[Int64] = []
+        missing = count
+        while missing and self._next < self._training.size:
+            stop = min(self._next + missing, self._training.size)
+            places = np.arange(self._next, stop)
+            devices = self._training[draws.shuffle(places, self._training.size, self._key)]
+            ready = self._ready(devices)
+            ready[ready] = self._reach.available(devices[ready], now)
+            found.append(devices[ready])
+            missing -= found[-1].size
+            self._next = stop
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def next_reachable(self, now: float) -> float:
+        """When the first device that is idle comes into reach; infinity if none ever does."""
+        ready = self._training[self._ready(self._training)]
+        return float(self._reach.next_available(ready, now).min(initial=np.inf))
+
+    def _ready(self, devices: Int64) -> Bools:
+        states = self._sessions.states()[devices]
+        return np.asarray((states == State.IDLE) & ~self._served[devices])

@@ -1,0 +1,96 @@
+"""Held-out devices adapt on their support and are judged on their query, before and after.
+
+Evaluation takes no virtual time: it observes the run. Every evaluation of a run meets the same
+samples (those of round 0), so that two rounds, or two strategies, are compared like for like.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedtiny.data.tables import Task
+from fedtiny.engine.program import Program
+from fedtiny.errors import ExperimentError, RunError
+from fedtiny.experiment.schema import Evaluation
+from fedtiny.simulator.fleet import Fleet, Workload, fit
+from fedtiny.simulator.visits import Scores, Visits
+from fedtiny.values import EVALUATE, Instruction, Phase, Sgd
+
+if TYPE_CHECKING:
+    from fedtiny.tensors import Float32, Float64, Int64
+
+NORMAL_95 = 1.959964
+
+
+@dataclass(frozen=True, eq=False)
+class Protocol:
+    """One way to adapt, ready to run: a Program for each kind of held-out device that it fits."""
+
+    name: str
+    task: Task
+    instruction: Instruction
+    programs: tuple[tuple[Program, Int64], ...]
+
+    @classmethod
+    def of(cls, name: str, asked: Evaluation, workload: Workload, fleet: Fleet) -> Protocol:
+        """The protocol of an experiment. Raises RunError when it fits no held-out device."""
+        phase = Phase(asked.lr, asked.steps, shuffle=asked.shuffle, sgd=Sgd(clip=asked.clip))
+        instruction = Instruction(EVALUATE, phases=(phase,))
+        fitted = [fit(workload, p.name, asked.batch, instruction.sgd) for p in fleet.profiles]
+        kind = fleet.profile[fleet.held_out]
+        programs = tuple(
+            (p.program, fleet.held_out[kind == i])
+            for i, p in enumerate(fitted)
+            if p.program and (kind == i).any()
+        )
+        if not programs:
+            reasons = "; ".join(r for p in fitted for r in p.reasons)
+            raise RunError(f"evaluation {name!r} fits no held-out device: {reasons}")
+        return cls(name, _resized(workload.task, name, asked), instruction, programs)
+
+    def run(self, visits: Visits, model: Float32) -> dict[str, Any]:
+        """Means over devices with 95 % intervals: a row of the history."""
+        parts = [
+            visits.evaluate(program, self.task, self.instruction, model, devices)
+            for program, devices in self.programs
+        ]
+        columns = ([getattr(part, name) for part in parts] for name in Scores.__dataclass_fields__)
+        return _summary(Scores(*map(np.concatenate, columns)), self.task.classes is not None)
+
+
+def _resized(task: Task, name: str, asked: Evaluation) -> Task:
+    """The task with the protocol's own number of samples."""
+    sizes = {key: getattr(asked, key) for key in ("support", "query") if getattr(asked, key)}
+    if not sizes:
+        return task
+    if not all(hasattr(task, key) for key in sizes):
+        raise ExperimentError(
+            f"evaluate.{name} sets {', '.join(sizes)}, which {type(task).__name__} has not; "
+            "set the sizes in [data]"
+        )
+    resized: Task = replace(task, **sizes)  # type: ignore[type-var]
+    return resized
+
+
+def _summary(scores: Scores, labelled: bool) -> dict[str, Any]:
+    """Devices without a query sample are left out."""
+    judged = scores.count > 0
+    row: dict[str, Any] = {"devices": int(judged.sum())}
+    kinds = ("loss", "correct") if labelled else ("loss",)
+    for kind in kinds:
+        for when in ("before", "after"):
+            each = getattr(scores, f"{kind}_{when}")[judged] / scores.count[judged]
+            label = f"{'accuracy' if kind == 'correct' else 'loss'}_{when}"
+            row[label], row[f"{label}_ci"] = _interval(each)
+    return row
+
+
+def _interval(each: Float64) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % interval."""
+    if not each.size:
+        return float("nan"), float("nan")
+    spread = float(each.std(ddof=1)) if each.size > 1 else 0.0
+    return float(each.mean()), NORMAL_95 * spread / each.size**0.5

@@ -1,0 +1,63 @@
+"""The leases under way, in columns, in the order in which they end."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedtiny.rounds.machine import ORDINAL_BITS
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fedtiny.tensors import Float64, Int64
+
+
+@dataclass(frozen=True, eq=False)
+class Flights:
+    """``ends_at``: when the update arrives, or when the deadline passes without one."""
+
+    leases: Int64
+    devices: Int64
+    versions: Int64
+    ends_at: Float64
+    deadlines: Float64
+    arrives: npt.NDArray[np.bool_]
+
+    @classmethod
+    def none(cls) -> Flights:
+        """Nobody is under way."""
+        return cls(*(np.empty(0, kind) for kind in ("i8", "i8", "i8", "f8", "f8", "?")))
+
+    @property
+    def next_at(self) -> float:
+        """When the next one ends; infinity if there is none."""
+        return float(self.ends_at[0]) if self.ends_at.size else np.inf
+
+    def joined(self, other: Flights) -> Flights:
+        """Both, in order; of two that end together the older lease comes first."""
+        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
+        both = Flights(*(np.concatenate(pair) for pair in pairs))
+        return both.take(np.lexsort((both.leases, both.ends_at)))
+
+    def take(self, at: Int64 | slice) -> Flights:
+        """The flights at these positions."""
+        return Flights(*(getattr(self, f.name)[at] for f in fields(self)))
+
+    def batch(self, until: float, round: int, room: int) -> int:
+        """How many of the first flights may be handled together, at the time of the last of them.
+
+        They end by ``until``, with the ``room``-th arrival of the round at the latest, and before
+        any lease among them expires.
+        """
+        count = int(np.searchsorted(self.ends_at, until, "right"))
+        ours = self.arrives[:count] & (self.leases[:count] >> ORDINAL_BITS == round)
+        arrived = np.cumsum(ours)
+        if count and arrived[-1] > room:
+            count = int(np.searchsorted(arrived, room)) + 1
+        earliest = np.minimum.accumulate(
+            np.where(self.arrives[:count], self.deadlines[:count], np.inf)
+        )
+        return int(np.argmin(np.append(self.ends_at[:count] < earliest, False)))
