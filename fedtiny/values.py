@@ -9,6 +9,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fedtiny.errors import CompileError, DataError, ExperimentError
@@ -102,7 +103,7 @@ class Layout:
             raise CompileError(f"parameter names must differ; got {sorted(names)}")
         return cls(tuple(placed))
 
-    @property
+    @cached_property
     def size(self) -> int:
         """Floats of the averaged vector."""
         return sum(p.size for p in self.parameters)
@@ -126,11 +127,14 @@ class Layout:
         """The inverse of `to_json`."""
         return cls.of(Parameter(name, tuple(shape), group) for name, shape, group in rows)
 
+    @cached_property
+    def _by_name(self) -> dict[str, Parameter]:
+        return {p.name: p for p in self.parameters}
+
     def __getitem__(self, name: str) -> Parameter:
-        for parameter in self.parameters:
-            if parameter.name == name:
-                return parameter
-        raise KeyError(f"no parameter {name!r}; there are {[p.name for p in self.parameters]}")
+        if name not in self._by_name:
+            raise KeyError(f"no parameter {name!r}; there are {list(self._by_name)}")
+        return self._by_name[name]
 
     def ranges(self, names: Iterable[str]) -> Ranges:
         """The coordinates of the named parameters."""

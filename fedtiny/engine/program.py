@@ -13,7 +13,7 @@ import struct
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
 from fedtiny import rng
@@ -340,11 +340,7 @@ class Program:
 
     def sent_ranges(self, instruction: Instruction) -> Ranges:
         """The coordinates that a train instruction sends back: trained and not local."""
-        if instruction.kind != TRAIN:
-            return ()
-        layout = self.layout
-        groups = {g for p in instruction.phases for g in p.groups or layout.groups} - {LOCAL}
-        return layout.ranges(n for n in self.trained_names if layout[n].group in groups)
+        return _sent_ranges(self, instruction)
 
     def report(self) -> dict[str, int]:
         """Byte figures that add up, and multiply-accumulates.
@@ -354,6 +350,7 @@ class Program:
         """
         return dict(self.tables.card["report"])
 
+    @cached_property
     def footprint(self) -> Footprint:
         """The Program as the matching of Programs and devices sees it."""
         report = self.report()
@@ -381,6 +378,15 @@ class Program:
             stop = parameter.offset + parameter.size
             made[parameter.offset : stop] = _uniform(seed, index, parameter.size, bound)
         return vector(made)
+
+
+@lru_cache(maxsize=16)
+def _sent_ranges(program: Program, instruction: Instruction) -> Ranges:
+    if instruction.kind != TRAIN:
+        return ()
+    layout = program.layout
+    groups = {g for p in instruction.phases for g in p.groups or layout.groups} - {LOCAL}
+    return layout.ranges(n for n in program.trained_names if layout[n].group in groups)
 
 
 def _uniform(seed: int, index: int, count: int, bound: float) -> memoryview[float]:

@@ -6,7 +6,9 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
+from fedtiny.report.markup import legend, swatch, wide_table
 from fedtiny.report.record import RAM_PARTS, Record
+from fedtiny.report.units import percent
 
 _MOST = 4
 """A budget of more than this many times the largest need runs off the bar."""
@@ -21,7 +23,7 @@ def memory_section(record: Record) -> Iterator[str]:
         '<p class="note">What one device needs to train, part by part. The frame is the RAM that '
         "the experiment gives it; a frame without an end goes on beyond the page.</p>"
     )
-    yield _legend()
+    yield legend(swatch(f"part-{i}", name) for i, name in enumerate(RAM_PARTS))
     scale_bytes = _scale(record.profiles)
     yield from (_row(profile, scale_bytes) for profile in record.profiles)
     yield _table(record.profiles)
@@ -29,10 +31,9 @@ def memory_section(record: Record) -> Iterator[str]:
 
 def _scale(profiles: list[Mapping[str, Any]]) -> float:
     """The bytes that the full width stands for."""
-    largest = max((p["report"]["ram_bytes"] for p in profiles if p["report"]), default=0)
-    given = [p["ram_given_bytes"] for p in profiles]
-    shown = [budget for budget in given if budget <= _MOST * largest]
-    return float(max(1.1 * largest, *shown, 1) if largest else max(given))
+    largest = max(p["report"]["ram_bytes"] for p in profiles)
+    given = (p["ram_given_bytes"] for p in profiles)
+    return float(max(1.1 * largest, *(budget for budget in given if budget <= _MOST * largest)))
 
 
 def _row(profile: Mapping[str, Any], scale_bytes: float) -> str:
@@ -49,8 +50,8 @@ def _row(profile: Mapping[str, Any], scale_bytes: float) -> str:
     )
 
 
-def _part(report: Mapping[str, int] | None, index: int, name: str, scale_bytes: float) -> str:
-    nbytes = report[f"{name}_bytes"] if report else 0
+def _part(report: Mapping[str, int], index: int, name: str, scale_bytes: float) -> str:
+    nbytes = report[f"{name}_bytes"]
     if not nbytes:
         return ""
     return (
@@ -60,39 +61,23 @@ def _part(report: Mapping[str, int] | None, index: int, name: str, scale_bytes: 
 
 
 def _said(profile: Mapping[str, Any]) -> str:
-    given, report = profile["ram_given_bytes"], profile["report"]
+    given, needed = profile["ram_given_bytes"], profile["report"]["ram_bytes"]
     devices = f"{profile['devices']:,} devices · "
     misfit = '<b class="bad">✕ does not fit</b> · ' if profile["reasons"] else ""
-    if not report:
-        return f"{devices}{misfit}{given:,} B given"
-    needed = report["ram_bytes"]
-    return f"{devices}{misfit}{needed:,} of {given:,} B ({100 * needed / given:.2g} %)"
-
-
-def _legend() -> str:
-    items = "".join(
-        f'<li><i class="swatch" style="background:var(--part-{i})"></i>{name}</li>'
-        for i, name in enumerate(RAM_PARTS)
-    )
-    return f'<ul class="legend">{items}</ul>'
+    return f"{devices}{misfit}{needed:,} of {given:,} B ({percent(needed / given)})"
 
 
 def _table(profiles: list[Mapping[str, Any]]) -> str:
     columns = ("devices", *RAM_PARTS, "RAM needed", "RAM given", "flash needed")
     head = "".join(f"<th>{column}</th>" for column in ("", *columns))
-    rows = "".join(_table_row(profile) for profile in profiles)
-    return (
-        "<details><summary>The bytes in a table</summary>"
-        f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
-        "</div></details>"
-    )
+    table = wide_table(head, map(_table_row, profiles))
+    return f"<details><summary>The bytes in a table</summary>{table}</details>"
 
 
 def _table_row(profile: Mapping[str, Any]) -> str:
-    report = profile["report"] or {}
+    report = profile["report"]
     keys = [*(f"{name}_bytes" for name in RAM_PARTS), "ram_bytes"]
-    needed = [f"{report[key]:,}" if report else "–" for key in keys]
-    flash = f"{report['flash_bytes']:,}" if report else "–"
-    cells = [f"{profile['devices']:,}", *needed, f"{profile['ram_given_bytes']:,}", flash]
-    named = f'<th scope="row">{escape(profile["name"])}</th>'
-    return f"<tr>{named}{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>"
+    needed = (report[key] for key in keys)
+    figures = profile["devices"], *needed, profile["ram_given_bytes"], report["flash_bytes"]
+    cells = "".join(f"<td>{figure:,}</td>" for figure in figures)
+    return f'<tr><th scope="row">{escape(profile["name"])}</th>{cells}</tr>'

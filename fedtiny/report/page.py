@@ -8,11 +8,15 @@ from importlib.resources import files
 from typing import Any
 
 from fedtiny.report import plots
+from fedtiny.report.markup import legend, line, swatch, wide_table
 from fedtiny.report.memory import memory_section
 from fedtiny.report.plots import SERIES, Plot
 from fedtiny.report.record import Point, Record
 from fedtiny.report.units import measured, si
 from fedtiny.simulator.clock import format_time
+
+_DEVICES = '<{0} class="spare">{1}</{0}>'
+"""A cell of the column that a narrow screen leaves out."""
 
 
 def page(record: Record) -> str:
@@ -69,10 +73,9 @@ def _results(record: Record) -> Iterator[str]:
         "they adapt the model to their support samples. Mean over devices ± half-width of the "
         "95 % interval.</p>"
     )
-    heads = [f"{m}<br>{when}" for m in record.measures for when in ("before", "after")]
-    cells = "".join(f"<th>{head}</th>" for head in ("", "round", "devices", *heads))
-    rows = "".join(_result_rows(record))
-    yield f'<div class="wide"><table><thead><tr>{cells}</tr></thead><tbody>{rows}</tbody></table></div>'
+    heads = [f"<th>{m}<br>{when}</th>" for m in record.measures for when in ("before", "after")]
+    cells = "<th></th><th>round</th>" + _DEVICES.format("th", "devices") + "".join(heads)
+    yield wide_table(cells, _result_rows(record))
 
 
 def _result_rows(record: Record) -> Iterator[str]:
@@ -88,7 +91,7 @@ def _result_row(record: Record, name: str, point: Point, place: str) -> str:
         for measure in record.measures
         for when in ("before", "after")
     )
-    counts = f"<td>{point.round:,}</td><td>{point.row['devices']:,}</td>"
+    counts = f"<td>{point.round:,}</td>" + _DEVICES.format("td", f"{point.row['devices']:,}")
     return f'<tr class="{place}"><th scope="row">{escape(name)}</th>{counts}{cells}</tr>'
 
 
@@ -99,13 +102,11 @@ def _learning(record: Record) -> Iterator[str]:
     if not record.evaluations:
         return
     yield "<h2>Learning</h2>"
-    yield (
-        '<p class="note">The same evaluations against four costs; bands are 95 % intervals.</p>'
-    )
+    yield '<p class="note">The same evaluations against four costs, with 95 % intervals.</p>'
     names = enumerate(record.evaluations)
-    swatches = [_swatch(f"series-{i % SERIES}", name) for i, name in names]
-    lines = [_key("line", "after adapting"), _key("line dashed", "before adapting")]
-    yield _legend(swatches * (len(swatches) > 1) + lines)
+    swatches = [swatch(f"series-{i % SERIES}", name) for i, name in names]
+    lines = [line("line", "after adapting"), line("line dashed", "before adapting")]
+    yield legend(swatches * (len(swatches) > 1) + lines)
     for measure in record.measures:
         yield _figures(plots.learning(record, measure))
 
@@ -122,7 +123,7 @@ def _training(record: Record) -> Iterator[str]:
         f"{f' {failed:,} rounds failed for want of updates.' if failed else ''}</p>"
     )
     named = (("series-0", "accepted"), ("series-1", "refused"), ("unanswered", "unanswered"))
-    yield _legend(_swatch(*pair) for pair in named)
+    yield legend(swatch(*pair) for pair in named)
     yield _figures([plot for plot in (loss, fleet) if plot])
 
 
@@ -132,18 +133,6 @@ def _figures(drawn: Iterable[Plot]) -> str:
         for plot in drawn
     )
     return f'<div class="plots">\n{figures}\n</div>'
-
-
-def _swatch(variable: str, name: str) -> str:
-    return f'<li><i class="swatch" style="background:var(--{variable})"></i>{escape(name)}</li>'
-
-
-def _key(classes: str, name: str) -> str:
-    return f'<li><i class="{classes}"></i>{name}</li>'
-
-
-def _legend(items: Iterable[str]) -> str:
-    return f'<ul class="legend">{"".join(items)}</ul>'
 
 
 # ---- what was asked for ----------------------------------------------------------------------
@@ -179,7 +168,7 @@ def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
         return "(" + ", ".join(f"{k} {_shown(v)}" for k, v in value.items()) + ")"
     if isinstance(value, list):
-        return " to ".join(map(_shown, value)) if len(value) == 2 else "×".join(map(_shown, value))
+        return "(" + ", ".join(map(_shown, value)) + ")"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

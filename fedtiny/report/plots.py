@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib import rc_context
@@ -25,6 +25,7 @@ SERIES = 6
 _INCHES = (4.2, 2.5)
 _BINS = 96
 _FEW = 12  # so few evaluations are marked one by one
+_STEPS = (1, 2, 5, 10)
 _LEAST_FALL = 12.0  # a loss that falls further than this is drawn on a logarithmic axis
 
 # matplotlib wants real colours: each of these stands for a variable of the style sheet.
@@ -33,7 +34,7 @@ _COLOURS = tuple(f"#0501{i:02x}" for i in range(SERIES))
 _VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "grid", _UNANSWERED: "unanswered"} | {
     colour: f"series-{i}" for i, colour in enumerate(_COLOURS)
 }
-_STYLE = {
+_STYLE: Any = {
     "svg.fonttype": "none",
     "font.size": 8.5,
     "text.color": _INK,
@@ -146,7 +147,7 @@ def participation(record: Record) -> Plot | None:
         for top, colour in zip(tops, (_COLOURS[0], _COLOURS[1], _UNANSWERED), strict=True):
             axes.stairs(top, edges, baseline=bottom, fill=True, color=colour, linewidth=0)
             bottom = top
-        axes.yaxis.set_major_locator(MaxNLocator(4, integer=bool(leases.max() >= 4)))
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS, integer=bool(leases.max() >= 4)))
         axes.yaxis.set_major_formatter(FuncFormatter(_plain))
         _finish_x_axis(axes, "rounds", len(counts))
         return Plot("devices in a round", _svg(figure, "devices in a round"))
@@ -159,14 +160,14 @@ def _finish_x_axis(axes: Axes, label: str, last: float) -> None:
     axes.set_xlabel(label)
     axes.set_xlim(0, last or 1)
     axes.grid(visible=False, axis="x")
-    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
     axes.xaxis.set_major_formatter(FuncFormatter(_plain))
 
 
 def _finish_value_axis(axes: Axes, measure: str, values: list[float]) -> str:
     """Limits and ticks that suit the values; returns what to call the axis."""
     axes.yaxis.set_major_formatter(FuncFormatter(_plain))
-    axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_locator(MaxNLocator(5, steps=_STEPS))
     finite = [value for value in values if np.isfinite(value)]
     if measure == "accuracy":
         axes.set_ylim(0, 1)

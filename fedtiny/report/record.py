@@ -63,9 +63,9 @@ class Record:
 
     @property
     def parameters(self) -> int | None:
-        """Floats of the model, or None when no profile got a Program."""
-        reports = (profile["report"] for profile in self.profiles)
-        return next((r["parameters_bytes"] // 4 for r in reports if r), None)
+        """Floats of the model; None while there is no summary."""
+        found = (profile["report"]["parameters_bytes"] // 4 for profile in self.profiles)
+        return next(found, None)
 
     @property
     def is_complete(self) -> bool:
@@ -93,9 +93,9 @@ class Record:
 
     @property
     def measures(self) -> tuple[str, ...]:
-        """What was judged: the loss, and with class labels the accuracy."""
+        """What was judged: with class labels the accuracy, and the loss."""
         points = [points[-1] for points in self.evaluations.values()]
-        names = ("loss", "accuracy")
+        names = ("accuracy", "loss")
         return tuple(n for n in names if points and all(f"{n}_after" in p.row for p in points))
 
 

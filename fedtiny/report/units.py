@@ -17,6 +17,11 @@ def si(value: float, unit: str) -> str:
     return f"{value:.3g} {_PREFIXES[power + 1]}{unit}"
 
 
+def percent(share: float) -> str:
+    """``250 %``, ``15 %``, ``0.015 %``."""
+    return f"{100 * share:,.0f} %" if share >= 0.095 else f"{100 * share:.2g} %"
+
+
 def scale(largest: float, unit: str) -> tuple[float, str]:
     """What an axis that ends at ``largest`` is divided by, and the unit that it then has."""
     power = min(max(0, math.floor(math.log10(largest) / 3)) if largest > 0 else 0, 5)

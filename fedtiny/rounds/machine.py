@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -118,7 +118,7 @@ class Past:
         return 0 <= round < self._length and bool((self._rounds[round] == lease).any())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class State:
     """Where a run stands. The columns are the leases of the open round, by ordinal.
 
@@ -159,12 +159,19 @@ def start(rules: Rules) -> State:
     return State(rules)
 
 
+def _with(state: State, **changes: Any) -> State:
+    # dataclasses.replace takes seven times as long, which a serial run would notice.
+    new = object.__new__(State)
+    vars(new).update(vars(state), **changes)
+    return new
+
+
 # ---- facts: what the journal records, applied alike when it happens and after a crash ----------
 
 
 def opened(state: State, window: Open) -> State:
     """A window has opened; leases of an earlier window of the round have ended."""
-    state = replace(
+    state = _with(
         state, phase="open", window=window.window, wanted=window.wanted, given=0, closes_at=NEVER
     )
     return _released(state)
@@ -174,7 +181,7 @@ def granted(state: State, grant: Grant) -> State:
     """New leases have been given."""
     fresh = np.full(grant.leases.size, LIVE, np.int8)
     first_deadline = float(grant.deadlines[0])
-    return replace(
+    return _with(
         state,
         given=state.given + grant.leases.size,
         closes_at=min(state.closes_at, first_deadline),
@@ -187,7 +194,7 @@ def granted(state: State, grant: Grant) -> State:
 def accepted(state: State, leases: Int64) -> State:
     """These leases count."""
     marked = _marked(state, leases, ACCEPTED)
-    return replace(marked, accepted=state.accepted + leases.size)
+    return _with(marked, accepted=int(np.count_nonzero(marked.status == ACCEPTED)))
 
 
 def committed(state: State, leases: Int64, changed: bool) -> State:
@@ -226,7 +233,7 @@ def _begun(state: State, event: Begin) -> tuple[State, Commands]:
             f"{state.rules.minimum:,}; lower minimum, give the Program a larger budget, or add "
             "devices"
         )
-    return replace(state, phase="between"), ()
+    return _with(state, phase="between"), ()
 
 
 def _checked_in(state: State, event: CheckIns) -> tuple[State, Commands]:
@@ -330,19 +337,27 @@ def _replies(leases: Int64, answers: Int8) -> Commands:
 
 
 def _folded(state: State, event: Folded) -> tuple[State, Commands]:
-    told = event.leases.size + event.refused.size
+    _check_folded(state, event)
     state = accepted(_marked(state, event.refused, REFUSED), event.leases)
-    if told == 0 or len(event.reasons) != event.refused.size:
-        raise RunError(
-            f"Folded names {told:,} leases and gives {len(event.reasons):,} reasons for "
-            f"{event.refused.size:,} refusals"
-        )
     commands: Commands = ()
     if event.leases.size:
         commands = (Reply(event.leases, values.ACCEPTED),)
     if event.refused.size:
         commands = (*commands, Reply(event.refused, values.INVALID, event.reasons))
     return state, commands
+
+
+def _check_folded(state: State, event: Folded) -> None:
+    leases = np.concatenate([event.leases, event.refused])
+    ordinals = leases - (state.round << ORDINAL_BITS)
+    known = ((ordinals >= 0) & (ordinals < state.status.size)).all()
+    folding = known and (state.status[ordinals] == FOLDING).all()
+    if not folding or len(event.reasons) != event.refused.size:
+        raise RunError(
+            f"Folded names the leases {leases[:5]} (of {leases.size:,}) and gives "
+            f"{len(event.reasons):,} reasons for {event.refused.size:,} refusals; in round "
+            f"{state.round:,} {np.count_nonzero(state.status == FOLDING):,} are being folded"
+        )
 
 
 def _committed(state: State, event: Committed) -> tuple[State, Commands]:
@@ -371,7 +386,7 @@ def _settled(state: State, now: float) -> tuple[State, Commands]:
     rules = state.rules
     if state.phase == "between":
         if state.round >= rules.rounds:
-            return replace(state, phase="done"), (Done(state.round),)
+            return _with(state, phase="done"), (Done(state.round),)
         return _open(state, 0)
     if state.phase != "open":
         return state, ()
@@ -380,7 +395,7 @@ def _settled(state: State, now: float) -> tuple[State, Commands]:
             return state, ()
         if _too_few(state) and state.window < rules.max_extensions:
             return _open(state, state.window + 1)
-    state = replace(_released(state), phase="committing")
+    state = _with(_released(state), phase="committing")
     return state, (Commit(state.round, accepted_leases(state), _too_few(state)),)
 
 
@@ -410,11 +425,11 @@ def _marked(state: State, leases: Int64, status: int) -> State:
         return state
     column = state.status.copy()
     column[leases & (2**ORDINAL_BITS - 1)] = status
-    return replace(state, status=column)
+    return _with(state, status=column)
 
 
 def _expired(state: State, now: float) -> State:
-    return _ended(state, (state.status == 99) & (state.deadlines <= now))
+    return _ended(state, (state.status == LIVE) & (state.deadlines <= now))
 
 
 def _released(state: State) -> State:
@@ -424,4 +439,4 @@ def _released(state: State) -> State:
 def _ended(state: State, which: npt.NDArray[np.bool_]) -> State:
     if not which.any():
         return state
-    return replace(state, status=np.where(which, np.int8(ENDED), state.status))
+    return _with(state, status=np.where(which, np.int8(ENDED), state.status))

@@ -76,7 +76,7 @@ def _resized(task: Task, name: str, asked: Evaluation) -> Task:
 
 
 def _summary(scores: Scores, labelled: bool) -> dict[str, Any]:
-    """Devices without a query sample are left out."""
+    """Devices without a query sample are left out; where one diverged, there is no mean."""
     judged = scores.count > 0
     row: dict[str, Any] = {"devices": int(judged.sum())}
     kinds = ("loss", "correct") if labelled else ("loss",)
@@ -85,12 +85,13 @@ def _summary(scores: Scores, labelled: bool) -> dict[str, Any]:
             each = getattr(scores, f"{kind}_{when}")[judged] / scores.count[judged]
             label = f"{'accuracy' if kind == 'correct' else 'loss'}_{when}"
             row[label], row[f"{label}_ci"] = _interval(each)
-    return row
+    diverged = ~np.isfinite(scores.loss_after[judged])
+    return row | ({"diverged": int(diverged.sum())} if diverged.any() else {})
 
 
-def _interval(each: Float64) -> tuple[float, float]:
-    """Mean, and half the width of its 95 % interval."""
-    if not each.size:
-        return float("nan"), float("nan")
+def _interval(each: Float64) -> tuple[float | None, float | None]:
+    """Mean, and half the width of its 95 % interval; None where a value is not finite."""
+    if not each.size or not np.isfinite(each).all():
+        return None, None
     spread = float(each.std(ddof=1)) if each.size > 1 else 0.0
     return float(each.mean()), NORMAL_95 * spread / each.size**0.5

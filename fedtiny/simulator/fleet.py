@@ -17,7 +17,7 @@ from fedtiny.data.tables import Task
 from fedtiny.engine.builder import Net
 from fedtiny.engine.compile import compile
 from fedtiny.engine.program import Program
-from fedtiny.errors import BudgetError, RunError
+from fedtiny.errors import BudgetError, ExperimentError, RunError
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.explain import Row, Visit, explain
 from fedtiny.registry.cost import BoardColumns
@@ -50,8 +50,9 @@ class Workload:
     @classmethod
     def of(cls, experiment: Experiment) -> Workload:
         """Build the model, the task and the strategy. Raises ExperimentError or StrategyError."""
-        task = experiment.build_task()
-        return cls(experiment, experiment.build_net(), task, experiment.build_strategy())
+        net, task = experiment.build_net(), experiment.build_task()
+        _check_fit(experiment, net, task)
+        return cls(experiment, net, task, experiment.build_strategy())
 
     @property
     def loss(self) -> str:
@@ -96,6 +97,17 @@ class Workload:
         """How many samples each device has, by part."""
         support, query = self.task.counts(self.experiment.seed, devices).T
         return {SUPPORT: support, QUERY: query}
+
+
+def _check_fit(experiment: Experiment, net: Net, task: Task) -> None:
+    graph = net.graph(1)
+    takes, gives = graph.tensors[graph.input].shape[1], graph.tensors[graph.output].shape[1]
+    if (takes, gives) != (task.features, task.outputs):
+        raise ExperimentError(
+            f"the model {experiment.model.build} takes {takes} features and gives {gives}; the "
+            f"data {experiment.data.source} have {task.features} features and need {task.outputs} "
+            "outputs"
+        )
 
 
 @dataclass(frozen=True)
@@ -172,7 +184,7 @@ def fit(
         program = workload.compile(name, batch, sgd)
     except BudgetError as error:
         return Profile(name, None, (f"{name}: {error}",), needed)
-    reasons = misfits(program.footprint(), workload.experiment.profile(name).card())
+    reasons = misfits(program.footprint, workload.experiment.profile(name).card())
     return Profile(name, None if reasons else program, reasons, needed)
 
 
@@ -199,7 +211,7 @@ def explained(experiment: Experiment) -> list[Row]:
     def compile_for(name: str) -> Footprint:
         program = workload.compile(name)
         programs[program.digest] = program
-        return program.footprint()
+        return program.footprint
 
     def visit_of(footprint: Footprint) -> Visit:
         instruction = workload.instruction

@@ -19,7 +19,7 @@ import numpy as np
 from fedtiny import draws, rng
 from fedtiny.device.session import Event as Happens
 from fedtiny.engine import native
-from fedtiny.errors import RunError, StrategyError
+from fedtiny.errors import RunError
 from fedtiny.experiment import Experiment
 from fedtiny.registry.cost import visit_cost
 from fedtiny.rounds import machine
@@ -27,6 +27,7 @@ from fedtiny.rounds.events import (
     Begin, CheckIns, Command, Commit, Committed, Done, Event, Fold, Folded, Grant, Offers, Open,
     Reply, Tick,
 )  # fmt: skip
+from fedtiny.rounds.measures import Measures
 from fedtiny.runs import Checkpoint
 from fedtiny.simulator.contact import Contact
 from fedtiny.simulator.evaluation import Protocol
@@ -35,7 +36,9 @@ from fedtiny.simulator.flights import Flights
 from fedtiny.simulator.ledger import Ledger
 from fedtiny.simulator.sessions import ColumnSessions, ObjectSessions, Sessions
 from fedtiny.simulator.traces import availability_of
-from fedtiny.simulator.visits import Cohort, ColumnVisits, ObjectVisits, Personal, Trained, Visits
+from fedtiny.simulator.visits import (
+    Cohort, ColumnVisits, Measured, ObjectVisits, Personal, Trained, Visits,
+)  # fmt: skip
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import Round
 from fedtiny.values import ACCEPTED, DUPLICATE, LATE, LOCAL, TRAIN, Update
@@ -240,12 +243,8 @@ class Simulation:
             return
         self.round = Round(command.round, self.rules.rounds)
         self.instruction = calls.ask(self.strategy, self.round, self.state)
-        if self.instruction.kind != TRAIN:
-            raise StrategyError(
-                f"{type(self.strategy).__name__} asks for a round of kind "
-                f"{self.instruction.kind!r}; a simulation carries out rounds that train"
-            )
-        self._parts: list[Trained] = []
+        self._trained: list[Trained] = []
+        self._measured: list[Measured] = []
 
     def _grant(self, command: Grant) -> None:
         devices = command.devices
@@ -286,7 +285,7 @@ class Simulation:
         for profile, at in self.fleet.split(devices):
             assert profile.program is not None
             steps, samples[at] = self._used(profile.program, devices[at])
-            macs[at] = steps * profile.program.footprint().macs_per_step
+            macs[at] = steps * profile.program.footprint.macs_per_step
             upload_bytes[at] = 4 * length(profile.program.sent_ranges(self.instruction))
         cost = visit_cost(
             self.fleet.boards.take(devices),
@@ -308,14 +307,20 @@ class Simulation:
         for profile, at in self.fleet.split(command.devices):
             assert profile.program is not None
             cohort = self._cohort(profile.program, command.leases[at], command.devices[at])
-            trained = self.visits.train(cohort)
-            self._parts.append(trained)
-            refused.append(cohort.leases[list(trained.refused)])
-            reasons += trained.reasons
+            done = self._visit(cohort)
+            refused.append(cohort.leases[list(done.refused)])
+            reasons += done.reasons
         bad = np.concatenate(refused)
         self.ledger.refuse(reasons)
         good = command.leases[~np.isin(command.leases, bad)] if bad.size else command.leases
         self._tell(Folded(self.now, good, bad, reasons))
+
+    def _visit(self, cohort: Cohort) -> Trained | Measured:
+        if self.instruction.kind == TRAIN:
+            self._trained.append(self.visits.train(cohort))
+            return self._trained[-1]
+        self._measured.append(self.visits.measure(cohort))
+        return self._measured[-1]
 
     def _cohort(self, program: Program, leases: Int64, devices: Int64) -> Cohort:
         samples = np.asarray(self._used(program, devices)[1] + np.zeros(devices.size, np.int64))
@@ -337,33 +342,35 @@ class Simulation:
         self.ledger.open.late += command.leases.size * (command.status == LATE)
 
     def _commit(self, command: Commit) -> None:
-        changed = not command.failed
+        changed = self.instruction.kind == TRAIN and not command.failed
         if changed:
             self.model, self.state = calls.finish(
                 self.strategy, self.round, self.model, self._contribution(), self.state
             )
-        steps = sum(part.steps for part in self._parts)
-        loss_sum = sum(part.loss_sum for part in self._parts)
         version = self.rounds.version + changed
         self._tell(Committed(self.now, changed))
-        self._row = {
-            "kind": "round",
-            "round": command.round,
-            "time_s": self.now,
-            "version": version,
-            **self.ledger.close(command.failed),
-            "loss": loss_sum / steps if steps else None,
-        }
+        row = {"kind": "round", "round": command.round, "time_s": self.now, "version": version}
+        self._row = row | self.ledger.close(command.failed) | self._figures()
         self.append(self._row)
         every, done = self.experiment.run.evaluate_every, command.round + 1
         if done == self.rules.rounds or (every and done % every == 0):
             self._evaluate(done)
 
+    def _figures(self) -> dict[str, Any]:
+        """The mean training loss of the round, and what it measured."""
+        steps = sum(part.steps for part in self._trained)
+        loss_sum = sum(part.loss_sum for part in self._trained)
+        figures: dict[str, Any] = {"loss": loss_sum / steps if steps else None}
+        if self._measured:
+            merged = reduce(Measures.merge, (part.measures for part in self._measured))
+            figures["measures"] = merged.values()
+        return figures
+
     def _contribution(self) -> Total | list[Update]:
         if self.strategy.needs == "all":
-            updates = [update for part in self._parts for update in part.updates]
+            updates = [update for part in self._trained for update in part.updates]
             return sorted(updates, key=lambda update: update.lease)
-        return reduce(lambda a, b: a.merge(b), (part.total for part in self._parts))
+        return reduce(lambda a, b: a.merge(b), (part.total for part in self._trained))
 
     def _done(self, command: Done) -> None:
         self.finished = True

@@ -18,6 +18,7 @@ from fedtiny.device.learner import Key, Learner, Outcome, Samples
 from fedtiny.engine.program import Program
 from fedtiny.errors import DataError, RunError, UpdateError
 from fedtiny.fold import FoldRule, Total, delta_of
+from fedtiny.rounds.measures import Measures
 from fedtiny.values import GRADIENT, Instruction, Ranges, Update
 
 if TYPE_CHECKING:
@@ -73,6 +74,15 @@ class Trained:
 
 
 @dataclass(frozen=True, eq=False)
+class Measured:
+    """What a cohort measured. ``refused`` are positions, each with its reason."""
+
+    measures: Measures
+    refused: tuple[int, ...] = ()
+    reasons: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class Scores:
     """Sums over the query of each device, before and after adaptation; columns."""
 
@@ -88,6 +98,9 @@ class Visits(Protocol):
 
     def train(self, cohort: Cohort) -> Trained:
         """Make the visits and fold what they give."""
+
+    def measure(self, cohort: Cohort) -> Measured:
+        """Make visits that send back measures alone, and merge these."""
 
     def evaluate(
         self, program: Program, task: Task, instruction: Instruction, model: Float32, devices: Int64
@@ -158,23 +171,45 @@ class ObjectVisits:
         self, program: Program, task: Task, instruction: Instruction, model: Float32, devices: Int64
     ) -> Scores:
         """Adapt and measure on each device; nothing is kept."""
-        rows = []
-        learner = self._learner(program)
-        for device in devices.tolist():
-            samples = _sampler(learner, task, Key(self.run, 0, device))
-            own = self.personal.of(device) if self.personal else b""
-            found = learner.visit(instruction, model, samples, Key(self.run, 0, device), own)
-            rows.append([found.measures[name] for name in _SCORES])
+        rows = [
+            self._score(program, task, instruction, model, device) for device in devices.tolist()
+        ]
         return Scores(*np.array(rows, np.float64).reshape(-1, len(_SCORES)).T)
 
+    def measure(self, cohort: Cohort) -> Measured:
+        """Make visits that send back measures alone, and merge these."""
+        merged = Measures()
+        refused: dict[int, str] = {}
+        for at in range(cohort.devices.size):
+            try:
+                merged = merged.merge(Measures.of(self._outcome(cohort, at).measures))
+            except (DataError, UpdateError) as error:
+                refused[at] = str(error)
+        return Measured(merged, tuple(refused), tuple(refused.values()))
+
+    def _score(
+        self, program: Program, task: Task, instruction: Instruction, model: Float32, device: int
+    ) -> list[float]:
+        """The row of one device; one that has no samples to adapt on is not judged."""
+        learner, key = self._learner(program), Key(self.run, 0, device)
+        own = self.personal.of(device) if self.personal else b""
+        try:
+            found = learner.visit(instruction, model, _sampler(learner, task, key), key, own)
+        except DataError:
+            return [0.0] * len(_SCORES)
+        return [found.measures[name] for name in _SCORES]
+
     def _visit(self, cohort: Cohort, at: int) -> tuple[Outcome, Update]:
+        outcome = self._outcome(cohort, at)
+        return outcome, _update(cohort, at, outcome.values, outcome.ranges)
+
+    def _outcome(self, cohort: Cohort, at: int) -> Outcome:
         device = int(cohort.devices[at])
         key = Key(self.run, cohort.round, device)
         learner = self._learner(cohort.program)
         samples = _sampler(learner, self.task, key)
         own = self.personal.of(device) if self.personal else b""
-        outcome = learner.visit(cohort.instruction, cohort.model, samples, key, own)
-        return outcome, _update(cohort, at, outcome.values, outcome.ranges)
+        return learner.visit(cohort.instruction, cohort.model, samples, key, own)
 
     def _fold(self, cohort: Cohort, total: Total, update: Update, at: int) -> Total:
         if cohort.keep:
@@ -188,6 +223,7 @@ class ObjectVisits:
             self.personal.keep(cohort.devices[[at for at, _, _ in done]], np.array(values))
 
 
+_COLUMNS = tuple(Scores.__dataclass_fields__)
 _SCORES = ("count", "loss_sum_before", "loss_sum_after", "correct_before", "correct_after")
 
 
@@ -248,15 +284,23 @@ class ColumnVisits:
             instruction, task.native(self.run, 0, devices), model, self.run, 0, devices,
             personal=rows,
         )  # fmt: skip
-        bad = np.flatnonzero(done.outcomes["status"])
-        if bad.size:  # the objects stumble over the same and say why
-            return self._objects.evaluate(program, task, instruction, model, devices[bad[:1]])
         before, after = done.outcomes["before"], done.outcomes["after"]
+        after = after if instruction.phases else before
         columns = (
             before["count"], before["loss_sum"], after["loss_sum"], before["correct"],
             after["correct"],
         )  # fmt: skip
-        return Scores(*(column.astype(np.float64) for column in columns))
+        scores = Scores(*(column.astype(np.float64) for column in columns))
+        failed = np.flatnonzero(done.outcomes["status"])
+        if failed.size:  # the objects judge who diverged or has no samples
+            again = self._objects.evaluate(program, task, instruction, model, devices[failed])
+            for name in _COLUMNS:
+                getattr(scores, name)[failed] = getattr(again, name)
+        return scores
+
+    def measure(self, cohort: Cohort) -> Measured:
+        """Make visits that send back measures alone, and merge these."""
+        return self._objects.measure(cohort)
 
     def _total(self, cohort: Cohort, sums: Int64 | None, ok: npt.NDArray[np.bool_]) -> Total:
         assert sums is not None

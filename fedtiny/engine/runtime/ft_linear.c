@@ -64,11 +64,11 @@ static void forward_matrix(const float *x, const float *w, const float *b, float
   uint32_t o = 0;
 #define BANDS(function, width)                                                                     \
   for (; o + (width) <= out; o += (width))                                                         \
-    function(x, w + o, b ? b + o : NULL, y + o, rows, in, out, (width));
+    function(x, w + o, b ? b + o : NULL, y + o, rows, in, out, FT_WIDTH);
   if (rows == 1) BANDS(forward_1x4, 4 * FT_WIDTH)
   BANDS(forward_2, 2 * FT_WIDTH)
   BANDS(forward_1, FT_WIDTH)
-  if (o < out) BANDS(forward_last, out - o)
+  if (o < out) forward_last(x, w + o, b ? b + o : NULL, y + o, rows, in, out, out - o);
 #undef BANDS
 }
 

@@ -125,99 +125,104 @@ FT_INLINE ft_rule rule_of(const ft_frame *f, const ft_op *op) {
   return rule;
 }
 
-FT_INLINE float norm_scale(float sum, float clip) {
-  float norm = sqrtf(sum);
-  return clip > 0.0f && norm > clip ? clip / norm : 1.0f;
+/* ---- one function an op: its operands and extents ---- */
+
+FT_INLINE void linear(const ft_frame *f, const ft_op *op) {
+  const ft_tensor *w = tensor(f, op, 1);
+  ft_linear_f32(at(f, op, 0), at(f, op, 1), at_or_null(f, op, 2), at(f, op, 3),
+                tensor(f, op, 3)->dims[0], w->dims[0], w->dims[1]);
 }
 
-/* Labels were checked to fit the logits. Returns the loss, if an op computed one. */
+FT_INLINE void bias(const ft_frame *f, const ft_op *op) {
+  const ft_tensor *y = tensor(f, op, 2);
+  ft_bias_f32(at(f, op, 0), at(f, op, 1), at(f, op, 2), ft_floats(y), ft_channels(y));
+}
+
+typedef void unary_fn(const float *x, float *y, uint32_t size);
+typedef void binary_fn(const float *a, const float *b, float *y, uint32_t size);
+
+FT_INLINE void unary(const ft_frame *f, const ft_op *op, unary_fn *kernel) {
+  kernel(at(f, op, 0), at(f, op, 1), ft_floats(tensor(f, op, 1)));
+}
+
+FT_INLINE void binary(const ft_frame *f, const ft_op *op, binary_fn *kernel) {
+  kernel(at(f, op, 0), at(f, op, 1), at(f, op, 2), ft_floats(tensor(f, op, 2)));
+}
+
+FT_INLINE float mse(const ft_frame *f, const ft_op *op) {
+  const ft_tensor *p = tensor(f, op, 0);
+  return *at(f, op, 3) = ft_mse_f32(at(f, op, 0), at(f, op, 1), at(f, op, 2), p->dims[0],
+                                    ft_row_floats(p));
+}
+
+FT_INLINE float cross_entropy(const ft_frame *f, const ft_op *op) {
+  const ft_tensor *z = tensor(f, op, 0);
+  const int32_t *labels = (const int32_t *)(const void *)f->region[FT_LABELS];
+  return *at(f, op, 3) = ft_cross_entropy_f32(at(f, op, 0), labels, at(f, op, 2), z->dims[0],
+                                              ft_row_floats(z));
+}
+
+FT_INLINE void linear_dx(const ft_frame *f, const ft_op *op) {
+  const ft_tensor *w = tensor(f, op, 1);
+  ft_linear_dx_f32(at(f, op, 0), at(f, op, 1), at(f, op, 2), tensor(f, op, 0)->dims[0], w->dims[0],
+                   w->dims[1]);
+}
+
+FT_INLINE void linear_update(const ft_frame *f, const ft_op *op) {
+  const ft_tensor *w = tensor(f, op, 2);
+  const ft_rule rule = rule_of(f, op);
+  ft_linear_update_f32(at(f, op, 0), at(f, op, 1), at(f, op, 2), tensor(f, op, 0)->dims[0],
+                       w->dims[0], w->dims[1], &rule);
+}
+
+FT_INLINE void bias_update(const ft_frame *f, const ft_op *op) {
+  const ft_tensor *dy = tensor(f, op, 1);
+  const ft_rule rule = rule_of(f, op);
+  ft_bias_update_f32(at(f, op, 1), at(f, op, 2), ft_floats(dy), ft_channels(dy), &rule);
+}
+
+FT_INLINE void linear_norm(const ft_frame *f, const ft_op *op) {
+  const ft_tensor *x = tensor(f, op, 0), *dy = tensor(f, op, 1);
+  if (f->hyper->clip > 0.0f)
+    *at(f, op, 2) += ft_linear_norm_f32(at(f, op, 0), at(f, op, 1), x->dims[0], ft_row_floats(x),
+                                        ft_row_floats(dy));
+}
+
+FT_INLINE void bias_norm(const ft_frame *f, const ft_op *op) {
+  const ft_tensor *dy = tensor(f, op, 1);
+  if (f->hyper->clip > 0.0f)
+    *at(f, op, 2) += ft_bias_norm_f32(at(f, op, 1), ft_floats(dy), ft_channels(dy));
+}
+
+FT_INLINE void norm_scale(const ft_frame *f, const ft_op *op) {
+  const float norm = sqrtf(*at(f, op, 0)), clip = f->hyper->clip;
+  *at(f, op, 1) = clip > 0.0f && norm > clip ? clip / norm : 1.0f;
+}
+
+/* Returns the loss, if an op computed one. */
 static float run(const ft_frame *f, const ft_op *op, const ft_op *end) {
   float loss = 0.0f;
   for (; op < end; op++) {
     if (op->group != 0xff && !(f->hyper->groups >> op->group & 1)) continue;
     switch (op->code) {
-      case FT_OP_LINEAR: {
-        const ft_tensor *w = tensor(f, op, 1);
-        ft_linear_f32(at(f, op, 0), at(f, op, 1), at_or_null(f, op, 2), at(f, op, 3),
-                      tensor(f, op, 3)->dims[0], w->dims[0], w->dims[1]);
-        break;
-      }
-      case FT_OP_BIAS: {
-        const ft_tensor *y = tensor(f, op, 2);
-        ft_bias_f32(at(f, op, 0), at(f, op, 1), at(f, op, 2), ft_floats(y), ft_channels(y));
-        break;
-      }
-      case FT_OP_RELU:
-        ft_relu_f32(at(f, op, 0), at(f, op, 1), ft_floats(tensor(f, op, 1)));
-        break;
-      case FT_OP_TANH:
-        ft_tanh_f32(at(f, op, 0), at(f, op, 1), ft_floats(tensor(f, op, 1)));
-        break;
-      case FT_OP_SIGMOID:
-        ft_sigmoid_f32(at(f, op, 0), at(f, op, 1), ft_floats(tensor(f, op, 1)));
-        break;
-      case FT_OP_ADD:
-        ft_add_f32(at(f, op, 0), at(f, op, 1), at(f, op, 2), ft_floats(tensor(f, op, 2)));
-        break;
-      case FT_OP_MSE: {
-        const ft_tensor *t = tensor(f, op, 0);
-        loss = *at(f, op, 3) = ft_mse_f32(at(f, op, 0), at(f, op, 1), at(f, op, 2), t->dims[0],
-                                          ft_row_floats(t));
-        break;
-      }
-      case FT_OP_CROSS_ENTROPY: {
-        const ft_tensor *t = tensor(f, op, 0);
-        const int32_t *labels = (const int32_t *)(const void *)f->region[FT_LABELS];
-        loss = *at(f, op, 3) = ft_cross_entropy_f32(at(f, op, 0), labels, at(f, op, 2),
-                                                    t->dims[0], ft_row_floats(t));
-        break;
-      }
-      case FT_OP_LINEAR_DX: {
-        const ft_tensor *w = tensor(f, op, 1);
-        ft_linear_dx_f32(at(f, op, 0), at(f, op, 1), at(f, op, 2), tensor(f, op, 0)->dims[0],
-                         w->dims[0], w->dims[1]);
-        break;
-      }
-      case FT_OP_RELU_DX:
-        ft_relu_dx_f32(at(f, op, 0), at(f, op, 1), at(f, op, 2), ft_floats(tensor(f, op, 2)));
-        break;
-      case FT_OP_TANH_DX:
-        ft_tanh_dx_f32(at(f, op, 0), at(f, op, 1), at(f, op, 2), ft_floats(tensor(f, op, 2)));
-        break;
-      case FT_OP_SIGMOID_DX:
-        ft_sigmoid_dx_f32(at(f, op, 0), at(f, op, 1), at(f, op, 2), ft_floats(tensor(f, op, 2)));
-        break;
-      case FT_OP_LINEAR_UPDATE: {
-        const ft_tensor *w = tensor(f, op, 2);
-        const ft_rule rule = rule_of(f, op);
-        ft_linear_update_f32(at(f, op, 0), at(f, op, 1), at(f, op, 2), tensor(f, op, 0)->dims[0],
-                             w->dims[0], w->dims[1], &rule);
-        break;
-      }
-      case FT_OP_BIAS_UPDATE: {
-        const ft_tensor *dy = tensor(f, op, 1);
-        const ft_rule rule = rule_of(f, op);
-        ft_bias_update_f32(at(f, op, 1), at(f, op, 2), ft_floats(dy), ft_channels(dy), &rule);
-        break;
-      }
-      case FT_OP_NORM_ZERO:
-        *at(f, op, 0) = 0.0f;
-        break;
-      case FT_OP_LINEAR_NORM: {
-        const ft_tensor *x = tensor(f, op, 0);
-        if (f->hyper->clip > 0.0f)
-          *at(f, op, 2) += ft_linear_norm_f32(at(f, op, 0), at(f, op, 1), x->dims[0],
-                                              ft_row_floats(x), ft_row_floats(tensor(f, op, 1)));
-        break;
-      }
-      case FT_OP_BIAS_NORM: {
-        const ft_tensor *dy = tensor(f, op, 1);
-        if (f->hyper->clip > 0.0f)
-          *at(f, op, 2) += ft_bias_norm_f32(at(f, op, 1), ft_floats(dy), ft_channels(dy));
-        break;
-      }
-      default: /* FT_OP_NORM_SCALE: ft_check lets no other code in */
-        *at(f, op, 1) = norm_scale(*at(f, op, 0), f->hyper->clip);
+      case FT_OP_LINEAR: linear(f, op); break;
+      case FT_OP_BIAS: bias(f, op); break;
+      case FT_OP_RELU: unary(f, op, ft_relu_f32); break;
+      case FT_OP_TANH: unary(f, op, ft_tanh_f32); break;
+      case FT_OP_SIGMOID: unary(f, op, ft_sigmoid_f32); break;
+      case FT_OP_ADD: binary(f, op, ft_add_f32); break;
+      case FT_OP_MSE: loss = mse(f, op); break;
+      case FT_OP_CROSS_ENTROPY: loss = cross_entropy(f, op); break;
+      case FT_OP_LINEAR_DX: linear_dx(f, op); break;
+      case FT_OP_RELU_DX: binary(f, op, ft_relu_dx_f32); break;
+      case FT_OP_TANH_DX: binary(f, op, ft_tanh_dx_f32); break;
+      case FT_OP_SIGMOID_DX: binary(f, op, ft_sigmoid_dx_f32); break;
+      case FT_OP_LINEAR_UPDATE: linear_update(f, op); break;
+      case FT_OP_BIAS_UPDATE: bias_update(f, op); break;
+      case FT_OP_NORM_ZERO: *at(f, op, 0) = 0.0f; break;
+      case FT_OP_LINEAR_NORM: linear_norm(f, op); break;
+      case FT_OP_BIAS_NORM: bias_norm(f, op); break;
+      default: norm_scale(f, op); /* ft_check lets no other code in */
     }
   }
   return loss;

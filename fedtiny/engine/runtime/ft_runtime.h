@@ -85,6 +85,8 @@ typedef struct {           /* 24 bytes */
   uint32_t dims[4];        /* unused ones are 1; dims[0] is the batch except for parameters */
 } ft_tensor;
 
+/* The records ascend without overlap in vector_at, in their tensors' offsets and, of the trained
+ * ones, in state_at. */
 typedef struct {           /* 24 bytes: where a parameter stands in the averaged vector */
   uint16_t tensor;
   uint8_t group;           /* index; bit of ft_hyper.groups */
@@ -132,7 +134,8 @@ typedef struct {           /* 40 bytes */
  *    if t3: g = scale * g; if weight_decay != 0: g = g + weight_decay * w;
  *    if prox != 0: g = g + prox * (w - base); if FT_USE_CORRECTION: g = g + correction;
  *    if the Program has FT_MOMENTUM: v = momentum * v + g and g = v;   w = w - lr * g.
- * Clipping by the global norm without a gradient buffer (before the updates):
+ * Clipping by the global norm without a gradient buffer (before the updates; while clip is 0 the
+ * two norms are not computed, since the scale is 1):
  *  NORM_ZERO     t0 sum[1]; sum = +0.
  *  LINEAR_NORM   t0 x t1 dy t2 sum[1]; per parameter: lane (o mod 8) += g[i,o] * g[i,o], over i,
  *                then o, ascending, all lanes from +0; sum = sum + tree8(lanes).

@@ -1,0 +1,233 @@
+"""The operator's command, ``fedtiny``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from enum import StrEnum
+from itertools import count
+from pathlib import Path
+from time import perf_counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+from rich.console import Console
+from typer.core import TyperGroup
+
+from fedtiny import __version__
+from fedtiny.errors import FedtinyError
+
+if TYPE_CHECKING:
+    from fedtiny.experiment import Experiment
+
+# numpy, matplotlib and the simulator are imported by the commands that need them: help is instant.
+
+USAGE, INTERRUPTED = 2, 130
+
+
+class _Commands(TyperGroup):
+    """Turns an error of fedtiny into a message and its exit code."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except FedtinyError as error:
+            typer.echo(f"fedtiny: {error}", err=True)
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            typer.echo("fedtiny: interrupted", err=True)
+            raise typer.Exit(INTERRUPTED) from None
+
+
+def _exit_codes() -> Iterator[tuple[int, str]]:
+    yield 0, "All went well."
+    for error in FedtinyError.__subclasses__():
+        yield error.exit_code, (error.__doc__ or "").partition("\n")[0]
+    yield USAGE, "The command line is wrong."
+    yield INTERRUPTED, "Interrupted by Ctrl-C; simulate says how to go on."
+
+
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Federated meta-learning on tiny devices, simulated from one experiment file.",
+    epilog="\n\n".join(["Exit codes:", *(f"{n:>3}  {text}" for n, text in sorted(_exit_codes()))]),
+)
+
+_Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a value: --set run.rounds=10."),
+]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+_File = Annotated[Path, typer.Argument(metavar="FILE", help="The experiment, in TOML.")]
+_Folder = Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")]
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"fedtiny {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_print_version, help="Say the version."),
+    ] = False,
+) -> None:
+    pass
+
+
+# ---- simulate --------------------------------------------------------------------------------
+
+
+@app.command()
+def simulate(
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="The experiment, in TOML; not needed with --resume."),
+    ] = None,
+    settings: _Set = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="A new folder; else runs/FILE-1, -2, ..."),
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Go on with the run of this folder.")
+    ] = None,
+    as_json: _Json = False,
+) -> None:
+    """Run an experiment under a virtual clock and write its report."""
+    from fedtiny.console import show_record, watched
+    from fedtiny.report import write_report
+    from fedtiny.report.record import Record
+    from fedtiny.runs import RunFolder
+    from fedtiny.simulator.run import simulate as run_experiment
+
+    if resume is not None and out is not None:
+        raise click.UsageError("--resume goes on in its own DIR; leave --out away")
+    experiment = _experiment(file, resume).override(*(settings or ()))
+    folder = resume or out or _new_folder(experiment)
+    console = Console(stderr=as_json)
+    started = perf_counter()
+    with watched(console) as pace:
+        result = run_experiment(experiment, out=folder, resume=bool(resume), progress=pace.take)
+    wall_s = perf_counter() - started
+    run = RunFolder.open(folder)
+    report = write_report(run)
+    if as_json:
+        made = {"folder": str(folder), "interrupted": result.interrupted, "wall_s": wall_s}
+        _print_json({**result.summary, **made})
+    else:
+        show_record(console, Record.read(run), pace.updates_per_s)
+        _print_path("report", report)
+    if result.interrupted:
+        typer.echo(f"interrupted; go on with: fedtiny simulate --resume {folder}", err=True)
+        raise typer.Exit(INTERRUPTED)
+
+
+def _experiment(file: Path | None, resume: Path | None) -> Experiment:
+    """That of the file; without one that of the folder, as it was written there."""
+    from fedtiny.experiment import Experiment
+    from fedtiny.runs import RunFolder
+
+    if file is not None:
+        return Experiment.load(file)
+    if resume is None:
+        raise click.UsageError("give the FILE of an experiment, or --resume DIR")
+    return Experiment.parse(*RunFolder.open(resume).source)
+
+
+def _new_folder(experiment: Experiment) -> Path:
+    """``runs/FILE-1``, or the first number that is free."""
+    stem = Path(experiment.origin.name).stem
+    return next(p for n in count(1) if not (p := Path("runs", f"{stem}-{n}")).exists())
+
+
+# ---- before and after ------------------------------------------------------------------------
+
+
+@app.command()
+def explain(file: _File, settings: _Set = None, as_json: _Json = False) -> None:
+    """Say what an experiment asks of each board, in bytes, seconds and joules, and run nothing."""
+    from fedtiny.console import show_explained
+    from fedtiny.experiment import Experiment
+    from fedtiny.simulator.fleet import Workload, explained, fit
+
+    experiment = Experiment.load(file).override(*(settings or ()))
+    rows, workload = explained(experiment), Workload.of(experiment)
+    reports = {row.profile: fit(workload, row.profile).needed.report() for row in rows}
+    if not as_json:
+        return show_explained(Console(), rows, reports)
+    told = [{**asdict(r), "fits": r.fits, "report": reports[r.profile]} for r in rows]
+    _print_json({"profiles": told})
+
+
+@app.command()
+def report(folder: _Folder) -> None:
+    """Write the report of a run anew, and print its results."""
+    from fedtiny.console import show_record
+    from fedtiny.report import write_report
+    from fedtiny.report.record import Record
+    from fedtiny.runs import RunFolder
+
+    run = RunFolder.open(folder)
+    written = write_report(run)
+    show_record(Console(), Record.read(run))
+    _print_path("report", written)
+
+
+class Form(StrEnum):
+    """What a model can be exported to."""
+
+    NPZ = "npz"
+    C = "c"
+
+
+@app.command()
+def export(
+    folder: _Folder,
+    to: Annotated[Form, typer.Option(help="npz: named arrays. c: a program in C99 for a device.")],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="PATH", help="A new file or folder; else one in DIR/export."),
+    ] = None,
+    round: Annotated[
+        int | None, typer.Option("--round", metavar="N", help="The model after this round.")
+    ] = None,
+    profile: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME", help="The board whose Program is exported; else the first that fits."
+        ),
+    ] = "",
+) -> None:
+    """Export the model of a run."""
+    from fedtiny.export import export_c, export_npz
+    from fedtiny.runs import RunFolder
+
+    run = RunFolder.open(folder)
+    made = export_npz(run, out, round) if to is Form.NPZ else export_c(run, out, round, profile)
+    _print_path("exported", made)
+
+
+# ---- what a command prints -------------------------------------------------------------------
+
+
+def _print_json(document: Mapping[str, Any]) -> None:
+    typer.echo(json.dumps(document))
+
+
+def _print_path(what: str, path: Path) -> None:
+    """On a line of its own and never wrapped, so that it can be copied."""
+    typer.echo(f"{what}: {path}")
+
+
+def main() -> None:
+    """The entry point."""
+    app()

@@ -1,0 +1,178 @@
+"""What the operator sees in the terminal: the progress of a run, and its tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Table
+
+from fedtiny.report.record import RAM_PARTS, Record
+from fedtiny.report.units import measured, si
+from fedtiny.simulator.clock import format_time
+
+if TYPE_CHECKING:
+    from fedtiny.experiment.explain import Row
+    from fedtiny.simulator.run import Progress
+
+_WHEN = ("before", "after")
+_BAR_EVERY_S, _LINE_EVERY_S = 0.1, 5.0
+
+
+# ---- progress --------------------------------------------------------------------------------
+
+
+@dataclass
+class Pace:
+    """Shows at most one report in ``every_s`` seconds, and the last; knows the rates between.
+
+    The rates are those since the first report: a resumed run has older rounds behind it.
+    """
+
+    every_s: float
+    show: Callable[[str, Progress], None]
+    first: Progress | None = None
+    last: Progress | None = None
+    shown_s: float = 0.0
+
+    def take(self, now: Progress) -> None:
+        """One more round has committed."""
+        self.first, self.last = self.first or now, now
+        if now.wall_s - self.shown_s >= self.every_s or now.round == now.rounds:
+            self.shown_s = now.wall_s
+            self.show(self._told(now), now)
+
+    @property
+    def updates_per_s(self) -> float:
+        """Accepted updates in a second of wall time; 0 when there was too little to tell."""
+        return self._rate("updates")
+
+    def _rate(self, what: str) -> float:
+        if self.first is None or self.last is None or self.last.wall_s <= self.first.wall_s:
+            return 0.0
+        done = getattr(self.last, what) - getattr(self.first, what)
+        return float(done / (self.last.wall_s - self.first.wall_s))
+
+    def _told(self, now: Progress) -> str:
+        rounds_per_s = self._rate("round")
+        parts = [f"round {now.round:,}/{now.rounds:,}"]
+        if rounds_per_s:
+            parts.append(f"{self.updates_per_s:,.0f} updates/s")
+        parts.append(f"virtual {format_time(now.time_s)}")
+        if now.loss is not None:
+            parts.append(f"loss {now.loss:.4g}")
+        if rounds_per_s and now.round < now.rounds:
+            parts.append(f"{format_time((now.rounds - now.round) / rounds_per_s)} left")
+        return " · ".join(parts)
+
+
+@contextmanager
+def watched(console: Console) -> Iterator[Pace]:
+    """Shows how a run goes: a bar in a terminal, else a line now and then."""
+    if not console.is_terminal:
+        yield Pace(_LINE_EVERY_S, lambda text, _: console.print(text, soft_wrap=True))
+        return
+    columns = BarColumn(24), TextColumn("{task.description}")
+    with Bar(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("compiling", total=None)
+
+        def show(text: str, now: Progress) -> None:
+            bar.update(task, description=text, completed=now.round, total=now.rounds)
+
+        yield Pace(_BAR_EVERY_S, show)
+
+
+# ---- a run -----------------------------------------------------------------------------------
+
+
+def show_record(console: Console, record: Record, updates_per_s: float = 0.0) -> None:
+    """The results of a run and what it cost; the rate stands in no file, so it may be given."""
+    if record.evaluations:
+        console.print(_results(record), "")
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    for name, value in _facts(record):
+        facts.add_row(f"[dim]{name}[/]", escape(value))
+    if updates_per_s:
+        facts.add_row("[dim]speed[/]", f"{updates_per_s:,.0f} updates/s of wall time")
+    console.print(facts)
+
+
+def _results(record: Record) -> Table:
+    heads = [f"{m} {when}" for m in record.measures for when in _WHEN]
+    table = _table("adapting as", "round", "devices", *heads)
+    for name, points in record.evaluations.items():
+        for point in points[:1] + points[1:][-1:]:
+            values = [measured(m, *point.measure(m, w)) for m in record.measures for w in _WHEN]
+            table.add_row(name, f"{point.round:,}", f"{point.row['devices']:,}", *values)
+    return table
+
+
+def _facts(record: Record) -> Iterator[tuple[str, str]]:
+    s, planned = record.summary, record.experiment["run"]["rounds"]
+    failed = f", {s['failed_rounds']:,} failed" if s["failed_rounds"] else ""
+    yield "rounds", f"{s['rounds']:,} of {planned:,}{failed}"
+    yield "updates", f"{s['updates']:,} accepted, {s['refused']:,} refused"
+    yield "virtual time", format_time(s["time_s"])
+    yield "bytes", f"{si(s['bytes_down'], 'B')} down, {si(s['bytes_up'], 'B')} up"
+    yield "energy", si(s["energy_j"], "J")
+    for profile in record.profiles:
+        if profile["reasons"]:
+            yield "do not fit", f"{profile['devices']:,} devices: {'; '.join(profile['reasons'])}"
+
+
+# ---- before a run ----------------------------------------------------------------------------
+
+
+def show_explained(
+    console: Console, rows: Sequence[Row], reports: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """What each profile needs, what a visit costs it, and the least budget that would do."""
+    table = _table("", *(row.profile for row in rows))
+    columns = [dict(_explained(row, reports[row.profile])) for row in rows]
+    for name in max(columns, key=len):
+        cells = (column.get(name, "–") for column in columns)
+        table.add_row(name, *cells, end_section=name in _LAST)
+    console.print(table, "")
+    for row in rows:
+        for reason in row.reasons:
+            console.print(f"[red]{row.profile} does not fit:[/] {escape(reason)}", highlight=False)
+    console.print("Which budget do I need? The least that would do:")
+    for row in rows:
+        report = reports[row.profile]
+        least = f'ram = "{report["ram_bytes"]}B", flash = "{report["flash_bytes"]}B"'
+        console.print(f"  {row.profile}: {least}", highlight=False, soft_wrap=True)
+
+
+_LAST = ("RAM given", "flash given", "fits")
+"""The last rows of the sections of what `show_explained` shows."""
+
+
+def _explained(row: Row, report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for part in RAM_PARTS:
+        yield part, f"{report[f'{part}_bytes']:,} B"
+    yield "RAM needed", f"{report['ram_bytes']:,} B"
+    yield "RAM given", f"{row.ram_given_bytes:,} B"
+    yield "flash needed", f"{report['flash_bytes']:,} B"
+    yield "flash given", f"{row.flash_given_bytes:,} B"
+    yield "share of devices", f"{100 * row.share:.3g} %"
+    yield "fits", "yes" if row.fits else "[red]no[/]"
+    if not row.fits:
+        return
+    yield "time a visit", si(row.seconds, "s") if row.seconds < 60 else format_time(row.seconds)
+    yield "energy a visit", si(row.joules, "J")
+    yield "bytes a visit", f"{row.visit_bytes:,} B"
+    yield "bytes of the run", si(row.run_bytes, "B")
+
+
+def _table(first: str, *columns: str) -> Table:
+    table = Table(first, box=SIMPLE, show_edge=False, header_style="dim", pad_edge=False)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from fedtiny.errors import RunError
+from fedtiny.rounds.journal import Published
+from fedtiny.strategies.base import Round, State
+from fedtiny.strategies.fedavg import FedAvg
+from fedtiny.values import (
+    ACCEPTED,
+    CALIBRATE,
+    EVALUATE,
+    GRADIENT,
+    INVALID,
+    SCORE,
+    Instruction,
+    Phase,
+)
+from tests.harness.toys import INITIAL, LAYOUT, Run, loss, samples, target
+
+DEVICES = range(4)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asking(FedAvg):
+    """Asks what a test wants in round 0, and trains after it."""
+
+    first: Instruction = Instruction()
+
+    def ask(self, round: Round, state: State) -> Instruction:
+        return self.first if round.t == 0 else super().ask(round, state)
+
+
+def first_round(instruction: Instruction) -> tuple[Run, Published]:
+    """A run that asked all four devices for this, and then trained in round 1."""
+    run = Run(Asking(cohort=4, beta=0.1, first=instruction), rounds=2, devices=4)
+    run.finish()
+    assert run.journal is not None
+    commit, _ = run.journal.commits()
+    return run, commit
+
+
+def unchanged(commit: Published) -> bool:
+    return commit.version == 0 and not commit.changed and not commit.failed
+
+
+def test_an_evaluation_adds_counts_and_sums_and_leaves_the_model() -> None:
+    run, commit = first_round(Instruction(kind=EVALUATE))
+    losses = [samples(d) * loss(INITIAL, d) for d in DEVICES]
+    assert unchanged(commit)
+    assert commit.measures.values() == {"loss_sum": math.fsum(losses), "count": 1 + 2 + 3 + 1}
+    assert run.coordinator.rounds.version == 1
+
+
+def test_a_calibration_merges_moments() -> None:
+    _, commit = first_round(Instruction(kind=CALIBRATE))
+    x = np.concatenate([target(d).astype(float) for d in DEVICES])
+    got = commit.measures.values()
+    assert unchanged(commit)
+    assert (got["x.count"], got["x.min"], got["x.max"]) == (x.size, x.min(), x.max())
+    assert got["x.sum"] == pytest.approx(x.sum())
+    assert got["x.sum_squares"] == pytest.approx((x * x).sum())
+
+
+def test_a_score_is_the_mean_loss_of_each_candidate() -> None:
+    candidates = [INITIAL, target(0), target(1)]
+    asked = Instruction(kind=SCORE, candidates=tuple(c.tobytes() for c in candidates))
+    _, commit = first_round(asked)
+    assert unchanged(commit)
+    for i, candidate in enumerate(candidates):
+        expected = np.mean([loss(candidate, d) for d in DEVICES])
+        assert commit.measures.mean(f"loss_sum.{i}", "count") == pytest.approx(expected)
+
+
+def test_training_rounds_keep_their_measures_too() -> None:
+    run = Run(FedAvg(cohort=4, beta=0.1), rounds=1, devices=4)
+    run.finish()
+    assert run.journal is not None
+    (commit,) = run.journal.commits()
+    assert commit.measures.values()["count"] == 4
+
+
+def test_a_gradient_needs_no_base() -> None:
+    asked = Instruction(phases=(Phase(lr=1.0, steps=1),), returns=GRADIENT)
+    run = Run(Asking(cohort=1, first=asked), rounds=1)
+    (update,) = run.updates()
+    gradient = np.full(6, 0.5, np.float32)
+    run.coordinator.submit(1.0, [replace(update, values=gradient.tobytes())])
+    assert run.coordinator.model.tolist() == (INITIAL + gradient).tolist()
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        ({"values": np.full(6, np.nan, np.float32).tobytes()}, "6 of 6 values are not finite"),
+        ({"values": np.full(6, 1e6, np.float32).tobytes()}, "the bound is 1024"),
+        ({"values": bytes(20)}, "20 bytes of values, its ranges need 24"),
+        ({"ranges": ((0, 9),)}, "ranges"),
+        ({"samples": 0}, "weight 0.0 is outside"),
+        ({"measures": {"loss_sum": math.nan}}, "loss_sum is nan"),
+    ],
+)
+def test_a_bad_update_is_refused_with_the_reason_and_the_others_count(
+    change: dict[str, object], why: str
+) -> None:
+    run = Run(FedAvg(cohort=2, beta=0.1))
+    bad, good = run.updates()
+    receipts = run.coordinator.submit(1.0, [replace(bad, **change), good])  # type: ignore[arg-type]
+    assert {r.lease: r.status for r in receipts} == {bad.lease: INVALID, good.lease: ACCEPTED}
+    (refusal,) = (receipt for receipt in receipts if receipt.status == INVALID)
+    assert why in refusal.detail
+    assert run.coordinator.rounds.accepted == 1
+
+
+def test_values_in_a_round_that_measures_are_refused() -> None:
+    run = Run(Asking(cohort=1, first=Instruction(kind=EVALUATE)))
+    (update,) = run.updates()
+    (receipt,) = run.coordinator.submit(1.0, [replace(update, values=bytes(8))])
+    assert (receipt.status, receipt.detail) == (INVALID, "8 bytes of values in a round that measures")
+
+
+def test_a_failed_round_leaves_the_model_and_says_so() -> None:
+    run = Run(FedAvg(cohort=2, beta=0.1), rounds=1)
+    run.rules = replace(run.rules, max_extensions=0)
+    run.restart()
+    update, _ = run.updates()
+    run.coordinator.submit(1.0, [update])
+    run.coordinator.tick(10.0)
+    assert run.journal is not None
+    (commit,) = run.journal.commits()
+    assert (commit.failed, commit.changed, commit.leases.size) == (True, False, 0)
+    assert run.coordinator.model.tobytes() == INITIAL.tobytes()
+    assert run.coordinator.rounds.phase == "done"
+
+
+def test_only_the_current_model_can_be_fetched() -> None:
+    run = Run(FedAvg(cohort=2, beta=0.1))
+    assert run.coordinator.fetch(0) == INITIAL.tobytes()
+    run.round()
+    with pytest.raises(RunError, match="version 0 of the model is gone, the current one is 1"):
+        run.coordinator.fetch(0)
+    assert len(run.coordinator.fetch(1)) == 4 * LAYOUT.size

@@ -1,0 +1,74 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from fedtiny.errors import RunError
+from fedtiny.rounds import machine
+from fedtiny.rounds.events import Grant, Open
+from fedtiny.rounds.journal import Accepted, MemoryJournal, recover, replay
+from fedtiny.strategies.fedavg import FedAvg
+from fedtiny.strategies.median import Median
+from fedtiny.values import Update
+from tests.harness.toys import INITIAL, LAYOUT, Run
+
+FEDAVG = FedAvg(cohort=3, beta=0.1)
+
+
+def test_a_commit_destroys_the_contents_of_its_round() -> None:
+    run = Run(Median(cohort=3, beta=0.1))
+    updates = run.updates()
+    run.coordinator.submit(1.0, updates[:2])
+    assert run.journal is not None
+    (kept,) = (r for r in run.journal.pending() if isinstance(r, Accepted))
+    assert isinstance(kept.part, tuple)
+    assert all(isinstance(update, Update) for update in kept.part)
+    run.coordinator.submit(2.0, updates[2:])
+    assert [type(record) for record in run.journal.pending()] == [Open]
+    (commit,) = run.journal.commits()
+    assert commit.total is None
+    assert commit.model is not None  # what finish returned; no update is left anywhere
+
+
+def test_a_sum_is_journalled_as_a_sum() -> None:
+    run = Run(FEDAVG)
+    run.round()
+    assert run.journal is not None
+    (commit,) = run.journal.commits()
+    assert commit.model is None
+    assert commit.total is not None
+    assert commit.total.count == 3
+
+
+def test_recovery_brings_back_accepted_and_live_leases() -> None:
+    run = Run(FEDAVG)
+    updates = run.updates()
+    run.coordinator.submit(1.0, updates[:1])
+    assert run.journal is not None
+    before, after = run.coordinator.rounds, recover(run.rules, run.journal)
+    assert (after.accepted, after.demand, after.wakes_at) == (1, 0, before.wakes_at)
+    for column in ("devices", "deadlines", "status"):
+        assert np.array_equal(getattr(after, column), getattr(before, column))
+
+
+def test_an_empty_journal_is_the_beginning() -> None:
+    rules = machine.Rules(1, 1, 1.0, 1)
+    assert recover(rules, MemoryJournal()).phase == "idle"
+
+
+def test_a_repeated_grant_is_not_a_new_one() -> None:
+    run = Run(FEDAVG)
+    for _ in range(2):
+        run.coordinator.check_in(0.0, 4)
+    assert run.journal is not None
+    assert sum(isinstance(record, Grant) for record in run.journal.pending()) == 1
+
+
+def test_replay_refuses_a_strategy_that_is_not_that_of_the_run() -> None:
+    run = Run(FEDAVG)
+    run.finish()
+    assert run.journal is not None
+    other = Run(FEDAVG).strategy.__class__(cohort=3, beta=0.1)
+    assert len(list(replay(run.journal, 3, other, LAYOUT, INITIAL))) == 4
+    with pytest.raises(RunError, match=r"round 0 gives the model \w{12}, its journal says \w{12}"):
+        list(replay(run.journal, 3, other, LAYOUT, INITIAL + 1))

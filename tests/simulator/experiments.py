@@ -1,0 +1,44 @@
+"""Small experiments for the tests of the simulator."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fedtiny.engine.builder import Net
+from fedtiny.engine.zoo import mlp
+from fedtiny.experiment import Experiment
+from fedtiny.simulator.run import Result, simulate
+
+
+def personal_mlp() -> Net:
+    """Digits with a head that stays on the device."""
+    return mlp((64, 16, 10), head="local")
+
+
+SINE: dict[str, Any] = {
+    "seed": 3,
+    "model": {"build": "sine_mlp"},
+    "data": {"source": "sine", "support": 16, "query": 16},
+    "device": {"ram": "64KiB"},
+    "strategy": {"name": "reptile", "cohort": 20, "beta": 0.02},
+    "fleet": {"devices": 200, "held_out": 20, "threads": 1},
+    "run": {"rounds": 5},
+    "evaluate": {"stream": {"lr": 0.02}},
+}
+HARD: dict[str, Any] = SINE | {
+    "fleet": {
+        "devices": 1000,
+        "held_out": 100,
+        "profiles": {"cortex-m4": 0.4, "esp32-s3": 0.3, "pi-4": 0.3},
+        "availability": "diurnal",
+        "drop_out": 0.2,
+        "threads": 1,
+    },
+    "device": {"ram": "64KiB", "esp32-s3": {"batch": 4}, "pi-4": {"ram": "4KiB"}},
+    "strategy": {"name": "fedadam", "cohort": 40, "beta": 0.02, "clip": 5.0},
+    "run": {"rounds": 4, "over_selection": 1.3, "minimum": 30, "deadline": 0.4},
+}
+
+
+def run(tables: dict[str, Any], *settings: str, devices: str = "columns") -> Result:
+    return simulate(Experiment.of(tables).override(*settings), devices=devices)

@@ -1,0 +1,368 @@
+"""A simulated fleet: what its history says, whatever computes it, and what goes wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from fedtiny.errors import ExperimentError, RunError, StrategyError
+from fedtiny.experiment import Experiment
+from fedtiny.simulator.run import simulate
+from fedtiny.simulator.simulation import Simulation
+from fedtiny.strategies.base import Averaging, Round, Strategy, deltas
+from fedtiny.values import Instruction, Phase, Update
+from tests.simulator.experiments import HARD, SINE, run
+
+if TYPE_CHECKING:
+    from fedtiny.data.tables import Samples
+    from fedtiny.tensors import Int64
+
+HERE = "tests.simulator.test_simulation"
+
+
+# ---- one history, whatever computes it -------------------------------------------------------
+
+
+def test_columns_and_objects_give_the_same_history_at_a_thousand_devices() -> None:
+    columns, objects = (run(HARD, devices=kind) for kind in ("columns", "objects"))
+    assert columns.history == objects.history
+    assert columns.summary == objects.summary
+    np.testing.assert_array_equal(columns.model, objects.model)
+    rounds = [row for row in columns.history if row["kind"] == "round"]
+    assert any(row["accepted"] < row["leases"] for row in rounds)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ["model.build='tests.simulator.experiments:personal_mlp'",
+         "data={source='label-skew-digits'}", "strategy.momentum=0.9"],
+        ["model={build='digits_mlp', arguments={classes=3}}",
+         "data={source='few-shot-digits', ways=3, shots=2, queries=4}"],
+        ["strategy={name='median', cohort=7}"],
+        ["strategy={name='fedprox', cohort=7, mu=0.1}", "device.batch=3"],
+        [f"strategy={{build='{HERE}:LastGradient', cohort=6}}"],
+        [f"strategy={{build='{HERE}:HeadThenBody', cohort=6}}"],
+    ],
+    ids=["personal", "few-shot", "median", "prox", "gradient", "phases"],
+)  # fmt: skip
+def test_every_kind_of_visit_is_the_same_in_columns_and_objects(settings: list[str]) -> None:
+    settings = [*settings, "run.rounds=3", "evaluate={few={lr=0.05}}"]
+    columns, objects = (run(SINE, *settings, devices=kind) for kind in ("columns", "objects"))
+    assert columns.history == objects.history
+    assert columns.summary == objects.summary
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LastGradient(Averaging):
+    """First-order MAML: the gradient at the adapted point."""
+
+    def ask(self, round: Round, state: object) -> Instruction:
+        phases = Phase(self.beta, 4), Phase(self.beta, 1, part="query")
+        return Instruction(phases=phases, returns="gradient")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadThenBody(Averaging):
+    """Two phases with momentum and a correction."""
+
+    def ask(self, round: Round, state: object) -> Instruction:
+        correction = np.full(1153, 0.01, np.float32).tobytes()
+        phases = (
+            Phase(self.beta, 3, shuffle=True),
+            Phase(self.beta, 2, part="query", corrected=True, groups=("shared",)),
+        )
+        return Instruction(phases=phases, correction=correction)
+
+
+def test_the_number_of_threads_changes_no_bit() -> None:
+    one, two = (run(SINE, f"fleet.threads={n}", "strategy.cohort=100") for n in (1, 2))
+    assert one.history == two.history
+    assert one.summary == two.summary
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another() -> None:
+    first, again, other = (run(SINE, f"seed={seed}").summary["model_digest"] for seed in (3, 3, 4))
+    assert first == again != other
+
+
+# ---- resume ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("tables", [SINE, HARD], ids=["sine", "hard"])
+def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(
+    tables: dict[str, object], tmp_path: Path
+) -> None:
+    experiment = Experiment.of(tables).override("run.checkpoint_every=1", "run.evaluate_every=2")
+    whole = simulate(experiment, out=tmp_path / "whole")
+
+    class PowerCut(Exception):
+        pass
+
+    def cut(progress: object) -> None:
+        raise PowerCut
+
+    with pytest.raises(PowerCut):
+        simulate(experiment, out=tmp_path / "cut", progress=cut)
+    resumed = simulate(experiment, out=tmp_path / "cut", resume=True)
+    assert resumed.history == whole.history
+    assert resumed.summary == whole.summary
+    files = [f.relative_to(tmp_path / "whole") for f in (tmp_path / "whole").rglob("*.*")]
+    for file in files:
+        digests = [
+            hashlib.sha256((tmp_path / folder / file).read_bytes()).hexdigest()
+            for folder in ("whole", "cut")
+        ]
+        assert digests[0] == digests[1], file
+
+
+def history_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
+
+
+def test_a_folder_holds_what_the_result_says(tmp_path: Path) -> None:
+    result = simulate(SINE, out=tmp_path / "run")
+    rows = history_of(tmp_path / "run")
+    assert rows == json.loads(json.dumps(result.history))
+    with np.load(tmp_path / "run/models/round-000005.npz") as stored:
+        np.testing.assert_array_equal(result.layout.flatten(stored), result.model)
+    with pytest.raises(RunError, match="is there already"):
+        simulate(SINE, out=tmp_path / "run")
+
+
+# ---- devices ---------------------------------------------------------------------------------
+
+
+def test_a_device_that_the_program_does_not_fit_is_never_chosen() -> None:
+    simulation = Simulation(Experiment.of(HARD), "columns", lambda row: None)
+    fleet = simulation.fleet
+    small = [p.name for p in fleet.profiles].index("pi-4")  # its budget is 4 KiB here
+    chosen: list[int] = []
+    instruct = simulation.sessions.instruct
+
+    def record(devices: Int64, *rest: Any) -> None:
+        chosen.extend(devices.tolist())
+        instruct(devices, *rest)
+
+    simulation.sessions.instruct = record  # type: ignore[method-assign]
+    while simulation.step():
+        pass
+    assert chosen
+    assert not (fleet.profile[chosen] == small).any()
+    assert max(chosen) < 900  # nor is one that is held out
+    assert fleet.unfit == 300
+
+
+def test_the_report_says_how_many_do_not_fit_and_why() -> None:
+    summary = run(HARD).summary
+    assert summary["unfit_devices"] == 300
+    (unfit,) = [p for p in summary["profiles"] if p["reasons"]]
+    assert unfit["name"] == "pi-4"
+    assert "of 4,096 B RAM" in unfit["reasons"][0]
+
+
+def test_a_fleet_that_nothing_fits_is_refused_with_the_numbers() -> None:
+    with pytest.raises(RunError, match=r"none of the 200 devices can take part.*of 4,096 B RAM"):
+        run(SINE, "device.ram='4KiB'")
+
+
+def test_slow_devices_take_longer_and_spend_more() -> None:
+    small, large = (
+        run(SINE, f"fleet.profiles={{{name}=1.0}}").summary for name in ("cortex-m4", "pi-5")
+    )
+    assert small["time_s"] > 5 * large["time_s"]
+    assert small["model_digest"] == large["model_digest"]
+
+
+def test_a_stream_waits_for_its_samples() -> None:
+    at_once, streamed = (
+        run(SINE, "strategy.steps=0", f"data.sample_period='{period}'").summary
+        for period in ("0s", "2s")
+    )
+    assert streamed["time_s"] == pytest.approx(at_once["time_s"] + 5 * 16 * 2)
+
+
+def test_bytes_are_those_of_the_vectors() -> None:
+    summary = run(SINE).summary
+    assert summary["bytes_up"] == summary["bytes_down"] == 5 * 20 * 1153 * 4
+
+
+# ---- rounds ----------------------------------------------------------------------------------
+
+
+def test_a_serial_round_whose_device_is_lost_passes_to_the_next() -> None:
+    settings = ["strategy={name='tinyreptile'}", "fleet.drop_out=0.5", "run.rounds=20",
+                "run.deadline='50s'"]  # fmt: skip
+    rows = [row for row in run(SINE, *settings).history if row["kind"] == "round"]
+    assert [row["accepted"] for row in rows] == [1] * 20
+    assert 30 <= sum(row["leases"] for row in rows) <= 60
+    lost = sum(row["leases"] - 1 for row in rows)
+    assert rows[-1]["time_s"] > 50 * lost
+
+
+def test_over_selection_hides_devices_that_are_lost() -> None:
+    patient, greedy = (
+        run(SINE, "fleet.drop_out=0.2", f"run.over_selection={factor}").summary
+        for factor in (1.0, 1.6)
+    )
+    assert greedy["time_s"] < 0.2 * patient["time_s"]
+    assert greedy["late"] > 0
+
+
+def test_a_round_closes_at_its_deadline_with_the_minimum() -> None:
+    rows = run(SINE, "fleet.drop_out=0.5", "run.minimum=3", "run.deadline='9s'").history
+    rounds = [row for row in rows if row["kind"] == "round"]
+    assert [row["time_s"] for row in rounds] == [9.0, 18.0, 27.0, 36.0, 45.0]
+    assert all(3 <= row["accepted"] < 20 for row in rounds)
+
+
+def test_a_round_that_gets_too_few_fails_and_leaves_the_model() -> None:
+    result = run(SINE, "run.deadline='1ms'", "run.rounds=2")
+    assert result.summary["failed_rounds"] == 2
+    assert [r["version"] for r in result.history if r["kind"] == "round"] == [0, 0]
+    np.testing.assert_array_equal(result.model, Simulation(
+        Experiment.of(SINE), "columns", lambda row: None).work.initial)  # fmt: skip
+
+
+# ---- what goes wrong -------------------------------------------------------------------------
+
+
+class Broken:
+    """Device 5 diverges, device 6 has no samples; the others learn y = x."""
+
+    features, outputs, classes = 1, 1, None
+
+    def samples(self, run: int, round: int, device: int, part: str) -> Samples:
+        x = np.full((0 if device == 6 else 4, 1), 1.0, np.float32)
+        return x, x * np.float32(1e38 if device == 5 else 1.0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measuring(Averaging):
+    """A calibration, a score of three candidates, an evaluation, then training."""
+
+    def ask(self, round: Round, state: object) -> Instruction:
+        kinds = ("calibrate", "score", "evaluate")
+        candidates = (1, np.zeros(1153, np.float32).tobytes(), 2)
+        if round.t < len(kinds):
+            return Instruction(kind=kinds[round.t], candidates=candidates * (round.t == 1))
+        return Averaging.ask(self, round, {})
+
+
+@pytest.mark.parametrize("devices", ["columns", "objects"])
+def test_every_kind_of_instruction_runs_from_end_to_end(devices: str) -> None:
+    result = run(SINE, f"strategy={{build='{HERE}:Measuring', cohort=5}}", devices=devices)
+    rows = [row for row in result.history if row["kind"] == "round"]
+    calibrated, scored, evaluated = (row["measures"] for row in rows[:3])
+    assert calibrated["linear1.count"] == 5 * 16 * 32
+    assert calibrated["relu1.min"] == 0.0 < calibrated["relu1.max"]
+    assert scored["count"] == evaluated["count"] == 5 * 16
+    assert len({scored[f"loss_sum.{i}"] for i in range(3)}) == 3
+    assert evaluated["loss_sum_before"] == evaluated["loss_sum_after"] > 0
+    assert [row["version"] for row in rows] == [0, 0, 0, 1, 2]
+
+
+@pytest.mark.parametrize("devices", ["columns", "objects"])
+def test_bad_updates_are_refused_with_reasons_and_the_round_goes_on(devices: str) -> None:
+    settings = [f"data={{source='{HERE}:Broken'}}", "fleet.devices=12", "fleet.held_out=0",
+                "evaluate={}", "strategy.cohort=12", "run.minimum=10", "run.rounds=1"]  # fmt: skip
+    (row,) = run(SINE, *settings, devices=devices).history
+    assert row["accepted"] == 10
+    reasons = dict(row["reasons"])
+    assert any("no samples" in reason for reason in reasons)
+    assert any("not finite" in reason for reason in reasons)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Failing(Averaging):
+    """Fails in round 2."""
+
+    def finish(self, round: Round, *rest: object) -> object:  # type: ignore[override]
+        return super().finish(round, *rest) if round.t < 2 else 1 / 0  # type: ignore[arg-type]
+
+
+def test_a_strategy_that_raises_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
+    experiment = Experiment.of(SINE).override(
+        f"strategy={{build='{HERE}:Failing', cohort=5}}", "run.checkpoint_every=1"
+    )
+    with pytest.raises(StrategyError, match=r"Failing.finish failed in round 2.*division by zero"):
+        simulate(experiment, out=tmp_path / "run")
+    rows = history_of(tmp_path / "run")
+    assert [row["round"] for row in rows if row["kind"] == "round"] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        (["strategy={name='fedagv'}"], StrategyError, "did you mean 'fedavg'"),
+        (["strategy.cohort=500"], ExperimentError, "cohort"),
+        (["run.minimum=21"], ExperimentError, "minimum"),
+        (["evaluate={few={lr=0.1, support=5}}", "data={source='few-shot-digits'}",
+          "model={build='digits_mlp', arguments={classes=5}}"], ExperimentError, "evaluate.few"),
+        (["model={build='digits_mlp'}"], ExperimentError, r"digits_mlp takes 64 .* have 1 features and need 1"),
+    ],
+)  # fmt: skip
+def test_what_cannot_run_is_refused_before_it_starts(
+    settings: list[str], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        run(SINE, *settings)
+
+
+# ---- strategies of the user's own ------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrimmedMean(Strategy):
+    """The mean without the largest and the smallest fifth of each coordinate."""
+
+    needs = "all"
+    beta: float = 0.02
+
+    def ask(self, round: Round, state: object) -> Instruction:
+        return Instruction(phases=(Phase(self.beta),))
+
+    def finish(
+        self, round: Round, model: np.ndarray, updates: Iterable[Update], state: object
+    ) -> tuple[np.ndarray, object]:  # type: ignore[override]
+        rows = np.sort(deltas(updates, model), axis=0)
+        cut = len(rows) // 5
+        return (model + rows[cut : len(rows) - cut].mean(axis=0)).astype(np.float32), state
+
+
+def test_a_users_strategy_runs_by_its_name() -> None:
+    result = run(SINE, f"strategy={{build='{HERE}:TrimmedMean', cohort=10}}")
+    first, last = (result.evaluations()[i]["loss_after"] for i in (0, -1))
+    assert last < first
+
+
+# ---- learning --------------------------------------------------------------------------------
+
+
+def test_tinyreptile_learns_to_adapt_better_than_joint_training() -> None:
+    common = ["fleet.devices=400", "fleet.held_out=100", "data.support=32", "data.query=50",
+              "evaluate={stream={lr=0.02, batch=1, clip=10.0}}"]  # fmt: skip
+    tiny = run(SINE, *common, "run.rounds=1500", "device.batch=1",
+               "strategy={name='tinyreptile', alpha=0.1, beta=0.02, clip=10.0}")  # fmt: skip
+    joint = run(SINE, *common, "run.rounds=600", "device.batch=32",
+                "strategy={name='joint', beta=0.02, cohort=4, clip=10.0}")  # fmt: skip
+    after = [result.evaluations()[-1]["loss_after"] for result in (tiny, joint)]
+    assert after[0] <= 0.5 * after[1]
+
+
+def test_digits_gain_ten_points_over_random_initialisation() -> None:
+    common = ["model={build='digits_mlp', arguments={classes=5}}", "fleet.devices=300",
+              "data={source='few-shot-digits', ways=5, shots=5, queries=10}",
+              "fleet.held_out=100", "run.rounds=300",
+              "evaluate={adapted={lr=0.1, steps=20, batch=5}}"]  # fmt: skip
+    learned = run(SINE, *common, "device.batch=5", "strategy={name='reptile', cohort=5, "
+                  "beta=0.1, steps=10, alpha=0.5}").evaluations()[-1]  # fmt: skip
+    random = run(SINE, *common, "strategy={name='none'}").evaluations()[-1]
+    assert learned["accuracy_after"] >= random["accuracy_after"] + 0.10
