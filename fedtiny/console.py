@@ -37,7 +37,7 @@ class Pace:
     """
 
     every_s: float
-    show: Callable[[str, Progress], None]
+    show: Callable[[Progress, list[str]], None]
     first: Progress | None = None
     last: Progress | None = None
     shown_s: float = 0.0
@@ -47,7 +47,7 @@ class Pace:
         self.first, self.last = self.first or now, now
         if now.wall_s - self.shown_s >= self.every_s or now.round == now.rounds:
             self.shown_s = now.wall_s
-            self.show(self._told(now), now)
+            self.show(now, self._told(now))
 
     @property
     def updates_per_s(self) -> float:
@@ -60,30 +60,31 @@ class Pace:
         done = getattr(self.last, what) - getattr(self.first, what)
         return float(done / (self.last.wall_s - self.first.wall_s))
 
-    def _told(self, now: Progress) -> str:
+    def _told(self, now: Progress) -> list[str]:
         rounds_per_s = self._rate("round")
         parts = [f"round {now.round:,}/{now.rounds:,}"]
-        if rounds_per_s:
-            parts.append(f"{self.updates_per_s:,.0f} updates/s")
-        parts.append(f"virtual {format_time(now.time_s)}")
-        if now.loss is not None:
-            parts.append(f"loss {now.loss:.4g}")
         if rounds_per_s and now.round < now.rounds:
             parts.append(f"{format_time((now.rounds - now.round) / rounds_per_s)} left")
-        return " · ".join(parts)
+        if rounds_per_s:
+            parts.append(f"{self.updates_per_s:,.0f} updates/s")
+        parts.append(f"virtual time {format_time(now.time_s)}")
+        if now.loss is not None:
+            parts.append(f"loss {now.loss:.4g}")
+        return parts
 
 
 @contextmanager
 def watched(console: Console) -> Iterator[Pace]:
     """Shows how a run goes: a bar in a terminal, else a line now and then."""
     if not console.is_terminal:
-        yield Pace(_LINE_EVERY_S, lambda text, _: console.print(text, soft_wrap=True))
+        yield Pace(_LINE_EVERY_S, lambda _, parts: console.out(" · ".join(parts), highlight=False))
         return
-    columns = BarColumn(24), TextColumn("{task.description}")
+    columns = TextColumn("{task.description}"), BarColumn(20)
     with Bar(*columns, console=console, transient=True) as bar:
         task = bar.add_task("compiling", total=None)
 
-        def show(text: str, now: Progress) -> None:
+        def show(now: Progress, parts: list[str]) -> None:
+            text = " · ".join(parts[:2]) + "\n" + " · ".join(parts[2:])
             bar.update(task, description=text, completed=now.round, total=now.rounds)
 
         yield Pace(_BAR_EVERY_S, show)
@@ -137,7 +138,7 @@ def show_explained(
     table = _table("", *(row.profile for row in rows))
     columns = [dict(_explained(row, reports[row.profile])) for row in rows]
     for name in max(columns, key=len):
-        cells = (column.get(name, "–") for column in columns)
+        cells = (column.get(name, "-") for column in columns)
         table.add_row(name, *cells, end_section=name in _LAST)
     console.print(table, "")
     for row in rows:

@@ -12,8 +12,7 @@ from fedtiny.rng import Purpose
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from fedtiny.tensors import Float32
-
+    Float32 = npt.NDArray[np.float32]
     UInt32 = npt.NDArray[np.uint32]
     Integers = npt.NDArray[np.integer[Any]]
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from fedtiny.tensors import Float32
+    import numpy.typing as npt
+
+    Float32 = npt.NDArray[np.float32]
 
 _f = np.float32
 _u = np.uint32

@@ -18,13 +18,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedtiny.errors import UpdateError
+from fedtiny.tensors import raw
 from fedtiny.values import Ranges, Update
 
 if TYPE_CHECKING:
@@ -112,9 +113,7 @@ class FoldRule:
                 f"a coordinate moved by {moved:g}, the bound is {self.bound:g}; lower the learning "
                 "rate, or set update_clip"
             )
-        # Term by term, as the C runtime adds: both refuse the same updates.
-        norm = math.sqrt(np.add.accumulate(delta * delta)[-1]) if delta.size else 0.0
-        if 0 < self.norm_bound < norm:
+        if self.norm_bound and (norm := _norm(delta)) > self.norm_bound:
             raise UpdateError(
                 f"the update has norm {norm:g}, update_clip is {self.norm_bound:g}; lower the "
                 "learning rate, or raise update_clip"
@@ -163,12 +162,9 @@ class Total:
         weight = float(self.rule.weights(weight))
         delta = delta_of(update, base, self.sums.size)
         self.rule.check(delta)
-        sums = self.sums.copy()
-        terms = self.rule.terms(delta, weight)
-        for (start, stop), at in _placed(update.ranges):
-            sums[start:stop] += terms[at : at + stop - start]
-        units = weight_units(weight)
-        return Total(self.rule, sums, _added(self.weights, {update.ranges: units}), self.count + 1)
+        sums = self.sums + self.rule.terms(delta, weight)
+        weights = _added(self.weights, {update.ranges: weight_units(weight)})
+        return Total(self.rule, sums, weights, self.count + 1)
 
     def merge(self, other: Total) -> Total:
         """The total of both; any order and any partition give the same bits."""
@@ -202,9 +198,9 @@ class Total:
 
 
 def delta_of(update: Update, base: Float32 | None, size: int) -> Float64:
-    """``v - base`` on the coordinates of the update, in order, in float64.
+    """``v - base`` in float64, a vector of ``size``: 0 where the device did not train.
 
-    Raises UpdateError when ranges and values do not fit a vector of ``size`` floats.
+    Raises UpdateError when ranges and values do not fit such a vector.
     """
     _check_ranges(update.ranges, size)
     expected = 4 * sum(stop - start for start, stop in update.ranges)
@@ -212,20 +208,23 @@ def delta_of(update: Update, base: Float32 | None, size: int) -> Float64:
         raise UpdateError(
             f"the update has {update.nbytes:,} bytes of values, its ranges need {expected:,}"
         )
-    values = np.frombuffer(memoryview(update.values), np.float32)
-    delta: Float64 = values.astype(np.float64)
-    if base is not None:
-        for (start, stop), at in _placed(update.ranges):
-            delta[at : at + stop - start] -= base[start:stop]
+    values = np.frombuffer(raw(update.values), np.float32)
+    delta = np.zeros(size)
+    at = 0
+    for start, stop in update.ranges:
+        delta[start:stop] = values[at : at + stop - start]
+        if base is not None:
+            delta[start:stop] -= base[start:stop]
+        at += stop - start
     return delta
 
 
-def _placed(ranges: Ranges) -> Iterable[tuple[tuple[int, int], int]]:
-    """Each range with the position at which its values begin."""
-    at = 0
-    for start, stop in ranges:
-        yield (start, stop), at
-        at += stop - start
+def _norm(delta: Float64) -> float:
+    """Added up as the C runtime does, in eight lanes and a tree: both refuse the same updates."""
+    lanes = np.zeros((delta.size // 8 + 1, 8))
+    lanes.flat[: delta.size] = delta * delta
+    a, b, c, d, e, f, g, h = np.add.accumulate(lanes)[-1].tolist()
+    return math.sqrt(((a + b) + (c + d)) + ((e + f) + (g + h)))
 
 
 def _check_ranges(ranges: Ranges, size: int) -> None:

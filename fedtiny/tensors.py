@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import sys
 from array import array
-from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
-    from typing_extensions import Buffer
+    from typing_extensions import Buffer as _Buffer
+
+    # NumPy's stubs call an array a Buffer from Python 3.12 on only.
+    Buffer = _Buffer | npt.NDArray[Any]
 
     Float32 = npt.NDArray[np.float32]
     Float64 = npt.NDArray[np.float64]
@@ -32,16 +34,20 @@ def has_numpy() -> bool:
     return find_spec("numpy") is not None
 
 
+def raw(buffer: Buffer) -> memoryview[int]:
+    """The buffer's bytes; shares the memory."""
+    view = memoryview(cast("Any", buffer))
+    return view.cast("B") if view.nbytes else memoryview(b"")
+
+
 def float_view(buffer: Buffer) -> memoryview[float]:
     """The buffer's bytes as a flat view of float32; shares the memory."""
-    view = memoryview(buffer)
-    return view.cast("B").cast("f") if view.nbytes else memoryview(array("f"))
+    return raw(buffer).cast("f")
 
 
 def int_view(buffer: Buffer) -> memoryview[int]:
     """The buffer's bytes as a flat view of int32; shares the memory."""
-    view = memoryview(buffer)
-    return view.cast("B").cast("i") if view.nbytes else memoryview(array("i"))
+    return raw(buffer).cast("i")
 
 
 def zeros(count: int) -> memoryview[float]:
@@ -49,7 +55,7 @@ def zeros(count: int) -> memoryview[float]:
     return float_view(bytearray(count * FLOAT_BYTES))
 
 
-def floats(values: Sequence[float] | Buffer | Any) -> memoryview[float]:
+def floats(values: Any) -> memoryview[float]:
     """A flat float32 view of an array of float32 or of raw bytes, or of a copy of other numbers.
 
     A float64 array is rounded to float32, as a device would store it.
@@ -69,7 +75,7 @@ def floats(values: Sequence[float] | Buffer | Any) -> memoryview[float]:
     return float_view(array("f", view.tolist()))
 
 
-def ints(values: Sequence[int] | Buffer | Any) -> memoryview[int]:
+def ints(values: Any) -> memoryview[int]:
     """A flat int32 view of an array of int32 or of raw bytes, or of a copy of other integers."""
     if isinstance(values, bytes | bytearray):
         return int_view(values)
@@ -88,4 +94,4 @@ def vector(buffer: Buffer) -> Vector:
         return float_view(buffer)
     import numpy as np
 
-    return np.frombuffer(buffer, dtype=np.float32)
+    return np.frombuffer(raw(buffer), dtype=np.float32)

@@ -13,11 +13,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fedtiny.errors import CompileError, DataError, ExperimentError
+from fedtiny.tensors import raw
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
-    from fedtiny.tensors import Float32
+    from fedtiny.tensors import Buffer, Float32
 
 Ranges = tuple[tuple[int, int], ...]
 """Half-open ranges of coordinates of the averaged vector, ascending, never touching."""
@@ -411,7 +410,7 @@ class Update:
     @property
     def nbytes(self) -> int:
         """Bytes of the values on the wire, before there is a wire."""
-        return memoryview(self.values).nbytes
+        return raw(self.values).nbytes
 
 
 ACCEPTED, DUPLICATE, LATE, STALE, INVALID, UNKNOWN = (

@@ -98,7 +98,7 @@ def _rows(done: int, rounds: int, every: int, classes: bool) -> list[dict[str, A
 
 
 def _evaluation(done: int, rounds: int, name: str, classes: bool) -> dict[str, Any]:
-    fallen = math.exp(-5 * done / rounds) * (1 if name == "stream" else 1.6)
+    fallen = math.exp(-5 * done / max(rounds, 1)) * (1 if name == "stream" else 1.6)
     row = {
         "kind": "evaluation", "round": done, "time_s": 30.0 * done, "name": name, "devices": 100,
         "loss_before": 3.5 + 0.5 * fallen, "loss_before_ci": 0.4,

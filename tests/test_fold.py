@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -29,7 +29,8 @@ weight_caps = st.floats(2.0**-20, 2.0**20)
 norm_bounds = st.just(0.0) | st.floats(1e-6, 1e6)
 vectors = arrays(np.float32, SIZE, elements=st.floats(-100, 100, width=32))
 ranges_of_six = st.sampled_from([WHOLE, ((0, 2),), ((1, 3), (4, 6)), ((5, 6),)])
-contributions = st.lists(st.tuples(vectors, ranges_of_six, st.floats(0.01, 50.0)), max_size=8)
+weights = st.integers(2**14, 50 * 2**20).map(lambda units: units * 2.0**-20)
+contributions = st.lists(st.tuples(vectors, ranges_of_six, weights), max_size=8)
 
 
 def update(values: npt.ArrayLike, ranges: Ranges = WHOLE) -> Update:
@@ -118,8 +119,9 @@ def test_a_coordinate_is_averaged_over_those_who_trained_it(
             weighted[start:stop] += weight * delta
             total_weight[start:stop] += weight
     expected = np.divide(weighted, total_weight, out=np.zeros(SIZE), where=total_weight > 0)
-    # Weights count in units of 2^-20: 0.01 is off by 5e-5 of itself at most.
-    np.testing.assert_allclose(folded(parts, rule).mean(), expected, rtol=2e-4, atol=1e-6)
+    # Each of 8 terms is off by 2^-36 at most (shift 35), divided by a weight of at least 2^-6.
+    assert rule.shift == 35
+    np.testing.assert_allclose(folded(parts, rule).mean(), expected, rtol=0, atol=8 * 2.0**-30)
 
 
 def test_whole_number_weights_give_the_exact_mean() -> None:
@@ -184,6 +186,20 @@ def test_an_update_whose_norm_exceeds_the_clip_is_refused() -> None:
     refused(moved, r"norm 5, update_clip is 4.9", norm_bound=4.9)
     total = Total.zero(SIZE, FoldRule.for_round(2, 1.0, norm_bound=5.0))
     assert total.add(update(moved), BASE, 1.0).count == 1
+
+
+@given(arrays(np.float32, 21, elements=st.floats(-100, 100, width=32)))
+def test_the_norm_is_added_up_in_eight_lanes_and_a_tree(moved: Float32) -> None:
+    lanes = [0.0] * 8
+    for i, delta in enumerate(moved.tolist()):
+        lanes[i % 8] += delta * delta
+    a, b, c, d, e, f, g, h = lanes
+    norm = math.sqrt(((a + b) + (c + d)) + ((e + f) + (g + h)))
+    assume(norm > 1e-3)
+    delta = moved.astype(float)
+    FoldRule.for_round(1, 1.0, norm_bound=norm).check(delta)
+    with pytest.raises(UpdateError, match=r"the update has norm|the bound is"):
+        FoldRule.for_round(1, 1.0, norm_bound=math.nextafter(norm, 0.0)).check(delta)
 
 
 @pytest.mark.parametrize("weight", [0.0, -1.0, 1.1, math.nan, math.inf, 2.0**-22])

@@ -20,9 +20,7 @@ from fedtiny.values import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
-    from fedtiny.tensors import Vector
+    from fedtiny.tensors import Buffer, Vector
 
 EXECUTORS = ("native", "reference")
 
@@ -209,8 +207,9 @@ class Learner:
         samples = samples_of(instruction.part)
         measures: dict[str, float] = {}
         for index, candidate in enumerate(instruction.candidates):
-            seeded = isinstance(candidate, int)
-            self.load(self.program.initial(candidate) if seeded else candidate)
+            if isinstance(candidate, int):
+                candidate = bytes(floats(self.program.initial(candidate)))
+            self.load(candidate)
             measures[f"loss_sum.{index}"] = self._evaluate(samples)["loss_sum"]
         return Outcome(samples=samples.count, measures={**measures, "count": samples.count})
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
+from fedtiny.errors import RunError
 from fedtiny.values import Instruction, Lease, Receipt, Update
 
 
 class Link(Protocol):
     """How one device talks to its coordinator.
 
-    Each call may raise OSError (ConnectionError, TimeoutError): the other side did not answer, and
-    what was sent may or may not have arrived.
+    Each call may raise OSError (ConnectionError, TimeoutError): there was no answer, and what was
+    sent may or may not have arrived; or what was asked for is gone. Check in again.
     """
 
     def check_in(self) -> tuple[Lease, Instruction] | float:
@@ -56,7 +57,10 @@ class MemoryLink:
 
     def fetch(self, version: int) -> bytes:
         """The model of that version: little-endian float32."""
-        return self._service.fetch(version)
+        try:
+            return self._service.fetch(version)
+        except RunError as gone:
+            raise ConnectionError(str(gone)) from gone
 
     def submit(self, update: Update) -> Receipt:
         """Hand an update in; may be repeated until there is a receipt."""

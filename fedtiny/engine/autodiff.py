@@ -56,7 +56,8 @@ def with_loss(graph: Graph, loss: str) -> Graph:
     )
     tensors = {**graph.tensors, "label": label}
     op, made = produce(loss, (graph.output, "label"), (f"d.{graph.output}", "loss"), tensors)
-    return verify(graph.extended([label, *made], [op], label="label", loss="loss"))
+    extended = graph.extended([label, *made], [op])
+    return verify(replace(extended, label="label", loss="loss"))
 
 
 def differentiate(graph: Graph, trained: Collection[str], clip: bool) -> Graph:

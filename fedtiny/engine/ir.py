@@ -76,10 +76,10 @@ class Graph:
         """Samples per step."""
         return self.tensors[self.input].shape[0]
 
-    def extended(self, tensors: Iterable[Tensor], ops: Iterable[Op], **changes: str) -> Graph:
+    def extended(self, tensors: Iterable[Tensor], ops: Iterable[Op]) -> Graph:
         """This graph with more tensors and ops behind the ones it has."""
         table = {**self.tensors, **{t.name: t for t in tensors}}
-        return replace(self, tensors=table, ops=self.ops + tuple(ops), **changes)
+        return replace(self, tensors=table, ops=self.ops + tuple(ops))
 
 
 def verify(graph: Graph) -> Graph:

@@ -23,7 +23,7 @@ from fedtiny.tensors import FLOAT_BYTES
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from typing_extensions import Buffer
+    from fedtiny.tensors import Buffer
 
     from fedtiny.engine.program import Hyper
 

@@ -11,10 +11,10 @@ import hashlib
 import json
 import struct
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fedtiny import rng
 from fedtiny.errors import ImageError
@@ -22,9 +22,7 @@ from fedtiny.tensors import floats, has_numpy, vector, zeros
 from fedtiny.values import LOCAL, TRAIN, Footprint, Instruction, Layout, Phase, Ranges, Sgd
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
-
-    from fedtiny.tensors import Vector
+    from fedtiny.tensors import Buffer, Vector
 
 MAGIC, VERSION, HEADER_BYTES, CHECKSUM_AT = b"FTI1", 1, 128, 12
 NONE = 0xFFFF
@@ -147,56 +145,89 @@ def read_image(image: bytes) -> Tables:
 
     Raises ImageError saying what is wrong, with the numbers.
     """
-    head = _read_header(image)
-    (tensors_at, params_at, ops_at, card_at, card_bytes) = head[-5:]
-    n_tensors, n_params, n_ops, n_forward, batch, features, *ends = head[11:21]
-    bounds = (tensors_at, params_at, ops_at, card_at)
-    rows = ((n_tensors, _TENSOR.size), (n_params, _PARAM.size), (n_ops, _OP.size), (card_bytes, 1))
-    for start, (count, size) in zip(bounds, rows, strict=True):
+    h = _read_header(image)
+    sections = (
+        (h.tensors_at, h.n_tensors, _TENSOR.size), (h.params_at, h.n_params, _PARAM.size),
+        (h.ops_at, h.n_ops, _OP.size), (h.card_at, h.card_bytes, 1),
+    )  # fmt: skip
+    for start, count, size in sections:
         if start < HEADER_BYTES or start + count * size > len(image):
             raise ImageError(f"a table of {count} rows at byte {start} leaves {len(image)} bytes")
-    return Tables(
-        *head[6:11], n_forward, batch, features, *ends,
-        tuple(_read_tensor(image, tensors_at + i * _TENSOR.size) for i in range(n_tensors)),
-        tuple(
-            ParamRecord(*_PARAM.unpack_from(image, params_at + i * _PARAM.size))
-            for i in range(n_params)
+    shared = {f.name: getattr(h, f.name) for f in fields(Tables) if f.name in h._fields}
+    rows: dict[str, Any] = {
+        "tensors": tuple(map(_read_tensor, _rows(image, _TENSOR, h.tensors_at, h.n_tensors))),
+        "params": tuple(
+            ParamRecord(*row) for row in _rows(image, _PARAM, h.params_at, h.n_params)
         ),
-        tuple(_read_op(image, ops_at + i * _OP.size) for i in range(n_ops)),
-        head[5].hex(),
-        _read_card(image[card_at : card_at + card_bytes]),
-    )  # fmt: skip
+        "ops": tuple(map(_read_op, _rows(image, _OP, h.ops_at, h.n_ops))),
+    }
+    card = _read_card(image[h.card_at : h.card_at + h.card_bytes])
+    return Tables(**shared, **rows, layout_digest=h.layout.hex(), card=card)
 
 
-def _read_header(image: bytes) -> tuple[Any, ...]:
+class _Header(NamedTuple):
+    """The header, field for field."""
+
+    magic: bytes
+    version: int
+    header_bytes: int
+    image_bytes: int
+    crc32: int
+    layout: bytes
+    arena_bytes: int
+    param_floats: int
+    state_floats: int
+    trained_floats: int
+    vector_floats: int
+    n_tensors: int
+    n_params: int
+    n_ops: int
+    n_forward: int
+    batch: int
+    features: int
+    input: int
+    label: int
+    output: int
+    loss: int
+    tensors_at: int
+    params_at: int
+    ops_at: int
+    card_at: int
+    card_bytes: int
+
+
+def _read_header(image: bytes) -> _Header:
     if len(image) < HEADER_BYTES:
         raise ImageError(f"an image has at least {HEADER_BYTES} bytes; this one has {len(image)}")
-    head = _HEADER.unpack_from(image)
-    magic, version, header_bytes, image_bytes, crc = head[:5]
-    if magic != MAGIC:
-        raise ImageError(f"this is not a Program image: it starts with {magic!r}, not {MAGIC!r}")
-    if version != VERSION or header_bytes != HEADER_BYTES:
+    h = _Header(*_HEADER.unpack_from(image))
+    if h.magic != MAGIC:
+        raise ImageError(f"this is not a Program image: it starts with {h.magic!r}, not {MAGIC!r}")
+    if h.version != VERSION or h.header_bytes != HEADER_BYTES:
         raise ImageError(
-            f"the image has version {version}, this runtime reads {VERSION}; "
+            f"the image has version {h.version}, this runtime reads {VERSION}; "
             "compile the model again, or update fedtiny"
         )
-    if image_bytes != len(image) or image_bytes > MAX_IMAGE_BYTES:
+    if h.image_bytes != len(image) or h.image_bytes > MAX_IMAGE_BYTES:
         raise ImageError(
-            f"the image says {image_bytes} bytes and has {len(image)}; fetch it again"
+            f"the image says {h.image_bytes} bytes and has {len(image)}; fetch it again"
         )
     actual = zlib.crc32(image[CHECKSUM_AT + 4 :])
-    if crc != actual:
-        raise ImageError(f"the image's checksum is {actual:08x}, not {crc:08x}; fetch it again")
-    return head
+    if h.crc32 != actual:
+        raise ImageError(f"its checksum is {actual:08x}, not {h.crc32:08x}; fetch it again")
+    return h
 
 
-def _read_tensor(image: bytes, at: int) -> TensorRecord:
-    dtype, region, ndim, _, offset, *dims = _TENSOR.unpack_from(image, at)
+def _rows(image: bytes, record: struct.Struct, start: int, count: int) -> Iterator[tuple[Any, ...]]:
+    return record.iter_unpack(image[start : start + count * record.size])
+
+
+def _read_tensor(row: tuple[int, ...]) -> TensorRecord:
+    dtype, region, ndim, _, offset, *dims = row
     return TensorRecord(dtype, region, tuple(dims[:ndim]), offset)
 
 
-def _read_op(image: bytes, at: int) -> OpRecord:
-    code, group, _, _, *rest = _OP.unpack_from(image, at)
+def _read_op(row: tuple[int, ...]) -> OpRecord:
+    code, group, _, _, *rest = row
     used = max((i + 1 for i, t in enumerate(rest[:8]) if t != NONE), default=0)
     return OpRecord(code, tuple(rest[:used]), group, tuple(rest[8:]))
 

@@ -18,7 +18,7 @@ from fedtiny.engine.program import (
 from fedtiny.errors import DataError, ImageError
 
 if TYPE_CHECKING:
-    from typing_extensions import Buffer
+    from fedtiny.tensors import Buffer
 
     from fedtiny.engine.kernels import Array
 
@@ -110,7 +110,8 @@ class ReferenceExecutor:
         """The output of one batch, in the executor's dtype."""
         self._take(x)
         self.execute(0, self.tables.n_forward)
-        return memoryview(self.tensor(self.tables.output).ravel().copy())
+        output: memoryview[float] = memoryview(self.tensor(self.tables.output).ravel().copy())  # type: ignore[arg-type]
+        return output
 
     def evaluate(self, x: Buffer, y: Buffer, valid: int) -> tuple[float, int, int]:
         """Sum of losses, count, correct answers over the first ``valid`` samples of one batch."""

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from importlib.resources import as_file, files
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +16,9 @@ from fedtiny.errors import RunError
 from fedtiny.experiment import Experiment
 from fedtiny.runs import RunFolder
 from fedtiny.simulator.fleet import Workload, fit
-from fedtiny.tensors import Float32
+
+if TYPE_CHECKING:
+    from fedtiny.tensors import Float32
 
 
 def export_npz(run: RunFolder, out: Path | None = None, round: int | None = None) -> Path:

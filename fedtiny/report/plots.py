@@ -108,9 +108,9 @@ def _draw_adapting(
 ) -> None:
     x = [place(p) for p in points]
     marker = "o" if len(points) <= _FEW else None
-    for when, dashes in (("before", (3, 2)), ("after", (None, None))):
+    for when, dashes, alpha in (("before", (3, 2), 0.1), ("after", (None, None), 0.2)):
         value, half = np.array([p.measure(measure, when) for p in points]).T
-        axes.fill_between(x, value - half, value + half, color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(x, value - half, value + half, color=colour, alpha=alpha, linewidth=0)
         axes.plot(x, value, color=colour, dashes=dashes, marker=marker, clip_on=False)
 
 
@@ -127,8 +127,8 @@ def training(record: Record) -> Plot | None:
     with _drawing() as (figure, axes):
         if len(rows) > len(bins):
             low, high = np.array([np.quantile(part[:, 1], (0.1, 0.9)) for part in bins]).T
-            axes.fill_between(x, low, high, color=_COLOURS[0], alpha=0.18, linewidth=0)
-        axes.plot(x, mean, color=_COLOURS[0], clip_on=False)
+            axes.fill_between(x, low, high, color=_MUTED, alpha=0.18, linewidth=0)
+        axes.plot(x, mean, color=_INK, linewidth=1.2, clip_on=False)
         title = _finish_value_axis(axes, "training loss", mean.tolist())
         _finish_x_axis(axes, "rounds", rows[-1][0])
         return Plot(title, _svg(figure, "training loss against rounds"))

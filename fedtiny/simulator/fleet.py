@@ -159,7 +159,7 @@ class Fleet:
 
     def counts(self) -> list[int]:
         """Devices of each profile."""
-        return np.bincount(self.profile, minlength=len(self.profiles)).tolist()
+        return [int((self.profile == i).sum()) for i in range(len(self.profiles))]
 
     def split(self, devices: Column) -> list[tuple[Profile, Column]]:
         """The devices by Program: positions within ``devices``."""

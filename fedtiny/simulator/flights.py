@@ -42,7 +42,7 @@ class Flights:
         both = Flights(*(np.concatenate(pair) for pair in pairs))
         return both.take(np.lexsort((both.leases, both.ends_at)))
 
-    def take(self, at: Int64 | slice) -> Flights:
+    def take(self, at: Int64 | npt.NDArray[np.bool_] | slice) -> Flights:
         """The flights at these positions."""
         return Flights(*(getattr(self, f.name)[at] for f in fields(self)))
 

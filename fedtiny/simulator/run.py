@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fedtiny.experiment import Experiment
 from fedtiny.runs import Checkpoint, RunFolder
 from fedtiny.simulator.clock import format_time
@@ -202,5 +200,5 @@ def _summary(simulation: Simulation, rows: list[dict[str, Any]]) -> dict[str, An
             for profile, count in zip(fleet.profiles, fleet.counts(), strict=True)
         ],
         "evaluations": {row["name"]: row for row in rows if row["kind"] == "evaluation"},
-        "model_digest": hashlib.sha256(np.ascontiguousarray(simulation.model)).hexdigest(),
+        "model_digest": hashlib.sha256(simulation.model.tobytes()).hexdigest(),
     }

@@ -141,7 +141,9 @@ class Simulation:
 
     def checkpoint(self) -> Checkpoint:
         """All that is needed to go on after the last committed round."""
-        arrays = {"model": self.model, "sessions": self.sessions.states()}
+        arrays: dict[str, np.ndarray[Any, Any]] = {
+            "model": self.model, "sessions": self.sessions.states(),
+        }  # fmt: skip
         arrays |= {f"flights.{n}": getattr(self.flights, n) for n in Flights.__annotations__}
         arrays |= {f"state.{k}": v for k, v in self.state.items() if isinstance(v, np.ndarray)}
         if self.personal:

@@ -7,7 +7,7 @@ and are the judge of the columns.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Protocol
 
@@ -49,11 +49,8 @@ class Cohort:
 
     def take(self, at: Int64) -> Cohort:
         """The visits at these positions."""
-        columns = (getattr(self, name)[at] for name in ("leases", "devices", "samples", "weights"))
-        return Cohort(
-            self.program, self.instruction, self.model, self.run, self.round, self.version,
-            *columns, self.rule, self.keep,
-        )  # fmt: skip
+        columns = {n: getattr(self, n)[at] for n in ("leases", "devices", "samples", "weights")}
+        return replace(self, **columns)
 
     @property
     def base(self) -> Float32 | None:

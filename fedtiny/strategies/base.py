@@ -226,7 +226,8 @@ def deltas(updates: Iterable[Update], model: Float32) -> Float64:
     rows = []
     for update in updates:
         row = np.full(model.size, np.nan)
-        trained = np.concatenate([np.arange(*pair) for pair in update.ranges])
-        row[trained] = delta_of(update, model, model.size)
+        delta = delta_of(update, model, model.size)
+        for start, stop in update.ranges:
+            row[start:stop] = delta[start:stop]
         rows.append(row)
     return np.array(rows)

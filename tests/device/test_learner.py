@@ -157,7 +157,7 @@ def test_calibration_gives_the_moments_of_every_named_tensor(
 
 
 def test_scoring_tells_the_loss_of_each_candidate(learner: Learner, program: Program) -> None:
-    vector = bytes(memoryview(np.asarray(program.initial(9))))
+    vector = np.asarray(program.initial(9)).tobytes()
     instruction = Instruction(kind="score", candidates=(9, vector, 10), part=QUERY)
     measures = learner.visit(
         instruction, learner.vector(), parts(learner).__getitem__, Key()

@@ -66,7 +66,12 @@ def test_a_lost_lease_is_given_again() -> None:
     world.run(1)
     world.links[0].asking = "delivered"
     world.run(2)
-    assert [update.lease for update in world.nodes[0].sent] == [0]
+    assert world.nodes[0].sent[0].lease == 0  # and not a second lease of the same round
+
+
+def test_a_model_that_is_gone_is_like_no_answer() -> None:
+    with pytest.raises(ConnectionError, match="version 3 of the model is gone"):
+        World().links[0].fetch(3)
 
 
 def test_a_device_that_has_nothing_to_do_is_told_when_to_ask_again() -> None:

@@ -74,7 +74,7 @@ class Image:
         figures = (self.arena, self.floats, slots * self.floats, self.floats, self.floats)
         counts = (len(self.tensors), len(self.params), len(self.ops), forward, self.batch)
         tail = struct.pack(
-            "<32s5I10H5I4x", bytes(32), *figures, *counts, self.features, *ends, *starts[:4], 2
+            "<32s5I10H5I20x", bytes(32), *figures, *counts, self.features, *ends, *starts[:4], 2
         )
         body = tail + b"".join(tables) + b"{}"
         head = struct.pack("<4s2H2I", b"FTI1", 1, 128, 16 + len(body), zlib.crc32(body))

@@ -92,7 +92,7 @@ def test_extreme_inputs_give_the_same_bits(extreme: float) -> None:
             executor.load(program.initial(2))
             executor.step(x, y, Hyper(0.1))
             vectors.append(np.frombuffer(executor.store(), np.float32))
-        np.testing.assert_array_equal(*vectors)  # NaN equals NaN here
+        np.testing.assert_array_equal(vectors[0], vectors[1])  # NaN equals NaN here
 
 
 @pytest.mark.parametrize("kind", [NativeExecutor, ReferenceExecutor])

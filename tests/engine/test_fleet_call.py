@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,15 @@ from fedtiny.data.tasks import SineTask
 from fedtiny.engine.builder import Net
 from fedtiny.engine.compile import compile
 from fedtiny.engine.fleet_call import (
-    OUTCOME, SCORE, FleetCall, FleetStruct, PhaseStruct, Status, TaskStruct, Visits,
-)  # fmt: skip
+    OUTCOME,
+    SCORE,
+    FleetCall,
+    FleetStruct,
+    PhaseStruct,
+    Status,
+    TaskStruct,
+    Visits,
+)
 from fedtiny.engine.native import LIBRARIES, library
 from fedtiny.engine.program import Program
 from fedtiny.engine.reference import ReferenceExecutor
@@ -243,7 +250,7 @@ def test_the_fold_is_the_exact_sum_of_the_rounded_terms() -> None:
 @given(
     st.lists(st.floats(-1.0, 1.0, width=32), min_size=1, max_size=19),
     st.floats(0.5, 2.0), st.integers(-20, 49), st.data(),
-)  # fmt: skip
+)
 def test_every_term_is_rounded_to_the_nearest_even(
     values: list[float], weight: float, shift: int, data: st.DataObject
 ) -> None:
@@ -347,12 +354,12 @@ def test_a_correction_is_added_to_every_gradient() -> None:
 
 
 @pytest.fixture
-def personal_program() -> Iterator[Program]:
+def personal_program() -> Program:
     net = Net(1)
     hidden = net.tanh(net.linear(net.input, 6))
     net.group = "local"
     net.linear(hidden, 1)
-    yield compile(net, loss="mse", ram="64KiB")
+    return compile(net, loss="mse", ram="64KiB")
 
 
 def test_local_coordinates_come_from_their_device_and_go_back(personal_program: Program) -> None:

@@ -2,14 +2,17 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 
 from fedtiny.errors import RunError
+from fedtiny.fold import Total
 from fedtiny.rounds.journal import Published
-from fedtiny.strategies.base import Round, State
+from fedtiny.strategies.base import Contribution, Round, State
 from fedtiny.strategies.fedavg import FedAvg
+from fedtiny.strategies.median import Median
 from fedtiny.values import (
     ACCEPTED,
     CALIBRATE,
@@ -22,6 +25,9 @@ from fedtiny.values import (
 )
 from tests.harness.toys import INITIAL, LAYOUT, Run, loss, samples, target
 
+if TYPE_CHECKING:
+    from fedtiny.tensors import Float32
+
 DEVICES = range(4)
 
 
@@ -29,7 +35,7 @@ DEVICES = range(4)
 class Asking(FedAvg):
     """Asks what a test wants in round 0, and trains after it."""
 
-    first: Instruction = Instruction()
+    first: Instruction
 
     def ask(self, round: Round, state: State) -> Instruction:
         return self.first if round.t == 0 else super().ask(round, state)
@@ -93,6 +99,26 @@ def test_a_gradient_needs_no_base() -> None:
     assert run.coordinator.model.tolist() == (INITIAL + gradient).tolist()
 
 
+@dataclass(frozen=True, kw_only=True)
+class First(Median):
+    """Takes the model of the first update that it is given."""
+
+    def finish(
+        self, round: Round, model: Float32, contribution: Contribution, state: State
+    ) -> tuple[Float32, State]:
+        assert not isinstance(contribution, Total)
+        first = next(iter(contribution))
+        return np.frombuffer(bytes(first.values), np.float32), state
+
+
+def test_updates_are_handed_over_in_the_order_of_their_leases() -> None:
+    run = Run(First(cohort=3, beta=0.1), rounds=1)
+    updates = run.updates()
+    for update in reversed(updates):
+        run.coordinator.submit(1.0, [update])
+    assert run.coordinator.model.tobytes() == updates[0].values
+
+
 @pytest.mark.parametrize(
     ("change", "why"),
     [
@@ -120,7 +146,8 @@ def test_values_in_a_round_that_measures_are_refused() -> None:
     run = Run(Asking(cohort=1, first=Instruction(kind=EVALUATE)))
     (update,) = run.updates()
     (receipt,) = run.coordinator.submit(1.0, [replace(update, values=bytes(8))])
-    assert (receipt.status, receipt.detail) == (INVALID, "8 bytes of values in a round that measures")
+    assert receipt.status == INVALID
+    assert receipt.detail == "8 bytes of values in a round that measures"
 
 
 def test_a_failed_round_leaves_the_model_and_says_so() -> None:

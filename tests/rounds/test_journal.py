@@ -8,6 +8,7 @@ from fedtiny.rounds import machine
 from fedtiny.rounds.events import Grant, Open
 from fedtiny.rounds.journal import Accepted, MemoryJournal, recover, replay
 from fedtiny.strategies.fedavg import FedAvg
+from fedtiny.strategies.fedopt import FedAvgM
 from fedtiny.strategies.median import Median
 from fedtiny.values import Update
 from tests.harness.toys import INITIAL, LAYOUT, Run
@@ -68,7 +69,8 @@ def test_replay_refuses_a_strategy_that_is_not_that_of_the_run() -> None:
     run = Run(FEDAVG)
     run.finish()
     assert run.journal is not None
-    other = Run(FEDAVG).strategy.__class__(cohort=3, beta=0.1)
-    assert len(list(replay(run.journal, 3, other, LAYOUT, INITIAL))) == 4
-    with pytest.raises(RunError, match=r"round 0 gives the model \w{12}, its journal says \w{12}"):
-        list(replay(run.journal, 3, other, LAYOUT, INITIAL + 1))
+    assert len(list(replay(run.journal, 3, FEDAVG, LAYOUT, INITIAL))) == 4
+    other = FedAvgM(cohort=3, beta=0.1, server_lr=0.5)
+    for strategy, initial in ((other, INITIAL), (FEDAVG, INITIAL + 1)):
+        with pytest.raises(RunError, match=r"round 0 gives the model \w+, its journal says"):
+            list(replay(run.journal, 3, strategy, LAYOUT, initial))

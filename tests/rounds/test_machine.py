@@ -285,6 +285,14 @@ def test_copies_in_one_batch_are_folded_once_and_the_others_get_no_answer() -> N
     assert play.heard_by(0) == ACCEPTED
 
 
+def test_what_is_being_folded_holds_its_place_in_the_cohort() -> None:
+    play = Play(rules(cohort=2, over_selection=1.5))
+    grant = play.check_in(0.0, 1, 2, 3)
+    play.offer(1.0, [0, 1], grant.devices[:2].tolist())
+    play.offer(1.0, [2], grant.devices[2:].tolist())
+    assert (play.kinds, play.heard_by(2)) == (["Reply"], LATE)
+
+
 def test_what_is_refused_for_its_content_frees_its_place() -> None:
     play = Play(rules(cohort=1, minimum=1))
     play.check_in(0.0, 1)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +13,17 @@ import pytest
 
 from fedtiny.errors import ExperimentError, RunError, StrategyError
 from fedtiny.experiment import Experiment
+from fedtiny.fold import Total
 from fedtiny.simulator.run import simulate
 from fedtiny.simulator.simulation import Simulation
 from fedtiny.strategies.base import Averaging, Round, Strategy, deltas
-from fedtiny.values import Instruction, Phase, Update
+from fedtiny.values import Instruction, Phase
 from tests.simulator.experiments import HARD, SINE, run
 
 if TYPE_CHECKING:
     from fedtiny.data.tables import Samples
-    from fedtiny.tensors import Int64
+    from fedtiny.strategies.base import Contribution, State
+    from fedtiny.tensors import Float32, Int64
 
 HERE = "tests.simulator.test_simulation"
 
@@ -151,7 +152,7 @@ def test_a_device_that_the_program_does_not_fit_is_never_chosen() -> None:
         chosen.extend(devices.tolist())
         instruct(devices, *rest)
 
-    simulation.sessions.instruct = record  # type: ignore[method-assign]
+    simulation.sessions.instruct = record  # type: ignore[method-assign,assignment]
     while simulation.step():
         pass
     assert chosen
@@ -330,8 +331,9 @@ class TrimmedMean(Strategy):
         return Instruction(phases=(Phase(self.beta),))
 
     def finish(
-        self, round: Round, model: np.ndarray, updates: Iterable[Update], state: object
-    ) -> tuple[np.ndarray, object]:  # type: ignore[override]
+        self, round: Round, model: Float32, updates: Contribution, state: State
+    ) -> tuple[Float32, State]:
+        assert not isinstance(updates, Total)
         rows = np.sort(deltas(updates, model), axis=0)
         cut = len(rows) // 5
         return (model + rows[cut : len(rows) - cut].mean(axis=0)).astype(np.float32), state

@@ -9,7 +9,12 @@
 
 #include <string.h>
 
-#define FT_MAX_WORK ((uint64_t)1 << 40) /* multiply-adds a step: no image keeps a device for hours */
+/* Multiply-adds a step: no image keeps a device busy for hours. */
+#define FT_MAX_WORK ((uint64_t)1 << 40)
+
+typedef char ft_sizes_are_those_of_the_image[
+    sizeof(ft_header) == FT_HEADER_BYTES && sizeof(ft_tensor) == 24 && sizeof(ft_param) == 24 &&
+    sizeof(ft_op) == 40 ? 1 : -1];
 
 /* ---- the envelope -------------------------------------------------------------------------- */
 
@@ -93,7 +98,8 @@ static uint64_t region_bytes(const ft_program *p, uint32_t region) {
 static ft_status check_tensor(const ft_program *p, const ft_tensor *t) {
   const ft_header *h = p->header;
   if (t->region > FT_LABELS || t->reserved || t->offset % 4 || !is_shape(t)) return FT_E_TENSOR;
-  if (t->dtype != (t->region == FT_LABELS ? p->tensors[h->label].dtype : FT_F32)) return FT_E_TENSOR;
+  const uint32_t dtype = t->region == FT_LABELS ? p->tensors[h->label].dtype : FT_F32;
+  if (t->dtype != dtype) return FT_E_TENSOR;
   if (t->region != FT_PARAMS && t->dims[0] != h->batch && ft_floats(t) != 1) return FT_E_TENSOR;
   uint64_t end = t->offset + (uint64_t)ft_floats(t) * sizeof(float);
   return end <= region_bytes(p, t->region) ? FT_OK : FT_E_TENSOR;
@@ -332,10 +338,13 @@ static ft_status check_ops(const ft_program *p) {
   uint64_t work = 0;
   for (uint32_t i = 0; i < p->header->n_ops; i++) {
     const ft_op *op = &p->ops[i];
-    int forward = i < p->header->n_forward;
+    const int forward = i < p->header->n_forward;
     if (forward && !is_forward(op->code)) return FT_E_OP;
     ft_status status = check_op(p, op, &work);
     if (status) return status;
+    /* The moments of an output count its first samples. */
+    if (forward && p->tensors[op->t[ft_output_operand(op->code)]].dims[0] != p->header->batch)
+      return FT_E_SHAPE;
     losses += (uint32_t)is_loss(op->code);
   }
   return losses == 1 ? FT_OK : FT_E_OP;

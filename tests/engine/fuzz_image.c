@@ -1,0 +1,289 @@
+/* fuzz_image.c: damaged images that the checker lets through must run without harm.
+ *
+ *     fuzz_image SEED COUNT IMAGE...
+ *
+ * Mutates copies of the images with a counter-based generator, repairs their checksum, and runs
+ * each one that passes in exactly the memory that it states. The sanitizers judge. Prints how many
+ * were tried, passed and ran.
+ */
+#include "ft_runtime.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define MAX_IMAGE 8192
+#define MAX_MEMORY (1u << 20)
+
+/* ---- randomness (splitmix64) ---- */
+
+static uint64_t counter;
+
+static uint32_t word(void) {
+  uint64_t z = counter += 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return (uint32_t)(z >> 32);
+}
+
+static uint32_t below(uint32_t n) { return (uint32_t)(((uint64_t)word() * n) >> 32); }
+static float number(void) { return (float)(int32_t)word() * 0x1p-31f; }
+
+/* ---- the image as its tables ---- */
+
+typedef struct {
+  union { uint8_t bytes[MAX_IMAGE]; ft_header header; } image;
+  uint32_t bytes;
+  uint32_t n_tensors, n_params, n_ops; /* of the undamaged image, as are the tables below */
+  ft_tensor *tensors;
+  ft_param *params;
+  ft_op *ops;
+} subject;
+
+static subject opened(const char *path) {
+  static subject s;
+  memset(&s, 0, sizeof s);
+  FILE *file = fopen(path, "rb");
+  if (!file) exit(2);
+  s.bytes = (uint32_t)fread(s.image.bytes, 1, MAX_IMAGE, file);
+  fclose(file);
+  return s;
+}
+
+static void find_tables(subject *s) {
+  const ft_header *h = &s->image.header;
+  s->n_tensors = h->n_tensors, s->n_params = h->n_params, s->n_ops = h->n_ops;
+  s->tensors = (ft_tensor *)(void *)(s->image.bytes + h->tensors_at);
+  s->params = (ft_param *)(void *)(s->image.bytes + h->params_at);
+  s->ops = (ft_op *)(void *)(s->image.bytes + h->ops_at);
+}
+
+static void repair_checksum(subject *s) {
+  uint32_t crc = 0xffffffffu;
+  uint32_t end = s->image.header.image_bytes < s->bytes ? s->image.header.image_bytes : s->bytes;
+  for (uint32_t i = 16; i < end; i++) {
+    static uint32_t table[256];
+    if (!table[1])
+      for (uint32_t n = 0; n < 256; n++) {
+        table[n] = n;
+        for (int bit = 0; bit < 8; bit++) table[n] = (table[n] >> 1) ^ (table[n] & 1 ? 0xedb88320u : 0);
+      }
+    crc = (crc >> 8) ^ table[(crc ^ s->image.bytes[i]) & 0xff];
+  }
+  s->image.header.crc32 = ~crc;
+}
+
+static uint32_t floats_of(const ft_tensor *t) {
+  return t->dims[0] * t->dims[1] * t->dims[2] * t->dims[3];
+}
+
+/* ---- mutations ---- */
+
+static uint32_t odd_value(uint32_t old) {
+  static const uint32_t edges[] = {0, 1, 2, 0xff, 0xffff, 0x10000, 1u << 28, 0x7fffffff, 0xffffffff};
+  switch (below(4)) {
+    case 0: return edges[below(sizeof edges / sizeof *edges)];
+    case 1: return old + 1 - 2 * below(2);
+    case 2: return old + 4 - 8 * below(2);
+    default: return below(64);
+  }
+}
+
+static void change_byte(subject *s) { s->image.bytes[below(s->bytes)] = (uint8_t)word(); }
+
+static void change_word(subject *s) {
+  uint32_t *at = (uint32_t *)(void *)(s->image.bytes + 4 * below(s->bytes / 4));
+  *at = odd_value(*at);
+}
+
+static void change_half(subject *s) {
+  uint16_t *at = (uint16_t *)(void *)(s->image.bytes + 2 * below(s->bytes / 2));
+  *at = (uint16_t)odd_value(*at);
+}
+
+static void change_harmless(subject *s) { s->image.header.layout[below(32)] = (uint8_t)word(); }
+
+static void move_tensor(subject *s) {
+  ft_tensor *t = &s->tensors[below(s->n_tensors)];
+  t->offset = 4 * below(s->image.header.arena_bytes / 4 + 2);
+}
+
+static void change_extent(subject *s) {
+  s->tensors[below(s->n_tensors)].dims[below(4)] = odd_value(below(40));
+}
+
+static void copy_tensor(subject *s) {
+  s->tensors[below(s->n_tensors)] = s->tensors[below(s->n_tensors)];
+}
+
+static void change_operand(subject *s) {
+  s->ops[below(s->n_ops)].t[below(4)] = (uint16_t)below(s->n_tensors + 1);
+}
+
+static void change_code(subject *s) {
+  static const uint8_t codes[] = {FT_OP_LINEAR, FT_OP_BIAS, FT_OP_RELU, FT_OP_TANH, FT_OP_SIGMOID,
+                                  FT_OP_ADD, FT_OP_MSE, FT_OP_CROSS_ENTROPY, FT_OP_LINEAR_DX,
+                                  FT_OP_RELU_DX, FT_OP_TANH_DX, FT_OP_SIGMOID_DX,
+                                  FT_OP_LINEAR_UPDATE, FT_OP_BIAS_UPDATE, FT_OP_NORM_ZERO,
+                                  FT_OP_LINEAR_NORM, FT_OP_BIAS_NORM, FT_OP_NORM_SCALE};
+  s->ops[below(s->n_ops)].code = codes[below(sizeof codes)];
+}
+
+static void copy_op(subject *s) { s->ops[below(s->n_ops)] = s->ops[below(s->n_ops)]; }
+
+static void swap_ops(subject *s) {
+  ft_op *a = &s->ops[below(s->n_ops)], *b = &s->ops[below(s->n_ops)], kept = *a;
+  *a = *b;
+  *b = kept;
+}
+
+static void change_param(subject *s) {
+  ft_param *p = &s->params[below(s->n_params)];
+  uint32_t *figures[] = {&p->vector_at, &p->count, &p->state_at};
+  uint32_t *at = figures[below(3)];
+  *at = odd_value(*at);
+}
+
+static void change_group(subject *s) {
+  ft_param *p = &s->params[below(s->n_params)];
+  p->group = (uint8_t)below(32);
+  for (uint32_t i = 0; i < s->n_ops; i++)
+    if (s->ops[i].code == FT_OP_LINEAR_UPDATE || s->ops[i].code == FT_OP_BIAS_UPDATE)
+      if (&s->params[s->ops[i].attr[0] % s->n_params] == p) s->ops[i].group = p->group;
+}
+
+/* Every extent of one size becomes another, and everything is placed anew. */
+static void resize(subject *s) {
+  ft_header *h = &s->image.header;
+  const uint32_t from = s->tensors[below(s->n_tensors)].dims[below(2)], to = 1 + below(40);
+  uint32_t arena = 0, floats = 0;
+  if (from == h->batch) h->batch = (uint16_t)to;
+  for (uint32_t i = 0; i < s->n_tensors; i++) {
+    ft_tensor *t = &s->tensors[i];
+    for (uint32_t k = 0; k < t->ndim % 5u; k++)
+      if (t->dims[k] == from && floats_of(t) != 1) t->dims[k] = to;
+    if (t->region == FT_ARENA) t->offset = arena, arena += 4 * floats_of(t);
+    if (t->region == FT_PARAMS) t->offset = 4 * floats, floats += floats_of(t);
+  }
+  for (uint32_t i = 0; i < s->n_params; i++) {
+    const ft_tensor *t = &s->tensors[s->params[i].tensor % s->n_tensors];
+    s->params[i].count = floats_of(t);
+    s->params[i].vector_at = s->params[i].state_at = t->offset / 4;
+  }
+  const uint32_t slots = h->trained_floats ? h->state_floats / h->trained_floats : 0;
+  h->arena_bytes = arena;
+  h->param_floats = h->trained_floats = h->vector_floats = floats;
+  h->state_floats = slots * floats;
+}
+
+static void mutate(subject *s) {
+  static void (*const mutations[])(subject *) = {
+      change_byte, change_word, change_half, change_harmless, move_tensor, change_extent,
+      copy_tensor, change_operand, change_code, copy_op, swap_ops, change_param, change_group,
+      resize};
+  const uint32_t n = sizeof mutations / sizeof *mutations;
+  for (uint32_t k = 1 + below(2) * below(8); k > 0; k--) mutations[below(n)](s);
+}
+
+/* ---- running ---- */
+
+static void *block(uint64_t bytes) {
+  uint8_t *memory = malloc(bytes ? bytes : 1);
+  if (!memory) exit(3);
+  for (uint64_t i = 0; i < bytes; i++) memory[i] = (uint8_t)(i * 37 + 11);
+  return memory;
+}
+
+static float *numbers(uint32_t count) {
+  float *values = block(4 * (uint64_t)count);
+  for (uint32_t i = 0; i < count; i++) values[i] = number();
+  return values;
+}
+
+static void *labels_for(const ft_program *p) {
+  const ft_tensor *label = &p->tensors[p->header->label];
+  if (label->dtype == FT_F32) return numbers(floats_of(label));
+  const uint32_t classes = floats_of(&p->tensors[p->header->output]) / p->header->batch;
+  const uint32_t range = classes + (below(8) == 0);
+  int32_t *labels = block(4 * (uint64_t)floats_of(label));
+  for (uint32_t i = 0; i < floats_of(label); i++) labels[i] = (int32_t)below(range);
+  return labels;
+}
+
+static ft_hyper some_hyper(uint32_t features) {
+  ft_hyper hyper = {0.1f, 0, 0, 0, 0, word() | word(), 0};
+  if (below(2)) hyper.weight_decay = 0.01f;
+  if (features & FT_MOMENTUM) hyper.momentum = 0.9f;
+  if (features & FT_CLIP && below(2)) hyper.clip = 0.5f;
+  if (features & FT_PROX && below(2)) hyper.prox = 0.1f;
+  if (features & FT_CORRECTION && below(2)) hyper.flags = FT_USE_CORRECTION;
+  if (below(64) == 0) hyper.momentum = hyper.prox = hyper.clip = 1.0f, hyper.flags = 1;
+  return hyper;
+}
+
+static float read_all(const float *values, uint32_t count) {
+  volatile float sum = 0.0f;
+  for (uint32_t i = 0; i < count; i++) sum += values[i];
+  return sum;
+}
+
+static void exercise(const ft_program *p) {
+  const ft_header *h = p->header;
+  ft_memory memory = {block(4 * (uint64_t)h->param_floats), block(h->arena_bytes),
+                      h->state_floats ? block(4 * (uint64_t)h->state_floats) : NULL};
+  float *vector = numbers(h->vector_floats), loss = 0.0f;
+  float *x = numbers(floats_of(&p->tensors[h->input]));
+  void *y = labels_for(p);
+  ft_moments *moments = block(h->n_forward * sizeof *moments);
+  memset(moments, 0, h->n_forward * sizeof *moments);
+  ft_score score = {0, 0, 0};
+  const ft_hyper hyper = some_hyper(h->features);
+  ft_load(p, &memory, vector);
+  ft_load_correction(p, &memory, vector);
+  for (int step = 0; step < 2; step++) ft_step(p, &memory, x, y, &hyper, &loss);
+  read_all(ft_predict(p, &memory, x), floats_of(&p->tensors[h->output]));
+  ft_evaluate(p, &memory, x, y, below(h->batch + 2u), &score);
+  ft_calibrate(p, &memory, x, below(h->batch + 2u), moments);
+  ft_store(p, &memory, vector);
+  ft_store_gradient(p, &memory, vector);
+  free(memory.params), free(memory.arena), free(memory.state);
+  free(vector), free(x), free(y), free(moments);
+}
+
+static uint64_t memory_bytes(const ft_program *p) {
+  const ft_header *h = p->header;
+  return h->arena_bytes + 4 * ((uint64_t)h->param_floats + h->state_floats + h->vector_floats +
+                               floats_of(&p->tensors[h->input]) + floats_of(&p->tensors[h->label]));
+}
+
+static ft_status check_copy(const subject *s, uint8_t **image, ft_program *program) {
+  *image = malloc(s->bytes); /* exact: a read behind its end is seen */
+  if (!*image) exit(3);
+  memcpy(*image, s->image.bytes, s->bytes);
+  return ft_check(*image, s->bytes, program);
+}
+
+int main(int argc, char **argv) {
+  const uint64_t seed = strtoull(argv[1], NULL, 10);
+  const uint32_t count = (uint32_t)strtoul(argv[2], NULL, 10);
+  uint32_t passed = 0, ran = 0;
+  for (uint32_t i = 0; i < count; i++) {
+    static subject s;
+    if (i % 64 == 0) s = opened(argv[3 + (i / 64) % (uint32_t)(argc - 3)]);
+    static subject mutant;
+    mutant = s;
+    find_tables(&mutant);
+    counter = (seed << 32) + i;
+    if (i % 64) mutate(&mutant);
+    repair_checksum(&mutant);
+    uint8_t *image;
+    ft_program program;
+    const ft_status status = check_copy(&mutant, &image, &program);
+    if (i % 64 == 0 && status) return 4; /* an undamaged image is never refused */
+    passed += !status && i % 64;
+    if (!status && memory_bytes(&program) <= MAX_MEMORY) exercise(&program), ran++;
+    free(image);
+  }
+  printf("%u %u %u\n", count, passed, ran);
+  return 0;
+}

@@ -1,0 +1,222 @@
+"""The report: what stands in it, that it needs nothing else, and that it is the same every time."""
+
+import math
+import re
+from html import escape
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedtiny.report import write_report
+from fedtiny.report.record import RAM_PARTS, Record
+from fedtiny.report.units import measured, percent, scale, si, time_scale, with_interval
+from fedtiny.runs import RunFolder
+from tests.synthetic_run import REASON, program, synthetic_run
+
+
+def _page(run: RunFolder) -> str:
+    return write_report(run).read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def sine(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _page(synthetic_run(tmp_path_factory.mktemp("sine") / "run"))
+
+
+@pytest.fixture(scope="module")
+def digits(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return _page(synthetic_run(tmp_path_factory.mktemp("digits") / "run", classes=True))
+
+
+# ---- what stands in it -----------------------------------------------------------------------
+
+
+def test_every_section_is_there_in_order(sine: str) -> None:
+    sections = ["Results", "Learning", "Training", "Memory", "The experiment"]
+    assert re.findall(r"<h2>(.*?)</h2>", sine) == sections
+    assert "<h1>tinyreptile on sine</h1>" in sine
+
+
+def test_the_table_compares_the_last_evaluation_with_the_first(sine: str) -> None:
+    rows = re.findall(r'<tr class="(last|first)">(.*?)</tr>', sine)
+    cells = [[re.sub("<.*?>", "", c) for c in re.findall(r"<t[hd].*?</t[hd]>", r)] for _, r in rows]
+    fallen = math.exp(-5)
+    after = f"{0.15 + 3 * fallen:.3f} ± {0.06 + 0.3 * fallen:.3f}"
+    assert cells[0] == ["stream", "40", "100", f"{3.5 + 0.5 * fallen:.2f} ± 0.40", after]
+    assert cells[1] == ["stream", "0", "100", "4.00 ± 0.40", "3.15 ± 0.36"]
+    assert [row[0] for row in cells] == ["stream", "stream", "eight", "eight"]
+
+
+def test_the_tiles_add_up(sine: str) -> None:
+    tiles = dict(re.findall(r"<dt>([^<]*)</dt><dd>([^<]*)<small>", sine))
+    assert tiles == {
+        "Virtual time": "00:20:00",  # 40 rounds of 30 s
+        "Updates": "320",  # 40 rounds of 8
+        "Carried": "3.32 MB",  # 40 rounds of 46,120 B down and 36,896 B up
+        "Energy": "10 J",  # 40 rounds of 0.25 J
+    }
+
+
+def test_the_loss_is_drawn_against_rounds_time_bytes_and_energy(sine: str) -> None:
+    labels = re.findall(r'<svg role="img" aria-label="([^"]*)"', sine)
+    assert labels == [
+        "loss against rounds",
+        "loss against virtual time (min)",
+        "loss against bytes carried (MB)",
+        "loss against energy of all devices (J)",
+        "training loss against rounds",
+        "devices in a round",
+    ]
+    for unit in ("rounds", "virtual time (min)", "bytes carried (MB)"):
+        assert f">{unit}</text>" in sine
+
+
+def test_class_labels_add_the_accuracy(sine: str, digits: str) -> None:
+    assert "accuracy against rounds" in digits
+    assert "89.8 ± 1.5 %" in digits
+    assert "ccuracy" not in sine
+
+
+def test_the_costs_of_an_evaluation_are_those_of_the_rounds_before_it(tmp_path: Path) -> None:
+    record = Record.read(synthetic_run(tmp_path / "run"))
+    points = record.evaluations["eight"]
+    assert [p.round for p in points] == [0, 10, 20, 30, 40]
+    assert [p.nbytes for p in points] == [p.round * (46120 + 36896) for p in points]
+    assert [p.energy_j for p in points] == [p.round * 0.25 for p in points]
+
+
+def test_memory_bars_have_the_widths_of_the_bytes(sine: str) -> None:
+    report = program().report()
+    bars = re.findall(r'<div class="parts">(.*?)</div>', sine)
+    widths = {n: float(w) for w, n in re.findall(r'width:([\d.]+)%;[^>]*title="(\w+)', bars[0])}
+    assert len(bars) == 3
+    assert set(widths) == {n for n in RAM_PARTS if report[f"{n}_bytes"]}
+    for name, width in widths.items():
+        share = report[f"{name}_bytes"] / (1.1 * report["ram_bytes"])
+        assert width == pytest.approx(100 * share, abs=0.006)
+
+
+def test_a_profile_that_does_not_fit_is_marked_with_the_reason(sine: str) -> None:
+    (unfit,) = re.findall(r'<div class="memory unfit">(.*?)</div>\n', sine)
+    assert "thimble" in unfit
+    assert "does not fit" in unfit
+    assert escape(REASON) in unfit
+
+
+def test_the_experiment_stands_at_the_end_as_it_was_written(sine: str) -> None:
+    text = re.findall(r"<pre>(.*?)</pre>", sine, re.DOTALL)[0]
+    assert "source = &quot;sine&quot;  # &lt;amplitude&gt; &amp; phase differ" in text
+    assert sine.endswith("</pre>\n</body>\n</html>\n")
+
+
+def test_an_interrupted_run_has_a_report_of_what_there_is(tmp_path: Path) -> None:
+    page = _page(synthetic_run(tmp_path / "run", ended=False))
+    rows = len(Record.read(RunFolder.open(tmp_path / "run")).rounds)
+    assert f"The run stopped after {rows} of 40 rounds." in page
+    assert "<h2>Learning</h2>" in page
+
+
+def test_a_run_without_a_round_has_a_report(tmp_path: Path) -> None:
+    page = _page(synthetic_run(tmp_path / "run", rounds=0))
+    assert "<h2>Training</h2>" not in page
+    assert "<h2>Results</h2>" in page
+
+
+def test_a_run_without_evaluations_says_so(tmp_path: Path) -> None:
+    run = synthetic_run(tmp_path / "run")
+    rounds = [line for line in _history(run).read_text().splitlines() if '"round"}' not in line]
+    _history(run).write_text("".join(f"{line}\n" for line in rounds if "evaluation" not in line))
+    assert "Nothing was evaluated" in _page(run)
+
+
+def _history(run: RunFolder) -> Path:
+    return run.path / "history.jsonl"
+
+
+# ---- what it needs ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["sine", "digits"])
+def test_the_page_refers_to_nothing_outside(name: str, request: pytest.FixtureRequest) -> None:
+    page = request.getfixturevalue(name)
+    assert re.findall(r"https?:|//|<script|<link|<img|@import|\bsrc=|url\((?!#)", page) == []
+    targets = re.findall(r'href="([^"]*)"', page)
+    assert [t for t in targets if not t.startswith("#")] == []
+
+
+@pytest.mark.parametrize("name", ["sine", "digits"])
+def test_ids_are_unique_and_all_references_lead_to_one(
+    name: str, request: pytest.FixtureRequest
+) -> None:
+    page = request.getfixturevalue(name)
+    ids = re.findall(r' id="([^"]*)"', page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="|url\()#([^")]*)', page)) <= set(ids)
+
+
+@pytest.mark.parametrize("name", ["sine", "digits"])
+def test_every_colour_is_one_of_the_style_sheet(name: str, request: pytest.FixtureRequest) -> None:
+    page = request.getfixturevalue(name)
+    light, dark = re.findall(r":root \{(.*?)\}", page, re.DOTALL)
+    defined = set(re.findall(r"--([\w-]+):", light))
+    assert set(re.findall(r"--([\w-]+):", dark)) == defined
+    assert set(re.findall(r"var\(--([\w-]+)\)", page)) <= defined
+    drawn = "".join(re.findall(r"<svg.*?</svg>", page, re.DOTALL))
+    assert re.findall(r"(?:fill|stroke): *#\w+", drawn) == []
+
+
+def test_the_same_history_gives_the_same_bytes(tmp_path: Path) -> None:
+    pages = [_page(synthetic_run(tmp_path / name, classes=True)) for name in ("one", "another")]
+    assert pages[0] == pages[1]
+    run = RunFolder.open(tmp_path / "one")
+    assert _page(run) == pages[0]
+
+
+# ---- figures ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("value", "unit", "text"),
+    [
+        (0, "B", "0 B"),
+        (999, "B", "999 B"),
+        (999.6, "B", "1 kB"),
+        (4_612_000, "B", "4.61 MB"),
+        (0.0123, "J", "12.3 mJ"),
+        (0.9996, "J", "1 J"),
+    ],
+)
+def test_figures_have_three_digits_and_a_prefix(value: float, unit: str, text: str) -> None:
+    assert si(value, unit) == text
+
+
+@given(st.floats(1e-3, 1e15))
+def test_a_figure_is_right_within_its_three_digits(value: float) -> None:
+    number, unit = si(value, "J").split()
+    powers = {"m": -3, "": 0, "k": 3, "M": 6, "G": 9, "T": 12, "P": 15}
+    assert float(number) * 10.0 ** powers[unit[:-1]] == pytest.approx(value, rel=0.0051)
+    assert 1 <= float(number) < 1000
+
+
+@given(st.floats(-1e3, 1e3), st.floats(1e-5, 1e3))
+def test_an_interval_keeps_two_digits_and_the_value_as_many_places(
+    value: float, half: float
+) -> None:
+    shown, width = with_interval(value, half).split(" ± ")
+    assert float(width) == pytest.approx(half, rel=0.051)
+    assert abs(float(shown) - value) <= 0.051 * half + 0.5 * (half >= 10)
+
+
+def test_an_interval_that_is_unknown_is_left_out() -> None:
+    assert with_interval(1.2345, 0.0) == "1.23"
+    assert with_interval(math.nan, 1.0) == "nan"
+    assert measured("accuracy", 0.876, 0.0123) == "87.6 ± 1.2 %"
+
+
+def test_shares_and_axes_have_readable_numbers() -> None:
+    assert [percent(s) for s in (2.5, 0.15, 0.00015)] == ["250 %", "15 %", "0.015 %"]
+    assert scale(3.3e6, "B") == (1e6, "MB")
+    assert scale(0.0, "J") == (1.0, "J")
+    assert [time_scale(s)[1] for s in (90, 1200, 9000, 1e6)] == ["s", "min", "h", "days"]
