@@ -49,7 +49,7 @@ drop_out = 0.1
 [run]
 rounds = 12
 evaluate_every = 6
-checkpoint_every = 5
+checkpoint_every = 100
 
 [evaluate.stream]
 lr = 0.02
@@ -119,11 +119,13 @@ def test_without_a_terminal_progress_is_plain_lines(tiny: Path) -> None:
 
 
 def test_an_interrupted_run_goes_on_to_the_bits_of_an_undisturbed_one(tiny: Path) -> None:
-    rounds = "run.rounds=1500"
-    whole = _json("simulate", tiny, "--set", rounds, "--out", "whole", "--json")
+    tiny.write_text(
+        TINY.replace("rounds = 12\nevaluate_every = 6", "rounds = 1500\nevaluate_every = 300")
+    )
+    whole = _json("simulate", tiny, "--out", "whole", "--json")
     command = [sys.executable, "-c", "from fedtiny.cli import main; main()", "simulate"]
     process = subprocess.Popen(
-        [*command, tiny, "--set", rounds, "--out", "cut"],
+        [*command, tiny, "--out", "cut"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -24,10 +24,9 @@ def _expected(program: Program, vector: npt.NDArray[np.float32]) -> dict[str, Wo
     learner.load(vector)
     inputs, outputs = program.sample_shape[0], program.output_shape[0]
     x = (np.arange(program.batch * inputs) % 8 / 8).astype(np.float32).reshape(-1, inputs)
-    if program.loss == "cross_entropy":
-        y = np.arange(program.batch, dtype=np.int32) % outputs
-    else:
-        y = (np.arange(program.batch * outputs) % 4 / 4).astype(np.float32).reshape(-1, outputs)
+    targets = (np.arange(program.batch * outputs) % 4 / 4).astype(np.float32)
+    labels = np.arange(program.batch, dtype=np.int32) % outputs
+    y = labels if program.loss == "cross_entropy" else targets.reshape(-1, outputs)
     prediction = np.asarray(learner.predict(x)).reshape(-1)
     loss = learner.step(x, y, LEARNING_RATE, fedtiny.Sgd())
     found = {"prediction": prediction, "loss": [loss], "trained": learner.vector()}

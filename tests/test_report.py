@@ -216,7 +216,8 @@ def test_an_interval_that_is_unknown_is_left_out() -> None:
 
 
 def test_shares_and_axes_have_readable_numbers() -> None:
-    assert [percent(s) for s in (2.5, 0.15, 0.00015)] == ["250 %", "15 %", "0.015 %"]
+    assert [percent(s) for s in (2.5, 0.15, 0.015)] == ["250 %", "15 %", "1.5 %"]
+    assert percent(0.00015) == "under 0.1 %"
     assert scale(3.3e6, "B") == (1e6, "MB")
     assert scale(0.0, "J") == (1.0, "J")
     assert [time_scale(s)[1] for s in (90, 1200, 9000, 1e6)] == ["s", "min", "h", "days"]

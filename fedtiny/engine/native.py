@@ -54,7 +54,12 @@ _REFUSALS = {
 
 
 class _Program(ctypes.Structure):
-    _fields_ = (("header", c_void_p), ("tensors", c_void_p), ("params", c_void_p), ("ops", c_void_p))
+    _fields_ = (
+        ("header", c_void_p),
+        ("tensors", c_void_p),
+        ("params", c_void_p),
+        ("ops", c_void_p),
+    )
 
 
 class _Memory(ctypes.Structure):
@@ -199,7 +204,9 @@ def _check(image: bytes, program: _Program) -> ctypes.Array[ctypes.c_char]:
     status = library().ft_check(memory, len(image), byref(program))
     if status != _OK:
         name, sentence, remedy = _REFUSALS[status]
-        raise ImageError(f"the image of {len(image)} bytes is refused: {sentence} ({name}); {remedy}")
+        raise ImageError(
+            f"the image of {len(image)} bytes is refused: {sentence} ({name}); {remedy}"
+        )
     return memory
 
 

@@ -18,7 +18,9 @@ def si(value: float, unit: str) -> str:
 
 
 def percent(share: float) -> str:
-    """``250 %``, ``15 %``, ``0.015 %``."""
+    """``250 %``, ``15 %``, ``1.5 %``, ``under 0.1 %``."""
+    if share < 0.001:
+        return "under 0.1 %"
     return f"{100 * share:,.0f} %" if share >= 0.095 else f"{100 * share:.2g} %"
 
 

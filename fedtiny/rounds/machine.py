@@ -294,10 +294,12 @@ def _offered(state: State, event: Offers) -> tuple[State, Commands]:
     answers = _judged(state, event)
     admitted = np.flatnonzero(answers == LIVE)
     if admitted.size > 1:
-        firsts = np.sort(np.unique(event.leases[admitted], return_index=True)[1])
-        answers[admitted] = FOLDING  # that is: silence for the later copies
-        admitted = admitted[firsts]
-        answers[admitted] = LIVE
+        first = np.empty(state.status.size, np.int64)
+        ordinals = event.leases[admitted] & (2**ORDINAL_BITS - 1)
+        first[ordinals[::-1]] = admitted[::-1]  # of several copies the first is written last
+        is_copy = first[ordinals] != admitted
+        answers[admitted[is_copy]] = FOLDING  # that is: silence
+        admitted = admitted[~is_copy]
     folding = np.count_nonzero(state.status == FOLDING)
     room = state.rules.cohort - state.accepted - folding
     admitted, surplus = admitted[:room], admitted[room:]
@@ -328,7 +330,7 @@ def _judged(state: State, event: Offers) -> Int8:
 
 
 def _replies(leases: Int64, answers: Int8) -> Commands:
-    present = np.unique(answers) if answers.size > 1 else answers
+    present = np.flatnonzero(np.bincount(answers))
     return tuple(
         Reply(leases[answers == answer], _ANSWERS[answer])
         for answer in present

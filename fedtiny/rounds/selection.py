@@ -23,13 +23,17 @@ def leases_wanted(missing: int, cohort: int, over_selection: float) -> int:
 
 
 def choose(run: int, round: int, devices: Int64, count: int) -> Int64:
-    """``count`` of the devices (all, if there are fewer): those with the lowest draw of the round.
+    """``count`` of the devices: those with the lowest draws of the round, in their order.
 
-    A device that is named twice is chosen once.
+    If there are no more than ``count``, all of them, ascending. A device that is named twice is
+    chosen once.
     """
-    if devices.size <= 1 or not count:
+    if not count or devices.size <= 1:
         return devices[:count]
-    chosen = draws.lowest(run, round, devices, count).astype(np.int64)
-    if chosen.size > 1 and np.unique(chosen).size < chosen.size:
+    if devices.size <= count:
+        chosen = np.sort(devices)
+    else:
+        chosen = draws.lowest(run, round, devices, count).astype(np.int64)
+    if (chosen[1:] == chosen[:-1]).any():
         return choose(run, round, np.unique(devices), count)
     return chosen

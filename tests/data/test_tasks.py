@@ -46,11 +46,14 @@ def test_a_cohort_is_its_devices_one_by_one(task: Task) -> None:
 @pytest.mark.parametrize("task", TASKS, ids=lambda task: type(task).__name__)
 def test_samples_are_as_wide_as_the_task_says(task: Task) -> None:
     x, y = task.samples(RUN, 0, 3, SUPPORT)
-    assert (x.dtype, x.shape) == (np.float32, (len(x), task.features))
+    assert x.dtype == np.float32
+    assert x.shape == (len(x), task.features)
     if task.classes is None:
-        assert (y.dtype, y.shape) == (np.float32, (len(x), task.outputs))
+        assert y.dtype == np.float32
+        assert y.shape == (len(x), task.outputs)
     else:
-        assert (y.dtype, y.shape) == (np.int32, (len(x),))
+        assert y.dtype == np.int32
+        assert y.shape == (len(x),)
         assert set(y.tolist()) <= set(range(task.classes))
 
 
@@ -280,7 +283,7 @@ def test_a_task_of_ones_own_needs_only_samples() -> None:
     assert isinstance(task, SampledTask)
     assert task.counts(RUN, [1, 2]).tolist() == [[2, 2], [2, 0]]
     table = task.table(RUN, 0, [3, 2])
-    np.testing.assert_array_equal(table.samples(0, QUERY)[1], np.float32([[0], [3]]))
+    np.testing.assert_array_equal(table.samples(0, QUERY)[1], [[0.0], [3.0]])
     assert table.samples(1, QUERY)[0].shape == (0, 1)
 
 

@@ -249,7 +249,9 @@ def test_the_fold_is_the_exact_sum_of_the_rounded_terms() -> None:
 @settings(max_examples=60)
 @given(
     st.lists(st.floats(-1.0, 1.0, width=32), min_size=1, max_size=19),
-    st.floats(0.5, 2.0), st.integers(-20, 49), st.data(),
+    st.floats(0.5, 2.0),
+    st.integers(-20, 49),
+    st.data(),
 )
 def test_every_term_is_rounded_to_the_nearest_even(
     values: list[float], weight: float, shift: int, data: st.DataObject
@@ -283,6 +285,7 @@ def test_every_library_gives_the_same_bits(variant: str) -> None:
 
 def test_a_visit_that_diverges_is_reported_and_not_folded() -> None:
     table = SINE.table(RUN, ROUND, [0, 1])
+    assert table.y is not None
     wild = replace(table, y=np.where(np.arange(36)[:, None] < 13, np.float32(3e38), table.y))
     found, expected = folded(1, 2, task=wild), folded(1, 2)
     assert found.outcomes["status"].tolist() == [Status.NOT_FINITE, Status.OK]

@@ -391,9 +391,9 @@ def test_two_futures_of_one_past_do_not_meet() -> None:
 
 @pytest.mark.parametrize(("cohort", "limit_us"), [(1, 400.0), (1000, 2000.0)])
 def test_a_round_is_cheap(cohort: int, limit_us: float) -> None:
-    """About 90 us for one device and 430 us for a thousand; the limits allow a busy machine."""
+    """About 90 us for one device and 200 us for a thousand; the limits allow a busy machine."""
     play = Play(rules(rounds=200, cohort=cohort, minimum=1), cohort)
-    started = time.perf_counter()
+    started = time.process_time()
     while play.state.phase != "done":
         play.tell(CheckIns(0.0, np.arange(cohort)))
         grant = play.one(Grant)
@@ -401,5 +401,5 @@ def test_a_round_is_cheap(cohort: int, limit_us: float) -> None:
         play.tell(Offers(1.0, grant.leases, grant.devices, versions))
         play.tell(Folded(1.0, play.one(Fold).leases))
         play.tell(Committed(2.0))
-    assert (time.perf_counter() - started) / 200 * 1e6 < limit_us
+    assert (time.process_time() - started) / 200 * 1e6 < limit_us
 

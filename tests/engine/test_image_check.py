@@ -1,0 +1,266 @@
+"""ft_check: every kind of damage has its status, and what passes runs in the stated memory."""
+
+from __future__ import annotations
+
+import struct
+import subprocess
+import zlib
+from pathlib import Path
+
+import pytest
+
+from fedtiny.engine.builder import Net
+from fedtiny.engine.compile import compile
+from fedtiny.engine.native import check_image
+from fedtiny.engine.runtime import build
+from fedtiny.errors import ImageError
+from fedtiny.values import Sgd
+from tests.engine import handmade
+from tests.engine.handmade import ALWAYS, HEADER_BYTES, NONE, OP_BYTES, PARAM_BYTES, TENSOR_BYTES
+
+# 3-4-5 relu, batch 2. Tensors: 0 x; 1 W, 2 b, 3 y, 4 relu(y); 5 W, 6 b, 7 logits; 8 label,
+# 9 gradient, 10 loss, 11 dx, 12 relu_dx. Ops: 0 linear, 1 relu, 2 linear, 3 cross-entropy,
+# 4 linear_dx, 5 relu_dx, 6 to 9 updates of W2, b2, W1, b1.
+IMAGE = handmade.mlp([3, 4, 5], "relu", "cross_entropy", batch=2)
+MSE_IMAGE = handmade.mlp([3, 4, 5], "relu", "mse", batch=2)
+CLIPPED = handmade.mlp([3, 4, 5], "relu", "cross_entropy", 2, handmade.CLIP)
+N_TENSORS, N_PARAMS, N_OPS = 13, 4, 10
+TENSORS = HEADER_BYTES
+PARAMS = TENSORS + N_TENSORS * TENSOR_BYTES
+OPS = PARAMS + N_PARAMS * PARAM_BYTES
+X, W, B, Y, LOGITS, LABEL, GRADIENT, LOSS, DX = 0, 1, 2, 3, 7, 8, 9, 10, 11
+
+Edit = tuple[int, str, int]
+"""Byte, struct format, value."""
+
+
+def header(field: str) -> int:
+    """Byte offset of a field of the header."""
+    words = ["arena", "params", "state", "trained", "vector"]
+    halves = ["n_tensors", "n_params", "n_ops", "n_forward", "batch", "features"]
+    halves += ["input", "label", "output", "loss"]
+    tables = ["tensors_at", "params_at", "ops_at", "card_at", "card_bytes", "reserved"]
+    if field in words:
+        return 48 + 4 * words.index(field)
+    return 68 + 2 * halves.index(field) if field in halves else 88 + 4 * tables.index(field)
+
+
+def tensor(index: int, field: str) -> int:
+    """Byte offset of a field of a tensor."""
+    fields = {"dtype": 0, "region": 1, "ndim": 2, "reserved": 3, "offset": 4}
+    fields |= {f"dim{i}": 8 + 4 * i for i in range(4)}
+    return TENSORS + TENSOR_BYTES * index + fields[field]
+
+
+def param(index: int, field: str) -> int:
+    """Byte offset of a field of a parameter record."""
+    fields = {"tensor": 0, "group": 2, "trained": 3, "vector_at": 4, "count": 8, "state_at": 12}
+    return PARAMS + PARAM_BYTES * index + (fields | {"reserved": 16})[field]
+
+
+def op(index: int, field: str, k: int = 0) -> int:
+    """Byte offset of a field of an op."""
+    fields = {"code": 0, "group": 1, "flags": 2, "reserved": 3, "t": 4, "attr": 20}
+    return OPS + OP_BYTES * index + fields[field] + 2 * k
+
+
+def damaged(image: bytes, *edits: Edit) -> bytes:
+    """The image after the edits, with the checksum that its bytes need."""
+    changed = bytearray(image)
+    for at, form, value in edits:
+        struct.pack_into("<" + form, changed, at, value)
+    struct.pack_into("<I", changed, 12, zlib.crc32(changed[16:]))
+    return bytes(changed)
+
+
+def status_of(image: bytes) -> str:
+    """FT_OK, or the status in the error's message."""
+    try:
+        check_image(image)
+    except ImageError as error:
+        message = str(error)
+        return message[message.index("FT_E_") :].split(")")[0]
+    return "FT_OK"
+
+
+DAMAGE: list[tuple[str, str, list[Edit]]] = [
+    ("another magic", "FT_E_MAGIC", [(0, "B", 0x58)]),
+    ("a later version", "FT_E_VERSION", [(4, "H", 2)]),
+    ("a longer header", "FT_E_VERSION", [(6, "H", 132)]),
+    ("more bytes than there are", "FT_E_SIZE", [(8, "I", len(IMAGE) + 1)]),
+    ("fewer bytes than a header", "FT_E_SIZE", [(8, "I", 127)]),
+    ("a reserved byte", "FT_E_HEADER", [(header("reserved"), "B", 1)]),
+    ("the last reserved byte", "FT_E_HEADER", [(127, "B", 1)]),
+    ("a table inside the header", "FT_E_HEADER", [(header("tensors_at"), "I", 124)]),
+    ("a table at an odd byte", "FT_E_HEADER", [(header("params_at"), "I", PARAMS + 2)]),
+    ("a table behind the end", "FT_E_HEADER", [(header("ops_at"), "I", len(IMAGE) & ~3)]),
+    ("a table at 2^32 - 4", "FT_E_HEADER", [(header("ops_at"), "I", 0xFFFFFFFC)]),
+    ("too many tensors", "FT_E_HEADER", [(header("n_tensors"), "H", 0xFFFF)]),
+    ("a card behind the end", "FT_E_HEADER", [(header("card_bytes"), "I", 3)]),
+    ("an arena above the limit", "FT_E_HEADER", [(header("arena"), "I", (1 << 30) + 4)]),
+    ("parameters above the limit", "FT_E_HEADER", [(header("params"), "I", (1 << 28) + 1)]),
+    ("a vector above the limit", "FT_E_HEADER", [(header("vector"), "I", (1 << 28) + 1)]),
+    ("a state without a feature", "FT_E_HEADER", [(header("state"), "I", 41)]),
+    ("a feature without its state", "FT_E_HEADER", [(header("features"), "H", handmade.PROX)]),
+    ("an unknown feature", "FT_E_HEADER", [(header("features"), "H", 16)]),
+    ("more trained than parameters", "FT_E_HEADER", [(header("trained"), "I", 42)]),
+    ("an empty batch", "FT_E_HEADER", [(header("batch"), "H", 0)]),
+    ("more forward ops than ops", "FT_E_HEADER", [(header("n_forward"), "H", N_OPS + 1)]),
+    ("an unknown region", "FT_E_TENSOR", [(tensor(Y, "region"), "B", 4)]),
+    ("integers in the arena", "FT_E_TENSOR", [(tensor(Y, "dtype"), "B", 1)]),
+    ("a reserved byte of a tensor", "FT_E_TENSOR", [(tensor(Y, "reserved"), "B", 1)]),
+    ("five axes", "FT_E_TENSOR", [(tensor(Y, "ndim"), "B", 5)]),
+    ("an extent of 0", "FT_E_TENSOR", [(tensor(Y, "dim1"), "I", 0)]),
+    ("an unused axis", "FT_E_TENSOR", [(tensor(Y, "dim2"), "I", 2)]),
+    ("2^64 floats", "FT_E_TENSOR", [(tensor(W, f"dim{i}"), "I", 1 << 16) for i in range(4)]
+        + [(tensor(W, "ndim"), "B", 4)]),
+    ("an offset between floats", "FT_E_TENSOR", [(tensor(Y, "offset"), "I", 2)]),
+    ("a tensor behind the arena", "FT_E_TENSOR", [(tensor(DX, "offset"), "I", 1 << 20)]),
+    ("an end above 2^32", "FT_E_TENSOR", [(tensor(DX, "offset"), "I", 0xFFFFFFFC)]),
+    ("another batch", "FT_E_TENSOR", [(tensor(Y, "dim0"), "I", 1)]),
+    ("an input in the arena", "FT_E_TENSOR", [(header("input"), "H", Y)]),
+    ("no input", "FT_E_TENSOR", [(header("input"), "H", N_TENSORS)]),
+    ("an input inside its buffer", "FT_E_TENSOR", [(tensor(X, "offset"), "I", 4)]),
+    ("labels of another batch", "FT_E_TENSOR", [(tensor(LABEL, "dim0"), "I", 3)]),
+    ("labels of an unknown type", "FT_E_TENSOR", [(tensor(LABEL, "dtype"), "B", 2)]),
+    ("an output among the parameters", "FT_E_TENSOR", [(header("output"), "H", W)]),
+    ("no output", "FT_E_TENSOR", [(header("output"), "H", NONE)]),
+    ("a loss of many floats", "FT_E_TENSOR", [(header("loss"), "H", DX)]),
+    ("a parameter without a tensor", "FT_E_PARAM", [(param(0, "tensor"), "H", N_TENSORS)]),
+    ("a parameter in the arena", "FT_E_PARAM", [(param(0, "tensor"), "H", Y)]),
+    ("group 32", "FT_E_PARAM", [(param(0, "group"), "B", 32)]),
+    ("half trained", "FT_E_PARAM", [(param(0, "trained"), "B", 2)]),
+    ("a reserved byte of a parameter", "FT_E_PARAM", [(param(0, "reserved") + 7, "B", 1)]),
+    ("a count that is not the size", "FT_E_PARAM", [(param(0, "count"), "I", 11)]),
+    ("two in one place of the vector", "FT_E_PARAM", [(param(1, "vector_at"), "I", 11)]),
+    ("two in one place of the memory", "FT_E_PARAM", [(tensor(B, "offset"), "I", 44)]),
+    ("two in one place of the state", "FT_E_PARAM", [(param(1, "state_at"), "I", 11)]),
+    ("a parameter behind the vector", "FT_E_PARAM", [(param(3, "vector_at"), "I", 37)]),
+    ("an end of the vector above 2^32", "FT_E_PARAM", [(param(3, "vector_at"), "I", 0xFFFFFFFF)]),
+    ("a parameter behind the state", "FT_E_PARAM", [(param(3, "state_at"), "I", 37)]),
+    ("an unknown code", "FT_E_OP", [(op(1, "code"), "B", 99)]),
+    ("a flag", "FT_E_OP", [(op(1, "flags"), "B", 1)]),
+    ("a reserved byte of an op", "FT_E_OP", [(op(1, "reserved"), "B", 1)]),
+    ("an attribute that the op has not", "FT_E_OP", [(op(1, "attr"), "H", 1)]),
+    ("a second attribute of an update", "FT_E_OP", [(op(6, "attr", 1), "H", 1)]),
+    ("a condition on a forward op", "FT_E_OP", [(op(1, "group"), "B", 0)]),
+    ("an operand without a tensor", "FT_E_OP", [(op(1, "t"), "H", N_TENSORS)]),
+    ("a missing operand", "FT_E_OP", [(op(1, "t", 1), "H", NONE)]),
+    ("an operand too many", "FT_E_OP", [(op(1, "t", 2), "H", X)]),
+    ("an eighth operand", "FT_E_OP", [(op(1, "t", 7), "H", X)]),
+    ("a scale without clipping", "FT_E_OP", [(op(6, "t", 3), "H", LOSS)]),
+    ("an update of another record", "FT_E_OP", [(op(6, "attr"), "H", 0)]),
+    ("an update without a record", "FT_E_OP", [(op(6, "attr"), "H", N_PARAMS)]),
+    ("an update in another group", "FT_E_OP", [(op(6, "group"), "B", 2)]),
+    ("an update that always runs", "FT_E_OP", [(op(6, "group"), "B", ALWAYS)]),
+    ("a loss among the forward ops", "FT_E_OP", [(header("n_forward"), "H", 4)]),
+    ("no loss", "FT_E_OP", [(header("n_ops"), "H", 3)]),
+    ("an update of a frozen parameter", "FT_E_REGION", [(param(2, "trained"), "B", 0)]),
+    ("weights in the arena", "FT_E_REGION", [(op(0, "t", 1), "H", Y)]),
+    ("an output in the input", "FT_E_REGION", [(op(1, "t", 1), "H", X)]),
+    ("an output among the weights", "FT_E_REGION", [(op(1, "t", 1), "H", W)]),
+    ("a loss of another output", "FT_E_REGION", [(op(3, "t"), "H", DX)]),
+    ("a loss that is stored elsewhere", "FT_E_REGION", [(op(3, "t", 3), "H", GRADIENT)]),
+    ("a label that is not the label", "FT_E_REGION", [(op(3, "t", 1), "H", X)]),
+    ("classes compared as numbers", "FT_E_REGION", [(op(3, "code"), "B", handmade.MSE)]),
+    ("a product over its input", "FT_E_REGION", [(tensor(DX, "offset"), "I", 112)]),
+    ("half over its input", "FT_E_REGION", [(tensor(4, "offset"), "I", 4)]),
+    ("the loss over the gradient", "FT_E_REGION", [(tensor(LOSS, "offset"), "I", 104)]),
+    ("weights of another layer", "FT_E_SHAPE", [(op(0, "t", 1), "H", 5)]),
+    ("a bias of another layer", "FT_E_SHAPE", [(op(0, "t", 2), "H", 6)]),
+    ("an output of another width", "FT_E_SHAPE", [(op(1, "t", 1), "H", GRADIENT)]),
+    ("weights with three axes", "FT_E_SHAPE", [(tensor(W, "ndim"), "B", 3)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "edits"), [row[1:] for row in DAMAGE], ids=[r[0] for r in DAMAGE]
+)
+def test_each_damage_has_its_status(status: str, edits: list[Edit]) -> None:
+    assert status_of(IMAGE) == "FT_OK"
+    assert status_of(damaged(IMAGE, *edits)) == status
+
+
+def test_a_changed_byte_that_the_checksum_covers_is_noticed() -> None:
+    for at in range(16, len(IMAGE)):
+        changed = IMAGE[:at] + bytes([IMAGE[at] ^ 1]) + IMAGE[at + 1 :]
+        assert status_of(changed) == "FT_E_CHECKSUM"
+
+
+def test_an_image_cut_short_is_noticed() -> None:
+    for size in (0, 1, HEADER_BYTES - 1, HEADER_BYTES, len(IMAGE) - 1):
+        assert status_of(IMAGE[:size]) == "FT_E_SIZE"
+
+
+def test_bytes_behind_the_image_do_not_matter() -> None:
+    assert status_of(IMAGE + b"the next thing in flash") == "FT_OK"
+
+
+def test_numbers_are_not_classes() -> None:
+    cross_entropy = (op(3, "code"), "B", handmade.CROSS_ENTROPY)
+    assert status_of(damaged(MSE_IMAGE, cross_entropy)) == "FT_E_REGION"
+
+
+def test_clip_ops_need_the_clip_feature() -> None:
+    assert status_of(CLIPPED) == "FT_OK"
+    assert status_of(damaged(CLIPPED, (header("features"), "H", 0))) == "FT_E_OP"
+
+
+def test_a_scalar_is_no_forward_output() -> None:
+    image = handmade.Image(batch=2)
+    x, label = image.tensor(handmade.INPUT, 2, 1), image.tensor(handmade.LABELS, 2, 1)
+    hidden, y, total = (image.tensor(handmade.ARENA, rows, 1) for rows in (1, 2, 1))
+    image.op(handmade.RELU, hidden, image.tensor(handmade.ARENA, 1))
+    image.op(handmade.RELU, x, y)
+    image.op(handmade.MSE, y, label, image.tensor(handmade.ARENA, 2, 1), total)
+    assert status_of(image.bytes(2, (x, label, y, total))) == "FT_E_SHAPE"
+
+
+def test_the_work_of_a_step_is_bounded() -> None:
+    """30,000 samples through 8,900 x 4,000 weights, twice: 2.1e12 > 2^40 multiply-adds."""
+    assert status_of(handmade.mlp([8_900, 4_000], batch=30_000)) == "FT_E_OP"
+    assert status_of(handmade.mlp([8_900, 4_000], batch=15_000)) == "FT_OK"
+
+
+# ---- fuzzing ---------------------------------------------------------------------------------
+
+SANITIZED = ("-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+
+
+def base_images() -> list[bytes]:
+    net = Net(6)
+    hidden = net.relu(net.linear(net.input, 8))
+    net.linear(net.add(hidden, net.sigmoid(net.bias(net.linear(hidden, 8)))), 3)
+    sgd = Sgd(momentum=0.9, clip=1.0, prox=0.1, correction=True)
+    return [
+        handmade.mlp([1, 32, 32, 1]),
+        handmade.mlp([20, 16, 5], "relu", "cross_entropy", 3, 15, in_place=True),
+        handmade.mlp([5, 9, 8, 4], "sigmoid", "mse", 10, handmade.CLIP, in_place=True),
+        handmade.mlp([7, 12, 3], "tanh", "cross_entropy", 1, handmade.MOMENTUM | handmade.PROX),
+        compile(net, loss="cross_entropy", ram="1MiB", batch=4, sgd=sgd).image,
+        compile(net, loss="mse", ram="1MiB", batch=9).image,
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("form", [(), ("-DFT_SMALL",)], ids=["lanes", "small"])
+def test_damaged_images_that_pass_run_without_harm(tmp_path: Path, form: tuple[str, ...]) -> None:
+    """1e5 mutated images; each that passes runs under the sanitizers in the memory it states."""
+    sources = [path for path in build.sources() if path.parent == build.HERE]
+    harness, fuzzer = Path(__file__).with_name("fuzz_image.c"), tmp_path / "fuzz"
+    flags = [*build.FLAGS, *SANITIZED, *form, f"-I{build.HERE}", "-o", str(fuzzer)]
+    command = [*build.compiler(), *flags, *map(str, sources), str(harness), "-lm"]
+    subprocess.run(command, check=True)
+    paths = [tmp_path / f"{i}.image" for i in range(len(base_images()))]
+    for path, image in zip(paths, base_images(), strict=True):
+        path.write_bytes(image)
+    count = 100_000
+    run = subprocess.run(
+        [fuzzer, "7", str(count), *paths], capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    tried, passed, ran = map(int, run.stdout.split())
+    assert tried == count
+    assert passed >= count // 10
+    assert ran >= count // 10
