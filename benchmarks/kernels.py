@@ -11,6 +11,8 @@ from __future__ import annotations
 import ctypes
 import sys
 import tempfile
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,8 @@ HERE = Path(__file__).parent
 BATCHES, REPEATS, SECONDS = 32, 7, 0.05
 
 
-def timed_library(variant: str) -> ctypes.CDLL:
+@cache
+def timed_library(variant: str = build.variants_here()[-1]) -> ctypes.CDLL:
     """The runtime with the timing loops beside it."""
     folder = tempfile.mkdtemp()
     flags = [str(HERE / "kernels.c"), f"-I{build.HERE}", "-Wno-unused-function"]
@@ -34,6 +37,12 @@ def timed_library(variant: str) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     library.bench_steps.restype = library.bench_peak.restype = ctypes.c_double
     return library
+
+
+def peak_flops(library: ctypes.CDLL | None = None) -> float:
+    """FLOP/s of one core with separate multiplications and additions in registers."""
+    timed = library or timed_library()
+    return max(float(timed.bench_peak(1 << 22)) for _ in range(REPEATS))
 
 
 def mlp(widths: list[int], activation: str, loss: str, batch: int) -> Program:
@@ -49,8 +58,8 @@ def mlp(widths: list[int], activation: str, loss: str, batch: int) -> Program:
 
 def flop_per_step(widths: list[int], batch: int) -> int:
     """Multiplications and additions of the dense layers in one step."""
-    pairs = list(zip(widths, widths[1:], strict=False))
-    return batch * sum((4 if i == 0 else 6) * a * b for i, (a, b) in enumerate(pairs))
+    layers = enumerate(pairwise(widths))
+    return batch * sum((4 if i == 0 else 6) * a * b for i, (a, b) in layers)
 
 
 def us_per_step(library: ctypes.CDLL, program: Program) -> float:
@@ -80,8 +89,8 @@ def us_per_step(library: ctypes.CDLL, program: Program) -> float:
 
 def main() -> None:
     """Print one row a net."""
-    library = timed_library(sys.argv[1] if len(sys.argv) > 1 else build.variants_here()[-1])
-    peak = max(float(library.bench_peak(1 << 22)) for _ in range(REPEATS)) / 1e9
+    library = timed_library(*sys.argv[1:2])
+    peak = peak_flops(library) / 1e9
     print(f"peak of multiply and add in registers: {peak:.0f} GFLOP/s")
     print(f"{'net':22}{'batch':>6}{'us/step':>10}{'GFLOP/s':>10}{'of peak':>10}")
     rows = [

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from fedtiny.device.learner import Learner as Learner
     from fedtiny.engine.compile import compile as compile
     from fedtiny.engine.program import Program as Program
+    from fedtiny.errors import BudgetError as BudgetError
+    from fedtiny.errors import FedtinyError as FedtinyError
     from fedtiny.experiment import Experiment as Experiment
     from fedtiny.simulator.run import Result as Result
     from fedtiny.simulator.run import simulate as simulate
@@ -23,6 +25,8 @@ _HOMES = {
     "Learner": "fedtiny.device.learner",
     "compile": "fedtiny.engine.compile",
     "Program": "fedtiny.engine.program",
+    "BudgetError": "fedtiny.errors",
+    "FedtinyError": "fedtiny.errors",
     "Experiment": "fedtiny.experiment",
     "Result": "fedtiny.simulator.run",
     "simulate": "fedtiny.simulator.run",
@@ -33,7 +37,7 @@ _HOMES = {
 
 __all__ = [  # noqa: RUF022 - the order in which a reader meets them
     "compile", "Program", "Learner", "UpdatePlan", "Sgd", "Strategy", "Experiment", "simulate",
-    "Result",
+    "Result", "BudgetError", "FedtinyError",
 ]  # fmt: skip
 
 

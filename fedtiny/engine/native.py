@@ -14,18 +14,17 @@ import warnings
 from ctypes import POINTER, byref, c_double, c_float, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from fedtiny.engine.program import CLIP, CORRECTION, MOMENTUM, PROX, Moments, Tables, read_image
 from fedtiny.errors import DataError, ImageError, RunError
-from fedtiny.tensors import FLOAT_BYTES
+from fedtiny.tensors import FLOAT_BYTES, raw
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from fedtiny.tensors import Buffer
-
     from fedtiny.engine.program import Hyper
+    from fedtiny.tensors import Buffer
 
 ABI = 1
 LIBRARIES = Path(__file__).with_name("runtime") / "lib"
@@ -164,10 +163,10 @@ def _aligned(nbytes: int) -> ctypes.Array[ctypes.c_char]:
 
 def _byte_view(name: str, buffer: Buffer, shape: tuple[int, ...], form: str) -> memoryview[int]:
     """The bytes of a caller's buffer; DataError unless it holds this many float32 or int32."""
-    view = memoryview(buffer)
+    view = memoryview(cast("Any", buffer))
     nbytes = math.prod(shape) * FLOAT_BYTES
     if view.format in (form, "<" + form, "B") and view.c_contiguous and view.nbytes == nbytes:
-        return view.cast("B")
+        return raw(buffer)
     kind = {"f": "float32", "i": "int32"}[form]
     raise DataError(
         f"{name} must be {math.prod(shape)} contiguous values of {kind} (shape {shape}); got "

@@ -28,12 +28,9 @@ def choose(run: int, round: int, devices: Int64, count: int) -> Int64:
     If there are no more than ``count``, all of them, ascending. A device that is named twice is
     chosen once.
     """
-    if not count or devices.size <= 1:
+    if not count or devices.size == 1:
         return devices[:count]
-    if devices.size <= count:
-        chosen = np.sort(devices)
-    else:
-        chosen = draws.lowest(run, round, devices, count).astype(np.int64)
-    if (chosen[1:] == chosen[:-1]).any():
-        return choose(run, round, np.unique(devices), count)
-    return chosen
+    asking = np.unique(devices)
+    if asking.size <= count:
+        return asking
+    return draws.lowest(run, round, asking, count).astype(np.int64)

@@ -10,6 +10,7 @@ import struct
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 ARENA, PARAMS, INPUT, LABELS = 0, 1, 2, 3
 NONE, ALWAYS = 0xFFFF, 0xFF
@@ -94,7 +95,7 @@ def mlp(
     forward, back = ACTIVATIONS[activation]
     x = image.tensor(INPUT, batch, widths[0])
     acts, weights, biases = [x], [], []
-    for k, (fan_in, fan_out) in enumerate(zip(widths, widths[1:], strict=False)):
+    for k, (fan_in, fan_out) in enumerate(pairwise(widths)):
         weights.append(image.param(fan_in, fan_out, group=k))
         biases.append(image.param(fan_out, group=k))
         y = image.tensor(ARENA, batch, fan_out)

@@ -32,11 +32,15 @@ def both(program: Program) -> tuple[NativeExecutor, ReferenceExecutor]:
 
 
 @settings(max_examples=150)
-@given(nets(widths=20), LOSSES, st.integers(1, 11), RULES, st.sampled_from(["all", "last:1", "biases"]))
+@given(
+    nets(widths=20), LOSSES, st.integers(1, 11), RULES, st.sampled_from(["all", "last:1", "biases"])
+)
 def test_training_gives_the_same_bits(
     net: Net, loss: str, batch: int, rule: Sgd, plan: str
 ) -> None:
-    if plan == "biases" and not any(p.name.endswith("bias") for p in net.graph(1).layout.parameters):
+    if plan == "biases" and not any(
+        p.name.endswith("bias") for p in net.graph(1).layout.parameters
+    ):
         plan = "all"
     program = compile(net, loss=loss, ram="1MiB", batch=batch, sgd=rule, plan=plan)
     hyper = Hyper(0.05, rule.momentum, rule.weight_decay, rule.clip, rule.prox)

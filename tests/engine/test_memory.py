@@ -75,9 +75,7 @@ def test_a_tensor_outside_the_arena_is_found() -> None:
 
 @settings(max_examples=40)
 @given(nets(), LOSSES, st.integers(1, 3), st.booleans())
-def test_poison_in_dead_bytes_changes_nothing(
-    net: Net, loss: str, batch: int, clip: bool
-) -> None:
+def test_poison_in_dead_bytes_changes_nothing(net: Net, loss: str, batch: int, clip: bool) -> None:
     sgd = Sgd(clip=0.1 if clip else 0.0)
     program = compile(net, loss=loss, ram="1MiB", batch=batch, sgd=sgd)
     graph = training_graph(net, loss, batch, clip)
