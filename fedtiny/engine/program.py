@@ -99,7 +99,7 @@ def write_image(tables: Tables) -> bytes:
     """The image of the tables, with its checksum."""
     body = [_pack_tensor(t) for t in tables.tensors], [_pack_param(p) for p in tables.params]
     sections = [*map(b"".join, body), b"".join(map(_pack_op, tables.ops))]
-    card = json.dumps(tables.card, separators=(",", ":"), sort_keys=True).encode()
+    card = json.dumps(tables.card, separators=(",", ":")).encode()
     starts = [HEADER_BYTES]
     for section in sections:
         starts.append(starts[-1] + len(section))

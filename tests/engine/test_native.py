@@ -309,6 +309,7 @@ def test_a_refused_image_is_named_with_its_status_and_a_remedy() -> None:
 def test_without_a_library_it_warns_once_with_the_remedy(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.delenv("FEDTINY_RUNTIME", raising=False)
     monkeypatch.setattr(native, "LIBRARIES", tmp_path)
     native.library.cache_clear()
     with pytest.warns(RuntimeWarning, match=r"reference executor") as caught:

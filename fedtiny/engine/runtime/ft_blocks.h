@@ -83,6 +83,17 @@ FT_INLINE vw ft_add_pairs4(vw a, vw b) {
 
 #endif
 
+/* The first half of the lanes to one place, the second to another. */
+FT_INLINE void ft_store_halves(float *first, float *second, vw x) {
+#if FT_WIDTH == 8
+  _mm_storeu_ps(first, _mm256_castps256_ps128((__m256)x));
+  _mm_storeu_ps(second, _mm256_extractf128_ps((__m256)x, 1));
+#else
+  memcpy(first, &x, sizeof x / 2);
+  memcpy(second, (const float *)(const void *)&x + 2, sizeof x / 2);
+#endif
+}
+
 /* ---- the eight lanes of a sum -------------------------------------------------------------- */
 
 #define FT_PARTS (8 / FT_WIDTH)
@@ -113,6 +124,28 @@ FT_INLINE ft_lanes ft_lanes_first(const float *from, uint32_t n) {
   return lanes;
 }
 
+FT_INLINE void ft_put_lanes(float *to, ft_lanes x) {
+  FT_UNROLL for (int p = 0; p < FT_PARTS; p++) FT_W(store)(to + FT_WIDTH * p, x.part[p]);
+}
+
+FT_INLINE void ft_put_lanes_first(float *to, ft_lanes x, uint32_t n) {
+#if FT_WIDTH == 8
+  ft_store8_first(to, x.part[0], n);
+#else
+  if (n < 4) {
+    ft_store4_first(to, x.part[0], n);
+  } else {
+    ft_store4(to, x.part[0]);
+    if (n > 4) ft_store4_first(to + 4, x.part[1], n - 4);
+  }
+#endif
+}
+
+FT_INLINE ft_lanes ft_sum(ft_lanes a, ft_lanes b) {
+  FT_UNROLL for (int p = 0; p < FT_PARTS; p++) a.part[p] += b.part[p];
+  return a;
+}
+
 FT_INLINE void ft_add_products(ft_lanes *sum, ft_lanes a, ft_lanes b) {
   FT_UNROLL for (int p = 0; p < FT_PARTS; p++) sum->part[p] += a.part[p] * b.part[p];
 }
@@ -120,6 +153,15 @@ FT_INLINE void ft_add_products(ft_lanes *sum, ft_lanes a, ft_lanes b) {
 FT_INLINE ft_lanes ft_difference(ft_lanes a, ft_lanes b) {
   FT_UNROLL for (int p = 0; p < FT_PARTS; p++) a.part[p] -= b.part[p];
   return a;
+}
+
+/* +0 in all lanes but the first n. */
+FT_INLINE ft_lanes ft_keep_first(ft_lanes x, uint32_t n) {
+  static const float number[8] = {0, 1, 2, 3, 4, 5, 6, 7};
+  const ft_lanes index = ft_lanes_at(number);
+  FT_UNROLL for (int p = 0; p < FT_PARTS; p++)
+    x.part[p] = FT_W(select)(index.part[p] < (float)n, x.part[p], FT_W(set)(0.0f));
+  return x;
 }
 
 FT_INLINE float ft_tree(ft_lanes x) {

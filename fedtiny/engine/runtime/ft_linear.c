@@ -59,17 +59,26 @@ FORWARD(forward_1, forward_band(1, 0, x, w, b, y, rows, in, out, lanes))
 FORWARD(forward_last, forward_band(1, 1, x, w, b, y, rows, in, out, lanes))
 #undef FORWARD
 
+/* Where the next block of `size` starts: the last one ends at the end, and so may compute again
+ * what the one before it has computed. */
+FT_INLINE uint32_t block_start(uint32_t at, uint32_t size, uint32_t end) {
+  return at + size <= end ? at : end - size;
+}
+
 static void forward_matrix(const float *x, const float *w, const float *b, float *y, uint32_t rows,
                            uint32_t in, uint32_t out) {
   uint32_t o = 0;
-#define BANDS(function, width)                                                                     \
-  for (; o + (width) <= out; o += (width))                                                         \
-    function(x, w + o, b ? b + o : NULL, y + o, rows, in, out, FT_WIDTH);
-  if (rows == 1) BANDS(forward_1x4, 4 * FT_WIDTH)
-  BANDS(forward_2, 2 * FT_WIDTH)
-  BANDS(forward_1, FT_WIDTH)
-  if (o < out) forward_last(x, w + o, b ? b + o : NULL, y + o, rows, in, out, out - o);
-#undef BANDS
+#define BAND(function, at, width)                                                                  \
+  function(x, w + (at), b ? b + (at) : NULL, y + (at), rows, in, out, width)
+  if (out < FT_WIDTH) {
+    BAND(forward_last, 0, out);
+    return;
+  }
+  if (rows == 1)
+    for (; o + 4 * FT_WIDTH <= out; o += 4 * FT_WIDTH) BAND(forward_1x4, o, FT_WIDTH);
+  for (; o + 2 * FT_WIDTH <= out; o += 2 * FT_WIDTH) BAND(forward_2, o, FT_WIDTH);
+  for (; o < out; o += FT_WIDTH) BAND(forward_1, block_start(o, FT_WIDTH, out), FT_WIDTH);
+#undef BAND
 }
 
 /* FT_WIDTH rows of x times one column of weights. */
@@ -136,12 +145,6 @@ FT_INLINE vw back_block(uint32_t rows, const float *dy, const float *w, uint32_t
   return ft_trees(sum);
 }
 
-/* Where the next block of `size` starts: the last one ends at the end, and so may compute again
- * what the one before it has computed. */
-FT_INLINE uint32_t block_start(uint32_t i, uint32_t size, uint32_t end) {
-  return i + size <= end ? i : end - size;
-}
-
 FT_BAND void back_one_row(const float *dy, const float *w, float *dx, uint32_t in, uint32_t out) {
   if (in < FT_WIDTH) {
     for (uint32_t i = 0; i < in; i++) dx[i] = ft_dot(w + (size_t)i * out, dy, out);
@@ -157,10 +160,7 @@ FT_BAND void back_two_rows(const float *dy, const float *w, float *dx, uint32_t 
   const uint32_t half = FT_WIDTH / 2;
   for (uint32_t i = 0; i < in; i += half) {
     const uint32_t start = block_start(i, half, in);
-    float both[FT_WIDTH];
-    FT_W(store)(both, back_block(2, dy, w + (size_t)start * out, out));
-    memcpy(dx + start, both, half * sizeof(float));
-    memcpy(dx + in + start, both + half, half * sizeof(float));
+    ft_store_halves(dx + start, dx + in + start, back_block(2, dy, w + (size_t)start * out, out));
   }
 }
 

@@ -48,9 +48,17 @@ float ft_mse_f32(const float *prediction, const float *target, float *gradient, 
 
 /* ---- cross-entropy ------------------------------------------------------------------------- */
 
+/* m = z > m ? z : m, ascending. In lanes that all start at z[0] the largest is the same; of equal
+ * ones, +0 and -0, it does not matter which, since only differences to it are used. */
 static float largest(const float *z, uint32_t classes) {
   float m = z[0];
-  for (uint32_t c = 1; c < classes; c++) m = z[c] > m ? z[c] : m;
+  uint32_t c = 1;
+  if (classes >= FT_WIDTH) {
+    vw most = FT_W(set)(m);
+    for (c = 0; c + FT_WIDTH <= classes; c += FT_WIDTH) most = FT_W(max)(FT_W(load)(z + c), most);
+    for (int lane = 0; lane < FT_WIDTH; lane++) m = most[lane] > m ? most[lane] : m;
+  }
+  for (; c < classes; c++) m = z[c] > m ? z[c] : m;
   return m;
 }
 
@@ -60,25 +68,20 @@ FT_INLINE ft_lanes exponentials(ft_lanes z, float m) {
   return z;
 }
 
-FT_INLINE void put(float *to, ft_lanes x) {
-  FT_UNROLL for (int p = 0; p < FT_PARTS; p++) FT_W(store)(to + FT_WIDTH * p, x.part[p]);
-}
-
 /* The sum of exp(z - m), whose terms are also put into q if it is not NULL; q may be z. */
 FT_INLINE float sum_exponentials(const float *z, float m, float *q, uint32_t classes) {
   ft_lanes sum = ft_no_lanes();
   uint32_t c = 0;
   for (; c + 8 <= classes; c += 8) {
     const ft_lanes terms = exponentials(ft_lanes_at(z + c), m);
-    FT_UNROLL for (int p = 0; p < FT_PARTS; p++) sum.part[p] += terms.part[p];
-    if (q) put(q + c, terms);
+    sum = ft_sum(sum, terms);
+    if (q) ft_put_lanes(q + c, terms);
   }
   if (c < classes) {
-    float last[8];
-    put(last, exponentials(ft_lanes_first(z + c, classes - c), m));
-    const ft_lanes terms = ft_lanes_first(last, classes - c);
-    FT_UNROLL for (int p = 0; p < FT_PARTS; p++) sum.part[p] += terms.part[p];
-    if (q) memcpy(q + c, last, (classes - c) * sizeof(float));
+    const uint32_t rest = classes - c;
+    const ft_lanes terms = ft_keep_first(exponentials(ft_lanes_first(z + c, rest), m), rest);
+    sum = ft_sum(sum, terms);
+    if (q) ft_put_lanes_first(q + c, terms, rest);
   }
   return ft_tree(sum);
 }

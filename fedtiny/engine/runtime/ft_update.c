@@ -7,21 +7,31 @@
 
 #ifndef FT_SMALL
 
-/* What the rule makes of a vector of weights, element `at` of the parameter. */
-FT_INLINE void apply(const ft_rule *rule, int general, float *w, size_t at, vw g, int partial,
-                     uint32_t lanes) {
-  const vw weight = ft_get(w + at, partial, lanes);
+/* What the rule makes of `vectors` vw of weights, from element `at` of the parameter on, whose
+ * gradient is g. The rule is a copy of the caller's, so that no store of weights can be taken for a
+ * change of it. */
+FT_INLINE void apply(const ft_rule rule, uint32_t vectors, int partial, int general, float *w,
+                     size_t at, vw *g, uint32_t lanes) {
+  vw weight[4];
+  FT_UNROLL for (uint32_t v = 0; v < vectors; v++)
+    weight[v] = ft_get(w + at + FT_WIDTH * v, partial, lanes);
+#define EACH(statement)                                                                            \
+  FT_UNROLL for (uint32_t v = 0; v < vectors; v++) {                                               \
+    const size_t k = at + FT_WIDTH * v;                                                            \
+    (void)k, statement;                                                                            \
+  }
   if (general) {
-    if (rule->scale != 1.0f) g = rule->scale * g;
-    if (rule->weight_decay != 0.0f) g = g + rule->weight_decay * weight;
-    if (rule->base) g = g + rule->prox * (weight - ft_get(rule->base + at, partial, lanes));
-    if (rule->correction) g = g + ft_get(rule->correction + at, partial, lanes);
-    if (rule->velocity) {
-      g = rule->momentum * ft_get(rule->velocity + at, partial, lanes) + g;
-      ft_put(rule->velocity + at, g, partial, lanes);
+    if (rule.scale != 1.0f) EACH(g[v] = rule.scale * g[v])
+    if (rule.weight_decay != 0.0f) EACH(g[v] += rule.weight_decay * weight[v])
+    if (rule.base) EACH(g[v] += rule.prox * (weight[v] - ft_get(rule.base + k, partial, lanes)))
+    if (rule.correction) EACH(g[v] += ft_get(rule.correction + k, partial, lanes))
+    if (rule.velocity) {
+      EACH(g[v] = rule.momentum * ft_get(rule.velocity + k, partial, lanes) + g[v])
+      EACH(ft_put(rule.velocity + k, g[v], partial, lanes))
     }
   }
-  ft_put(w + at, weight - rule->lr * g, partial, lanes);
+  EACH(ft_put(w + k, weight[v] - rule.lr * g[v], partial, lanes))
+#undef EACH
 }
 
 /* ---- w[in, out] ---------------------------------------------------------------------------- */
@@ -29,7 +39,7 @@ FT_INLINE void apply(const ft_rule *rule, int general, float *w, size_t at, vw g
 /* Rows [i, i + ins) of `vectors` vw of columns from o on. */
 FT_INLINE void update_block(uint32_t ins, uint32_t vectors, int partial, int general,
                             const float *x, const float *dy, float *w, uint32_t i, uint32_t o,
-                            uint32_t rows, uint32_t in, uint32_t out, const ft_rule *rule) {
+                            uint32_t rows, uint32_t in, uint32_t out, const ft_rule rule) {
   vw sum[4][4];
   FT_UNROLL for (uint32_t k = 0; k < ins; k++)
     FT_UNROLL for (uint32_t v = 0; v < vectors; v++) sum[k][v] = FT_W(set)(0.0f);
@@ -43,15 +53,28 @@ FT_INLINE void update_block(uint32_t ins, uint32_t vectors, int partial, int gen
       FT_UNROLL for (uint32_t v = 0; v < vectors; v++) sum[k][v] += x[k] * gradient[v];
   }
   FT_UNROLL for (uint32_t k = 0; k < ins; k++)
-    FT_UNROLL for (uint32_t v = 0; v < vectors; v++)
-      apply(rule, general, w, (size_t)(i + k) * out + o + FT_WIDTH * v, sum[k][v], partial,
-            out - o);
+    apply(rule, vectors, partial, general, w, (size_t)(i + k) * out + o, sum[k], out - o);
 }
 
-/* One band of columns, from o on. */
+/* One sample, a band of columns: the gradient is x dy^T, and its columns stay in registers. The sum
+ * starts at +0, which turns a product of -0 into +0. */
+FT_INLINE void update_outer(uint32_t vectors, int partial, int general, const float *x,
+                            const float *dy, float *w, uint32_t o, uint32_t in, uint32_t out,
+                            const ft_rule rule) {
+  vw gradient[4];
+  FT_UNROLL for (uint32_t v = 0; v < vectors; v++)
+    gradient[v] = ft_get(dy + o + FT_WIDTH * v, partial, out - o);
+  for (uint32_t i = 0; i < in; i++) {
+    vw g[4];
+    FT_UNROLL for (uint32_t v = 0; v < vectors; v++) g[v] = 0.0f + x[i] * gradient[v];
+    apply(rule, vectors, partial, general, w, (size_t)i * out + o, g, out - o);
+  }
+}
+
+/* Several samples, a band of columns. */
 FT_INLINE void update_band(uint32_t vectors, int partial, int general, const float *x,
                            const float *dy, float *w, uint32_t o, uint32_t rows, uint32_t in,
-                           uint32_t out, const ft_rule *rule) {
+                           uint32_t out, const ft_rule rule) {
   uint32_t i = 0;
   for (; i + 4 <= in; i += 4)
     update_block(4, vectors, partial, general, x, dy, w, i, o, rows, in, out, rule);
@@ -59,99 +82,68 @@ FT_INLINE void update_band(uint32_t vectors, int partial, int general, const flo
     update_block(1, vectors, partial, general, x, dy, w, i, o, rows, in, out, rule);
 }
 
-typedef void update_fn(const float *x, const float *dy, float *w, uint32_t o, uint32_t rows,
-                       uint32_t in, uint32_t out, const ft_rule *rule);
-
-#define UPDATE(name, vectors, partial, general)                                                    \
-  FT_BAND void name(const float *x, const float *dy, float *w, uint32_t o, uint32_t rows,          \
-                    uint32_t in, uint32_t out, const ft_rule *rule) {                              \
-    update_band(vectors, partial, general, x, dy, w, o, rows, in, out, rule);                      \
-  }
-UPDATE(plain_2, 2, 0, 0)
-UPDATE(plain_1, 1, 0, 0)
-UPDATE(plain_last, 1, 1, 0)
-UPDATE(general_2, 2, 0, 1)
-UPDATE(general_1, 1, 0, 1)
-UPDATE(general_last, 1, 1, 1)
-#undef UPDATE
-
-static void update_matrix(const float *x, const float *dy, float *w, uint32_t rows, uint32_t in,
-                          uint32_t out, const ft_rule *rule, update_fn *const band[3]) {
-  uint32_t o = 0;
-  for (; o + 2 * FT_WIDTH <= out; o += 2 * FT_WIDTH) band[0](x, dy, w, o, rows, in, out, rule);
-  for (; o + FT_WIDTH <= out; o += FT_WIDTH) band[1](x, dy, w, o, rows, in, out, rule);
-  if (o < out) band[2](x, dy, w, o, rows, in, out, rule);
-}
-
-/* One sample: w -= lr (x dy^T). The sum starts at +0, which turns a product of -0 into +0. */
-FT_INLINE void outer_band(uint32_t vectors, int partial, const float *x, const float *dy, float *w,
-                          uint32_t in, uint32_t out, uint32_t lanes, float lr) {
-  vw gradient[4];
-  FT_UNROLL for (uint32_t v = 0; v < vectors; v++)
-    gradient[v] = ft_get(dy + FT_WIDTH * v, partial, lanes);
-  for (uint32_t i = 0; i < in; i++, w += out) {
-    FT_UNROLL for (uint32_t v = 0; v < vectors; v++) {
-      const vw weight = ft_get(w + FT_WIDTH * v, partial, lanes);
-      ft_put(w + FT_WIDTH * v, weight - lr * (0.0f + x[i] * gradient[v]), partial, lanes);
-    }
-  }
-}
-
-static void update_outer(const float *x, const float *dy, float *w, uint32_t in, uint32_t out,
-                         float lr) {
-  uint32_t o = 0;
-  for (; o + 4 * FT_WIDTH <= out; o += 4 * FT_WIDTH)
-    outer_band(4, 0, x, dy + o, w + o, in, out, FT_WIDTH, lr);
-  for (; o + FT_WIDTH <= out; o += FT_WIDTH)
-    outer_band(1, 0, x, dy + o, w + o, in, out, FT_WIDTH, lr);
-  if (o < out) outer_band(1, 1, x, dy + o, w + o, in, out, out - o, lr);
-}
-
-/* One output: w is a column, and the lanes are inputs. */
-FT_INLINE void update_column_part(int partial, int general, const float *x, const float *dy,
-                                  float *w, uint32_t i, uint32_t rows, uint32_t in,
-                                  const ft_rule *rule) {
+/* One output: w is a column, and the lanes are inputs from i on. */
+FT_INLINE void update_column(int partial, int general, const float *x, const float *dy, float *w,
+                             uint32_t i, uint32_t rows, uint32_t in, const ft_rule rule) {
   vw sum = FT_W(set)(0.0f);
   for (uint32_t r = 0; r < rows; r++)
     sum += ft_get(x + (size_t)r * in + i, partial, in - i) * dy[r];
-  apply(rule, general, w, i, sum, partial, in - i);
+  apply(rule, 1, partial, general, w, i, &sum, in - i);
 }
 
-FT_INLINE void update_column(int general, const float *x, const float *dy, float *w, uint32_t rows,
-                             uint32_t in, const ft_rule *rule) {
-  uint32_t i = 0;
-  for (; i + FT_WIDTH <= in; i += FT_WIDTH)
-    update_column_part(0, general, x, dy, w, i, rows, in, rule);
-  if (i < in) update_column_part(1, general, x, dy, w, i, rows, in, rule);
+/* Bands of whole vectors, then what is left, of each of the three cases. */
+FT_INLINE void update_matrix(int general, const float *x, const float *dy, float *w, uint32_t rows,
+                             uint32_t in, uint32_t out, const ft_rule rule) {
+  const uint32_t width = FT_WIDTH;
+  uint32_t at = 0;
+  if (out == 1) {
+    for (; at + width <= in; at += width) update_column(0, general, x, dy, w, at, rows, in, rule);
+    if (at < in) update_column(1, general, x, dy, w, at, rows, in, rule);
+  } else if (rows == 1) {
+    for (; at + 4 * width <= out; at += 4 * width)
+      update_outer(4, 0, general, x, dy, w, at, in, out, rule);
+    for (; at + width <= out; at += width)
+      update_outer(1, 0, general, x, dy, w, at, in, out, rule);
+    if (at < out) update_outer(1, 1, general, x, dy, w, at, in, out, rule);
+  } else {
+    for (; at + 2 * width <= out; at += 2 * width)
+      update_band(2, 0, general, x, dy, w, at, rows, in, out, rule);
+    for (; at + width <= out; at += width)
+      update_band(1, 0, general, x, dy, w, at, rows, in, out, rule);
+    if (at < out) update_band(1, 1, general, x, dy, w, at, rows, in, out, rule);
+  }
+}
+
+FT_BAND void update_plain(const float *x, const float *dy, float *w, uint32_t rows, uint32_t in,
+                          uint32_t out, const ft_rule *rule) {
+  update_matrix(0, x, dy, w, rows, in, out, *rule);
+}
+
+FT_BAND void update_general(const float *x, const float *dy, float *w, uint32_t rows, uint32_t in,
+                            uint32_t out, const ft_rule *rule) {
+  update_matrix(1, x, dy, w, rows, in, out, *rule);
 }
 
 void ft_linear_update_f32(const float *x, const float *dy, float *w, uint32_t rows, uint32_t in,
                           uint32_t out, const ft_rule *rule) {
-  static update_fn *const plain[3] = {plain_2, plain_1, plain_last};
-  static update_fn *const general[3] = {general_2, general_1, general_last};
-  const int is_plain = ft_rule_is_plain(rule);
-  if (out == 1 && is_plain)
-    update_column(0, x, dy, w, rows, in, rule);
-  else if (out == 1)
-    update_column(1, x, dy, w, rows, in, rule);
-  else if (rows == 1 && is_plain)
-    update_outer(x, dy, w, in, out, rule->lr);
+  if (ft_rule_is_plain(rule))
+    update_plain(x, dy, w, rows, in, out, rule);
   else
-    update_matrix(x, dy, w, rows, in, out, rule, is_plain ? plain : general);
+    update_general(x, dy, w, rows, in, out, rule);
 }
 
 /* ---- b[channels] --------------------------------------------------------------------------- */
 
 FT_INLINE void update_bias_part(int partial, int general, const float *dy, float *b, uint32_t c,
-                                uint32_t size, uint32_t channels, const ft_rule *rule) {
+                                uint32_t size, uint32_t channels, const ft_rule rule) {
   vw sum = FT_W(set)(0.0f);
   for (uint32_t at = 0; at < size; at += channels)
     sum += ft_get(dy + at + c, partial, channels - c);
-  apply(rule, general, b, c, sum, partial, channels - c);
+  apply(rule, 1, partial, general, b, c, &sum, channels - c);
 }
 
 FT_INLINE void update_bias(int general, const float *dy, float *b, uint32_t size,
-                           uint32_t channels, const ft_rule *rule) {
+                           uint32_t channels, const ft_rule rule) {
   uint32_t c = 0;
   for (; c + FT_WIDTH <= channels; c += FT_WIDTH)
     update_bias_part(0, general, dy, b, c, size, channels, rule);
@@ -161,22 +153,25 @@ FT_INLINE void update_bias(int general, const float *dy, float *b, uint32_t size
 void ft_bias_update_f32(const float *dy, float *b, uint32_t size, uint32_t channels,
                         const ft_rule *rule) {
   if (ft_rule_is_plain(rule))
-    update_bias(0, dy, b, size, channels, rule);
+    update_bias(0, dy, b, size, channels, *rule);
   else
-    update_bias(1, dy, b, size, channels, rule);
+    update_bias(1, dy, b, size, channels, *rule);
 }
 
 /* ---- squared norms ------------------------------------------------------------------------- */
 
-/* Adds the squares of eight columns of one row of the gradient of w, the first n if n < 8. */
-FT_INLINE void add_squares(ft_lanes *squares, const float *x, const float *dy, uint32_t rows,
-                           uint32_t in, uint32_t out, uint32_t n) {
-  ft_lanes g = ft_no_lanes();
-  for (uint32_t r = 0; r < rows; r++, x += in, dy += out) {
-    const ft_lanes gradient = n < 8 ? ft_lanes_first(dy, n) : ft_lanes_at(dy);
-    FT_UNROLL for (int p = 0; p < FT_PARTS; p++) g.part[p] += *x * gradient.part[p];
-  }
-  ft_add_products(squares, g, g);
+/* Adds the squares of `groups` times eight columns of one row of the gradient of w, in order; of
+ * the first n of eight if n < 8. */
+FT_INLINE void add_squares(ft_lanes *squares, uint32_t groups, const float *x, const float *dy,
+                           uint32_t rows, uint32_t in, uint32_t out, uint32_t n) {
+  ft_lanes g[4];
+  FT_UNROLL for (uint32_t k = 0; k < groups; k++) g[k] = ft_no_lanes();
+  for (uint32_t r = 0; r < rows; r++, x += in, dy += out)
+    FT_UNROLL for (uint32_t k = 0; k < groups; k++) {
+      const ft_lanes gradient = n < 8 ? ft_lanes_first(dy, n) : ft_lanes_at(dy + 8 * k);
+      FT_UNROLL for (int p = 0; p < FT_PARTS; p++) g[k].part[p] += *x * gradient.part[p];
+    }
+  FT_UNROLL for (uint32_t k = 0; k < groups; k++) ft_add_products(squares, g[k], g[k]);
 }
 
 float ft_linear_norm_f32(const float *x, const float *dy, uint32_t rows, uint32_t in,
@@ -184,8 +179,9 @@ float ft_linear_norm_f32(const float *x, const float *dy, uint32_t rows, uint32_
   ft_lanes squares = ft_no_lanes();
   for (uint32_t i = 0; i < in; i++) {
     uint32_t o = 0;
-    for (; o + 8 <= out; o += 8) add_squares(&squares, x + i, dy + o, rows, in, out, 8);
-    if (o < out) add_squares(&squares, x + i, dy + o, rows, in, out, out - o);
+    for (; o + 32 <= out; o += 32) add_squares(&squares, 4, x + i, dy + o, rows, in, out, 8);
+    for (; o + 8 <= out; o += 8) add_squares(&squares, 1, x + i, dy + o, rows, in, out, 8);
+    if (o < out) add_squares(&squares, 1, x + i, dy + o, rows, in, out, out - o);
   }
   return ft_tree(squares);
 }
@@ -194,7 +190,7 @@ float ft_bias_norm_f32(const float *dy, uint32_t size, uint32_t channels) {
   const float one = 1.0f;
   ft_lanes squares = ft_no_lanes();
   for (uint32_t c = 0; c < channels; c += 8)
-    add_squares(&squares, &one, dy + c, size / channels, 0, channels,
+    add_squares(&squares, 1, &one, dy + c, size / channels, 0, channels,
                 channels - c < 8 ? channels - c : 8);
   return ft_tree(squares);
 }
