@@ -1,6 +1,6 @@
 """Workload S in other systems: prints updates a second.
 
-    python benchmarks/peers.py numpy|torch-loop|torch-vmap|jax|flower BATCH SECONDS
+python benchmarks/peers.py numpy|torch-loop|torch-vmap|jax|flower BATCH SECONDS
 """
 
 from __future__ import annotations
@@ -117,7 +117,9 @@ def torch_vmap(batch: int) -> Callable[[], int]:
     gradient = vmap(grad(loss))
 
     def round() -> int:
-        params = {n: p.detach().expand(DEVICES, *p.shape).clone() for n, p in net.named_parameters()}
+        params = {
+            n: p.detach().expand(DEVICES, *p.shape).clone() for n, p in net.named_parameters()
+        }
         with torch.no_grad():
             for x, y in zip(xs, ys, strict=True):
                 for name, g in gradient(params, x, y).items():

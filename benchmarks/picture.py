@@ -20,7 +20,11 @@ from fedtiny.values import SUPPORT
 
 FOLDER = Path(__file__).parent.parent
 DEVICE, SEED = 10_017, 1
-STARTS = {"sine_none": "a random start", "sine_joint": "joint training", "sine_tinyreptile": "TinyReptile"}
+STARTS = {
+    "sine_none": "a random start",
+    "sine_joint": "joint training",
+    "sine_tinyreptile": "TinyReptile",
+}
 INK, GREY, BLUE, ORANGE = "#222222", "#9a9a9a", "#0072b2", "#d55e00"
 
 

@@ -1,12 +1,13 @@
-"""Run every experiment of simulations/ with three seeds and print the tables of its README.
+"""Run every experiment of simulations/ with three seeds and print the rows of its README.
 
-    python benchmarks/simulations.py [PREFIX ...]
+python benchmarks/simulations.py [PREFIX ...]
 """
 
 from __future__ import annotations
 
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 
@@ -16,30 +17,60 @@ FOLDER = Path(__file__).parent.parent / "simulations"
 SEEDS = (1, 2, 3)
 
 
-def row(path: Path) -> str:
-    """The means over the seeds; seeds vary the devices, the samples and the initial model."""
-    started = time.perf_counter()
-    results = [simulate(Experiment.load(path).override(f"seed={seed}")) for seed in SEEDS]
-    wall_s = (time.perf_counter() - started) / len(SEEDS)
-    cells = [path.stem]
-    for name in results[0].summary["evaluations"]:
-        rows = [result.summary["evaluations"][name] for result in results]
-        what = "accuracy" if "accuracy_after" in rows[0] else "loss"
-        before, after, ci = (
-            mean(r[f"{what}_{k}"] for r in rows) for k in ("before", "after", "after_ci")
-        )
-        cells.append(f"{name} {what}: {before:.3f} -> {after:.3f} +- {ci:.3f}")
-    megabytes = mean(r.summary["bytes_up"] for r in results) / 1e6
-    hours = mean(r.summary["time_s"] for r in results) / 3600
-    cells += [f"{megabytes:.1f}", f"{hours:.2f}", f"{wall_s:.1f}"]
-    return "| " + " | ".join(cells) + " |"
+@dataclass(frozen=True)
+class Figures:
+    """Means over the seeds, which vary the devices, the samples and the initial model.
+
+    ``evaluations``: by name, the loss or accuracy before and after adaptation, and the half-width
+    of the 95 % interval after it.
+    """
+
+    name: str
+    evaluations: dict[str, tuple[float, float, float]]
+    megabytes_up: float
+    virtual_hours: float
+    seconds: float
+
+    @classmethod
+    def of(cls, name: str, *settings: str) -> Figures:
+        """Run the experiment of that name once for each seed."""
+        started = time.perf_counter()
+        experiment = Experiment.load(FOLDER / f"{name}.toml")
+        runs = [simulate(experiment.override(f"seed={s}", *settings)).summary for s in SEEDS]
+        seconds = (time.perf_counter() - started) / len(SEEDS)
+        evaluations = {}
+        for protocol in runs[0]["evaluations"]:
+            rows = [run["evaluations"][protocol] for run in runs]
+            what = "accuracy" if "accuracy_after" in rows[0] else "loss"
+            columns = (f"{what}_before", f"{what}_after", f"{what}_after_ci")
+            before, after, ci = (mean(row[column] for row in rows) for column in columns)
+            evaluations[protocol] = before, after, ci
+        megabytes = mean(run["bytes_up"] for run in runs) / 1e6
+        hours = mean(run["time_s"] for run in runs) / 3600
+        return cls(name, evaluations, megabytes, hours, seconds)
+
+    def row(self) -> str:
+        """The row of the README, but for the seconds, which are the machine's."""
+        cells = [f"[`{self.name}`]({self.name}.toml)"]
+        if len(self.evaluations) == 1:  # what a model is worth as it is, too
+            cells += [f"{before:.3f}" for before, _, _ in self.evaluations.values()]
+        cells += [f"{after:.3f} +- {ci:.3f}" for _, after, ci in self.evaluations.values()]
+        cells += [f"{self.megabytes_up:.1f}", f"{self.virtual_hours:.2f}"]
+        return "| " + " | ".join(cells) + " |"
+
+
+def names() -> list[str]:
+    """The experiments with figures in the README."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml") if path.stem != "demo")
 
 
 def main() -> None:
     prefixes = tuple(sys.argv[1:]) or ("",)
-    for path in sorted(FOLDER.glob("*.toml")):
-        if path.stem.startswith(prefixes) and path.stem != "demo":
-            print(row(path), flush=True)
+    for name in names():
+        if name.startswith(prefixes):
+            figures = Figures.of(name)
+            print(f"{figures.row()} {figures.seconds:.1f} |", flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

@@ -231,9 +231,7 @@ def _check_ranges(ranges: Ranges, size: int) -> None:
     edges = [-1, *(edge for pair in ranges for edge in pair), size + 1]
     ascending = all(a < b for a, b in itertools.pairwise(edges))
     if not ranges or not ascending:
-        raise UpdateError(
-            f"the ranges {ranges} are not ascending, apart and within 0 ... {size:,}"
-        )
+        raise UpdateError(f"the ranges {ranges} are not ascending, apart and within 0 ... {size:,}")
 
 
 def _check_count(count: int, rule: FoldRule) -> None:

@@ -115,7 +115,9 @@ class Layout:
     @property
     def digest(self) -> str:
         """SHA-256 (hex) of the canonical JSON form."""
-        return hashlib.sha256(json.dumps(self.to_json(), separators=(",", ":")).encode()).hexdigest()
+        return hashlib.sha256(
+            json.dumps(self.to_json(), separators=(",", ":")).encode()
+        ).hexdigest()
 
     def to_json(self) -> list[list[Any]]:
         """``[[name, shape, group], ...]``."""

@@ -16,7 +16,16 @@ from fedtiny.engine.program import Executor, Moments, Program
 from fedtiny.errors import DataError
 from fedtiny.tensors import float_view, floats, has_numpy, ints, vector
 from fedtiny.values import (
-    CALIBRATE, EVALUATE, GRADIENT, QUERY, SCORE, TRAIN, Instruction, Phase, Ranges, Sgd,
+    CALIBRATE,
+    EVALUATE,
+    GRADIENT,
+    QUERY,
+    SCORE,
+    TRAIN,
+    Instruction,
+    Phase,
+    Ranges,
+    Sgd,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -313,5 +322,3 @@ def _add_moments(total: Moments, found: Moments) -> None:
     total.sum_squares += found.sum_squares
     total.min = min(total.min, found.min)
     total.max = max(total.max, found.max)
-
-

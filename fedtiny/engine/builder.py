@@ -1,9 +1,9 @@
 """Graphs without torch: a net is written as calls, each giving a value to use in the next.
 
-    net = Net(inputs=1)
-    h = net.tanh(net.linear(net.input, 32))
-    h = net.add(h, net.tanh(net.linear(h, 32)))
-    net.linear(h, 1)                                  # the last value is the output
+net = Net(inputs=1)
+h = net.tanh(net.linear(net.input, 32))
+h = net.add(h, net.tanh(net.linear(h, 32)))
+net.linear(h, 1)                                  # the last value is the output
 """
 
 from __future__ import annotations

@@ -13,8 +13,17 @@ from fedtiny.engine.ir import ARENA, F32, INPUT, LABEL, PARAMETER, Graph, Op
 from fedtiny.engine.memory import MemoryPlan, check_memory, plan_memory
 from fedtiny.engine.plan import trained_parameters
 from fedtiny.engine.program import (
-    ALWAYS, CLIP, CORRECTION, MOMENTUM, NONE, PROX, OpRecord, ParamRecord, Program, Tables,
-    TensorRecord, write_image,
+    CLIP,
+    CORRECTION,
+    MOMENTUM,
+    NONE,
+    PROX,
+    OpRecord,
+    ParamRecord,
+    Program,
+    Tables,
+    TensorRecord,
+    write_image,
 )  # fmt: skip
 from fedtiny.errors import BudgetError, CompileError
 from fedtiny.values import Sgd, UpdatePlan, parse_bytes
@@ -257,4 +266,3 @@ def _check_budget(build: _Build, report: Mapping[str, int], ram: int, flash: int
             report["flash_bytes"],
             flash,
         )
-

@@ -94,7 +94,9 @@ def verify(graph: Graph) -> Graph:
                 raise GraphError(f"{where} reads {name!r} before it is produced")
         for name in op.outputs:
             if name not in graph.tensors or name in known:
-                raise GraphError(f"{where} produces {name!r}, which is undeclared or exists already")
+                raise GraphError(
+                    f"{where} produces {name!r}, which is undeclared or exists already"
+                )
             known.add(name)
     _verify_sizes(graph)
     return graph

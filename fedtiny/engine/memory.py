@@ -165,7 +165,9 @@ def check_memory(graph: Graph, plan: MemoryPlan) -> int:
         shared = in_place_operand(graph, index, last.__getitem__)
         _check_apart(graph, plan, op, alive, shared)
         bytes_alive = sum(graph.tensors[n].nbytes for n in alive)
-        lower_bound = max(lower_bound, bytes_alive - (graph.tensors[shared].nbytes if shared else 0))
+        lower_bound = max(
+            lower_bound, bytes_alive - (graph.tensors[shared].nbytes if shared else 0)
+        )
     return lower_bound
 
 

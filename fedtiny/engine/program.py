@@ -156,9 +156,7 @@ def read_image(image: bytes) -> Tables:
     shared = {f.name: getattr(h, f.name) for f in fields(Tables) if f.name in h._fields}
     rows: dict[str, Any] = {
         "tensors": tuple(map(_read_tensor, _rows(image, _TENSOR, h.tensors_at, h.n_tensors))),
-        "params": tuple(
-            ParamRecord(*row) for row in _rows(image, _PARAM, h.params_at, h.n_params)
-        ),
+        "params": tuple(ParamRecord(*row) for row in _rows(image, _PARAM, h.params_at, h.n_params)),
         "ops": tuple(map(_read_op, _rows(image, _OP, h.ops_at, h.n_ops))),
     }
     card = _read_card(image[h.card_at : h.card_at + h.card_bytes])

@@ -12,15 +12,28 @@ import numpy as np
 
 from fedtiny.engine import kernels, ops
 from fedtiny.engine.program import (
-    ALWAYS, ARENA, CLIP, CORRECTION, INPUT, LABELS, MOMENTUM, NONE, PARAMS, PROX, Hyper, Moments,
-    OpRecord, ParamRecord, Tables, read_image,
+    ALWAYS,
+    ARENA,
+    CLIP,
+    CORRECTION,
+    INPUT,
+    LABELS,
+    MOMENTUM,
+    NONE,
+    PARAMS,
+    PROX,
+    Hyper,
+    Moments,
+    OpRecord,
+    ParamRecord,
+    Tables,
+    read_image,
 )  # fmt: skip
 from fedtiny.errors import DataError, ImageError
 
 if TYPE_CHECKING:
-    from fedtiny.tensors import Buffer
-
     from fedtiny.engine.kernels import Array
+    from fedtiny.tensors import Buffer
 
 _SLOTS = (MOMENTUM, PROX, CORRECTION)
 

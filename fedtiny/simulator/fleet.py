@@ -26,7 +26,13 @@ from fedtiny.rng import Purpose
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import Round, Strategy
 from fedtiny.values import (
-    QUERY, SUPPORT, Footprint, Instruction, Layout, Ranges, Sgd,
+    QUERY,
+    SUPPORT,
+    Footprint,
+    Instruction,
+    Layout,
+    Ranges,
+    Sgd,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -175,9 +181,7 @@ class Fleet:
         return np.array([digests.index(d) for d in digests])
 
 
-def fit(
-    workload: Workload, name: str, batch: int = 0, sgd: Sgd | None = None
-) -> Profile:
+def fit(workload: Workload, name: str, batch: int = 0, sgd: Sgd | None = None) -> Profile:
     """The Program of a profile, or why it has none."""
     needed = workload.compile(name, batch, sgd, limited=False)
     try:

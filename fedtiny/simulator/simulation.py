@@ -24,8 +24,20 @@ from fedtiny.experiment import Experiment
 from fedtiny.registry.cost import visit_cost
 from fedtiny.rounds import machine
 from fedtiny.rounds.events import (
-    Begin, CheckIns, Command, Commit, Committed, Done, Event, Fold, Folded, Grant, Offers, Open,
-    Reply, Tick,
+    Begin,
+    CheckIns,
+    Command,
+    Commit,
+    Committed,
+    Done,
+    Event,
+    Fold,
+    Folded,
+    Grant,
+    Offers,
+    Open,
+    Reply,
+    Tick,
 )  # fmt: skip
 from fedtiny.rounds.measures import Measures
 from fedtiny.runs import Checkpoint
@@ -37,7 +49,13 @@ from fedtiny.simulator.ledger import Ledger
 from fedtiny.simulator.sessions import ColumnSessions, ObjectSessions, Sessions
 from fedtiny.simulator.traces import availability_of
 from fedtiny.simulator.visits import (
-    Cohort, ColumnVisits, Measured, ObjectVisits, Personal, Trained, Visits,
+    Cohort,
+    ColumnVisits,
+    Measured,
+    ObjectVisits,
+    Personal,
+    Trained,
+    Visits,
 )  # fmt: skip
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import Round
@@ -47,7 +65,7 @@ if TYPE_CHECKING:
     from fedtiny.engine.program import Program
     from fedtiny.fold import Total
     from fedtiny.strategies.base import State
-    from fedtiny.tensors import Float32, Float64, Int64
+    from fedtiny.tensors import Float64, Int64
 
     Bools = np.ndarray[Any, np.dtype[np.bool_]]
 
@@ -130,9 +148,7 @@ class Simulation:
         if checkpoint:
             past = machine.Past([np.empty(0, np.int64)] * checkpoint.round)
             version = int(checkpoint.values["version"])
-            self.rounds = machine.State(
-                self.rules, "between", checkpoint.round, version, past=past
-            )
+            self.rounds = machine.State(self.rules, "between", checkpoint.round, version, past=past)
             self._tell(Tick(self.now))
             return
         self.rounds = machine.start(self.rules)

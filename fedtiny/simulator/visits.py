@@ -334,5 +334,3 @@ class ColumnVisits:
         if not again.reasons:
             raise RunError(f"device {cohort.devices[at]} failed in C, but not in Python")
         return again.reasons[0]
-
-

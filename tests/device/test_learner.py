@@ -23,7 +23,9 @@ EXECUTORS = ("native", "reference")
 @pytest.fixture(scope="module")
 def program() -> Program:
     rule = Sgd(momentum=0.9, prox=0.1)
-    return compile(mlp((3, 8, 4), head="local"), loss="cross_entropy", ram="64KiB", batch=5, sgd=rule)
+    return compile(
+        mlp((3, 8, 4), head="local"), loss="cross_entropy", ram="64KiB", batch=5, sgd=rule
+    )
 
 
 def data(count: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -58,18 +58,21 @@ static void find_tables(subject *s) {
   s->ops = (ft_op *)(void *)(s->image.bytes + h->ops_at);
 }
 
+static uint32_t crc_table[256];
+
+static void fill_crc_table(void) {
+  for (uint32_t n = 0; n < 256; n++) {
+    crc_table[n] = n;
+    for (int bit = 0; bit < 8; bit++)
+      crc_table[n] = (crc_table[n] >> 1) ^ (crc_table[n] & 1 ? 0xedb88320u : 0);
+  }
+}
+
 static void repair_checksum(subject *s) {
   uint32_t crc = 0xffffffffu;
   uint32_t end = s->image.header.image_bytes < s->bytes ? s->image.header.image_bytes : s->bytes;
-  for (uint32_t i = 16; i < end; i++) {
-    static uint32_t table[256];
-    if (!table[1])
-      for (uint32_t n = 0; n < 256; n++) {
-        table[n] = n;
-        for (int bit = 0; bit < 8; bit++) table[n] = (table[n] >> 1) ^ (table[n] & 1 ? 0xedb88320u : 0);
-      }
-    crc = (crc >> 8) ^ table[(crc ^ s->image.bytes[i]) & 0xff];
-  }
+  for (uint32_t i = 16; i < end; i++)
+    crc = (crc >> 8) ^ crc_table[(crc ^ s->image.bytes[i]) & 0xff];
   s->image.header.crc32 = ~crc;
 }
 
@@ -80,7 +83,8 @@ static uint32_t floats_of(const ft_tensor *t) {
 /* ---- mutations ---- */
 
 static uint32_t odd_value(uint32_t old) {
-  static const uint32_t edges[] = {0, 1, 2, 0xff, 0xffff, 0x10000, 1u << 28, 0x7fffffff, 0xffffffff};
+  static const uint32_t edges[] = {0,       1,        2,          0xff,      0xffff,
+                                   0x10000, 1u << 28, 0x7fffffff, 0xffffffff};
   switch (below(4)) {
     case 0: return edges[below(sizeof edges / sizeof *edges)];
     case 1: return old + 1 - 2 * below(2);
@@ -267,6 +271,7 @@ int main(int argc, char **argv) {
   const uint64_t seed = strtoull(argv[1], NULL, 10);
   const uint32_t count = (uint32_t)strtoul(argv[2], NULL, 10);
   uint32_t passed = 0, ran = 0;
+  fill_crc_table();
   for (uint32_t i = 0; i < count; i++) {
     static subject s;
     if (i % 64 == 0) s = opened(argv[3 + (i / 64) % (uint32_t)(argc - 3)]);

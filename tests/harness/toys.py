@@ -62,9 +62,7 @@ def theta(instruction: Instruction, model: Float32, device: int) -> Float32:
     return w
 
 
-def visit(
-    lease: Lease, instruction: Instruction, model: Float32, ranges: Ranges = WHOLE
-) -> Update:
+def visit(lease: Lease, instruction: Instruction, model: Float32, ranges: Ranges = WHOLE) -> Update:
     """What the device of the lease sends back."""
     d = lease.device
     ids = (lease.id, d, lease.round, lease.version, samples(d))

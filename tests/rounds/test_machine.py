@@ -402,4 +402,3 @@ def test_a_round_is_cheap(cohort: int, limit_us: float) -> None:
         play.tell(Folded(1.0, play.one(Fold).leases))
         play.tell(Committed(2.0))
     assert (time.process_time() - started) / 200 * 1e6 < limit_us
-

@@ -343,28 +343,3 @@ def test_a_users_strategy_runs_by_its_name() -> None:
     result = run(SINE, f"strategy={{build='{HERE}:TrimmedMean', cohort=10}}")
     first, last = (result.evaluations()[i]["loss_after"] for i in (0, -1))
     assert last < first
-
-
-# ---- learning --------------------------------------------------------------------------------
-
-
-def test_tinyreptile_learns_to_adapt_better_than_joint_training() -> None:
-    common = ["fleet.devices=400", "fleet.held_out=100", "data.support=32", "data.query=50",
-              "evaluate={stream={lr=0.02, batch=1, clip=10.0}}"]  # fmt: skip
-    tiny = run(SINE, *common, "run.rounds=1500", "device.batch=1",
-               "strategy={name='tinyreptile', alpha=0.1, beta=0.02, clip=10.0}")  # fmt: skip
-    joint = run(SINE, *common, "run.rounds=600", "device.batch=32",
-                "strategy={name='joint', beta=0.02, cohort=4, clip=10.0}")  # fmt: skip
-    after = [result.evaluations()[-1]["loss_after"] for result in (tiny, joint)]
-    assert after[0] <= 0.5 * after[1]
-
-
-def test_digits_gain_ten_points_over_random_initialisation() -> None:
-    common = ["model={build='digits_mlp', arguments={classes=5}}", "fleet.devices=300",
-              "data={source='few-shot-digits', ways=5, shots=5, queries=10}",
-              "fleet.held_out=100", "run.rounds=300",
-              "evaluate={adapted={lr=0.1, steps=20, batch=5}}"]  # fmt: skip
-    learned = run(SINE, *common, "device.batch=5", "strategy={name='reptile', cohort=5, "
-                  "beta=0.1, steps=10, alpha=0.5}").evaluations()[-1]  # fmt: skip
-    random = run(SINE, *common, "strategy={name='none'}").evaluations()[-1]
-    assert learned["accuracy_after"] >= random["accuracy_after"] + 0.10

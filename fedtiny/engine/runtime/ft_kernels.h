@@ -1,6 +1,6 @@
 /* ft_kernels.h: what the interpreter calls; private to the runtime.
  *
- * Each kernel has two forms with the same bits: eight lanes in register blocks (ft_linear.c,
+ * Each kernel has two forms with the same bits: vectors in register blocks (ft_linear.c,
  * ft_elementwise.c, ft_loss.c, ft_update.c), and with FT_SMALL plain loops (ft_small.c), which are
  * also the shortest statement of what each one means. Shapes are row-major: x[rows, in],
  * w[in, out], y[rows, out]. A kernel trusts its arguments: ft_check has proved them.
@@ -63,7 +63,9 @@ static inline uint32_t ft_row_floats(const ft_tensor *t) {
 
 static inline uint32_t ft_floats(const ft_tensor *t) { return t->dims[0] * ft_row_floats(t); }
 
-static inline uint32_t ft_channels(const ft_tensor *t) { return t->dims[t->ndim ? t->ndim - 1 : 0]; }
+static inline uint32_t ft_channels(const ft_tensor *t) {
+  return t->dims[t->ndim ? t->ndim - 1 : 0];
+}
 
 /* The loss op: ft_check makes sure that there is exactly one. */
 const ft_op *ft_loss_op(const ft_program *program);

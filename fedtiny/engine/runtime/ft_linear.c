@@ -22,8 +22,10 @@ FT_INLINE void forward_block(uint32_t rows, uint32_t vectors, int partial, const
     vw weight[4];
     FT_UNROLL for (uint32_t v = 0; v < vectors; v++)
       weight[v] = ft_get(w + FT_WIDTH * v, partial, lanes);
-    FT_UNROLL for (uint32_t r = 0; r < rows; r++)
-      FT_UNROLL for (uint32_t v = 0; v < vectors; v++) sum[r][v] += x[(size_t)r * in + i] * weight[v];
+    FT_UNROLL for (uint32_t r = 0; r < rows; r++) {
+      const float value = x[(size_t)r * in + i];
+      FT_UNROLL for (uint32_t v = 0; v < vectors; v++) sum[r][v] += value * weight[v];
+    }
   }
   FT_UNROLL for (uint32_t r = 0; r < rows; r++)
     FT_UNROLL for (uint32_t v = 0; v < vectors; v++)

@@ -182,7 +182,10 @@ typedef struct { uint64_t count; double sum, sum_squares; float min, max; } ft_m
 uint32_t ft_abi(void);
 
 /* Every byte of the image is checked here; what follows trusts a program that passed. The image
- * must be 4-byte aligned, stay in place and not change. */
+ * must be 4-byte aligned, stay in place and not change. Beside the rules above: exactly one loss op,
+ * behind the forward ops, over the header's output, label and loss; a forward op's output has
+ * `batch` rows; only updates and the two norms depend on a group; a step has at most 2^40
+ * multiply-adds. */
 ft_status ft_check(const void *image, size_t bytes, ft_program *program);
 
 /* FT_E_FEATURE if the hyper-parameters need what the Program did not reserve (non-zero momentum,

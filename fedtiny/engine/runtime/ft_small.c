@@ -1,6 +1,6 @@
 /* ft_small.c: the kernels as plain loops, for a microcontroller (FT_SMALL).
  *
- * Each follows the order of ft_runtime.h term by term, and so gives the bits of the eight-lane form.
+ * Each follows the order of ft_runtime.h term by term, and so gives the bits of the vector form.
  */
 #include "ft_kernels.h"
 #include "ft_math.h"
