@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
-from kernels import peak_flops  # type: ignore[import-not-found]
+from kernels import flop_per_step, peak_flops
 
 from fedtiny import Experiment
 from fedtiny.engine.fleet_call import FleetCall
@@ -27,7 +27,6 @@ from fedtiny.simulator.simulation import Simulation
 THREADS = 2
 STEPS = 32
 COHORT = 2000
-FLOPS_A_SAMPLE = 6464  # of one step of workload S: forward, backward, update
 PEERS = {
     "numpy, batched": ("numpy", "numpy"),
     "torch, one device after another": ("torch-loop", "torch"),
@@ -106,19 +105,25 @@ def rows(seconds: float) -> Iterator[str]:
         yield f"| {name} | " + " | ".join(peer(name, b, seconds) for b in batches) + " |"
     again = [ours(batch, seconds, watch) for batch in batches]
     yield "| fedtiny, once more | " + " | ".join(f"{r:,.0f}" for r, _ in again) + " |"
-    shares = [r * STEPS * b * FLOPS_A_SAMPLE / peak for (r, _), b in zip(figures, batches)]
+    work = flop_per_step([1, 32, 32, 1], 1)
+    shares = [r * STEPS * b * work / peak for (r, _), b in zip(figures, batches, strict=True)]
     yield "| share of the arithmetic peak | " + " | ".join(f"{s:.0%}" for s in shares) + " |"
     overheads = [f"{o:.2f} us" for _, o in figures]
     yield "| simulator, a participant beside the C call | " + " | ".join(overheads) + " |"
 
 
+def processor() -> str:
+    """The processor's name, as Linux tells it."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.processor())
+
+
 def main() -> None:
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 5.0
-    model = next(
-        (line.partition(":")[2].strip() for line in open("/proc/cpuinfo") if "model name" in line),
-        platform.processor(),
-    )
-    print(f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}, {THREADS} threads")
+    print(f"{processor()}, {os.cpu_count()} cores, {THREADS} threads")
+    print(f"Python {platform.python_version()}, median of the rounds of {seconds:g} s\n")
     for row in rows(seconds):
         print(row, flush=True)
 

@@ -215,4 +215,5 @@ def main() -> None:
     print(found)
 
 
-main()
+if __name__ == "__main__":
+    main()

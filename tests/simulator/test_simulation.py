@@ -307,7 +307,8 @@ def test_a_strategy_that_raises_is_named_and_nothing_is_lost(tmp_path: Path) -> 
         (["run.minimum=21"], ExperimentError, "minimum"),
         (["evaluate={few={lr=0.1, support=5}}", "data={source='few-shot-digits'}",
           "model={build='digits_mlp', arguments={classes=5}}"], ExperimentError, "evaluate.few"),
-        (["model={build='digits_mlp'}"], ExperimentError, r"digits_mlp takes 64 .* have 1 features and need 1"),
+        (["model={build='digits_mlp'}"], ExperimentError,
+         "digits_mlp takes 64 .* have 1 features and need 1"),
     ],
 )  # fmt: skip
 def test_what_cannot_run_is_refused_before_it_starts(
