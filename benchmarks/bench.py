@@ -41,7 +41,7 @@ def experiment(batch: int) -> Experiment:
     return Experiment.of(
         {
             "seed": 1,
-            "model": {"build": "sine_mlp", "arguments": {"activation": "tanh"}},
+            "model": {"build": "sine_mlp", "activation": "tanh"},
             "data": {"source": "sine", "support": STEPS * batch},
             "device": {"ram": "256KiB", "batch": batch},
             "strategy": {"name": "fedavg", "cohort": COHORT, "beta": 0.01},

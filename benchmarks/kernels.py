@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from fedtiny.engine import native
-from fedtiny.engine.builder import Net
 from fedtiny.engine.compile import compile
-from fedtiny.engine.program import Program
+from fedtiny.engine.program import Hyper, Program
 from fedtiny.engine.runtime import build
+from fedtiny.engine.zoo import mlp
 
 HERE = Path(__file__).parent
 BATCHES, REPEATS, SECONDS = 32, 7, 0.05
@@ -45,17 +45,6 @@ def peak_flops(library: ctypes.CDLL | None = None) -> float:
     return max(float(timed.bench_peak(1 << 22)) for _ in range(REPEATS))
 
 
-def mlp(widths: list[int], activation: str, loss: str, batch: int) -> Program:
-    """A chain of dense layers."""
-    net = Net(widths[0])
-    value = net.input
-    for index, width in enumerate(widths[1:]):
-        value = net.linear(value, width)
-        if index < len(widths) - 2:
-            value = getattr(net, activation)(value)
-    return compile(net, loss=loss, ram="64MiB", batch=batch)
-
-
 def flop_per_step(widths: list[int], batch: int) -> int:
     """Multiplications and additions of the dense layers in one step."""
     layers = enumerate(pairwise(widths))
@@ -73,7 +62,7 @@ def us_per_step(library: ctypes.CDLL, program: Program) -> float:
         y = y.astype(np.float32)
     else:
         y = rng.integers(0, program.output_shape[0], (BATCHES, program.batch)).astype(np.int32)
-    hyper = native._Hyper(0.001, 0, 0, 0, 0, 0xFFFFFFFF, 0)
+    hyper = native.HyperStruct.of(Hyper(0.001))
 
     def seconds(steps: int) -> float:
         return float(
@@ -99,7 +88,8 @@ def main() -> None:
     ]  # fmt: skip
     for widths, activation, loss in rows:
         for batch in (1, 10):
-            us = us_per_step(library, mlp(widths, activation, loss, batch))
+            program = compile(mlp(widths, activation), loss=loss, ram="64MiB", batch=batch)
+            us = us_per_step(library, program)
             rate = flop_per_step(widths, batch) / us / 1e3
             name = "-".join(map(str, widths)) + " " + activation
             print(f"{name:22}{batch:6}{us:10.3f}{rate:10.1f}{rate / peak:10.0%}")

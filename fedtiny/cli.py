@@ -126,6 +126,8 @@ def simulate(
     else:
         show_record(console, Record.read(run), pace.updates_per_s)
         _print_path("report", report)
+    if result.dropped and result.dropped.rows:
+        typer.echo(f"{folder}: {result.dropped}", err=True)
     if result.interrupted:
         typer.echo(f"interrupted; go on with: fedtiny simulate --resume {folder}", err=True)
         raise typer.Exit(INTERRUPTED)
@@ -157,15 +159,14 @@ def explain(file: _File, settings: _Set = None, as_json: _Json = False) -> None:
     """Say what an experiment asks of each board, in bytes, seconds and joules, and run nothing."""
     from fedtiny.console import show_explained
     from fedtiny.experiment import Experiment
-    from fedtiny.simulator.fleet import Workload, explained, fit
+    from fedtiny.experiment.explain import explain as explained
+    from fedtiny.experiment.workload import Workload
 
     experiment = Experiment.load(file).override(*(settings or ()))
-    rows, workload = explained(experiment), Workload.of(experiment)
-    reports = {row.profile: fit(workload, row.profile).needed.report() for row in rows}
+    rows = explained(Workload.of(experiment))
     if not as_json:
-        return show_explained(Console(), rows, reports)
-    told = [{**asdict(r), "fits": r.fits, "report": reports[r.profile]} for r in rows]
-    _print_json({"profiles": told})
+        return show_explained(Console(), rows)
+    _print_json({"profiles": [{**asdict(row), "fits": row.fits} for row in rows]})
 
 
 @app.command()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.box import SIMPLE
 from rich.console import Console
@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from fedtiny.report.record import RAM_PARTS, Record
-from fedtiny.report.units import measured, si
+from fedtiny.report.units import si
 from fedtiny.simulator.clock import format_time
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ def _results(record: Record) -> Table:
     table = _table("adapting as", "round", "devices", *heads)
     for name, points in record.evaluations.items():
         for point in points[:1] + points[1:][-1:]:
-            values = [measured(m, *point.measure(m, w)) for m in record.measures for w in _WHEN]
+            values = [point.told(m, w) for m in record.measures for w in _WHEN]
             table.add_row(name, f"{point.round:,}", f"{point.row['devices']:,}", *values)
     return table
 
@@ -131,23 +131,20 @@ def _facts(record: Record) -> Iterator[tuple[str, str]]:
 # ---- before a run ----------------------------------------------------------------------------
 
 
-def show_explained(
-    console: Console, rows: Sequence[Row], reports: Mapping[str, Mapping[str, Any]]
-) -> None:
+def show_explained(console: Console, rows: Sequence[Row]) -> None:
     """What each profile needs, what a visit costs it, and the least budget that would do."""
     table = _table("", *(row.profile for row in rows))
-    columns = [dict(_explained(row, reports[row.profile])) for row in rows]
+    columns = [dict(_explained(row)) for row in rows]
     for name in max(columns, key=len):
         cells = (column.get(name, "-") for column in columns)
         table.add_row(name, *cells, end_section=name in _LAST)
     console.print(table, "")
     for row in rows:
         for reason in row.reasons:
-            console.print(f"[red]{row.profile} does not fit:[/] {escape(reason)}", highlight=False)
+            console.print(f"[red]does not fit:[/] {escape(reason)}", highlight=False)
     console.print("Which budget do I need? The least that would do:")
     for row in rows:
-        report = reports[row.profile]
-        least = f'ram = "{report["ram_bytes"]}B", flash = "{report["flash_bytes"]}B"'
+        least = f'ram = "{row.report["ram_bytes"]}B", flash = "{row.report["flash_bytes"]}B"'
         console.print(f"  {row.profile}: {least}", highlight=False, soft_wrap=True)
 
 
@@ -155,7 +152,8 @@ _LAST = ("RAM given", "flash given", "fits")
 """The last rows of the sections of what `show_explained` shows."""
 
 
-def _explained(row: Row, report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def _explained(row: Row) -> Iterator[tuple[str, str]]:
+    report = row.report
     for part in RAM_PARTS:
         yield part, f"{report[f'{part}_bytes']:,} B"
     yield "RAM needed", f"{report['ram_bytes']:,} B"

@@ -61,11 +61,15 @@ def uniform(words: UInt32, low: float = 0.0, high: float = 1.0) -> Float32:
     return np.float32(low) + span * ((words >> _u(8)).astype(np.float32) * np.float32(2.0**-24))
 
 
+def above_zero(words: UInt32) -> Float32:
+    """Uniform float32 in (0, 1], one for each word."""
+    return ((words >> _u(8)) + _u(1)).astype(np.float32) * np.float32(2.0**-24)
+
+
 def normal(words: UInt32) -> Float32:
     """Standard normal float32, one for each word; the last axis is even (Box and Muller)."""
     first, second = words[..., 0::2], words[..., 1::2]
-    u = ((first >> _u(8)) + _u(1)).astype(np.float32) * np.float32(2.0**-24)
-    radius = np.sqrt(np.float32(-2.0) * elementary.log(u))
+    radius = np.sqrt(np.float32(-2.0) * elementary.log(above_zero(first)))
     angle = np.float32(6.2831855) * uniform(second)
     out = np.empty(words.shape, np.float32)
     out[..., 0::2] = radius * elementary.cos(angle)

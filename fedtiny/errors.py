@@ -1,19 +1,30 @@
 """Everything that fedtiny raises on purpose.
 
 FedtinyError
-├── ExperimentError      the experiment file, or a value given on the command line, is wrong
-├── CompileError         no Program can be made of this model
+├── ExperimentError   3  the experiment file, or a value given on the command line, is wrong
+├── CompileError      4  no Program can be made of this model
 │   ├── GraphError       the graph is ill-formed; says which op
-│   └── BudgetError      it does not fit; carries the bytes needed and the bytes given
-├── ImageError           a Program image is damaged, too new, or breaks a rule of the runtime
-├── DataError            samples are missing, empty, of the wrong shape, or not finite
-├── UpdateError          an update cannot be folded: not finite, too large, of the wrong size
-├── StrategyError        a strategy is unknown, cannot be built, or failed in a round
-└── RunError             a run cannot go on: no folder, no devices, a journal that does not fit
+│   └── BudgetError      it does not fit; carries the bytes needed and given, and the Program
+├── ImageError        5  a Program image is damaged, too new, or breaks a rule of the runtime
+├── DataError         6  samples are missing, empty, of the wrong shape, or not finite
+├── UpdateError       7  an update cannot be folded: not finite, too large, of the wrong size
+├── StrategyError     8  a strategy is unknown, cannot be built, or failed in a round
+└── RunError          9  a run cannot go on: no folder, no devices, a journal that does not fit
 
 A message says what is wrong, with the numbers, and what to do about it. The command-line tool
-turns each branch into the exit code beside it (``exit_code``).
+ends with the exit code beside its branch.
 """
+
+from collections.abc import Iterable
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """``did you mean 'rounds'? ``, or nothing when no known name is near."""
+    # Only who has made a mistake pays for the import: a device never does.
+    from difflib import get_close_matches
+
+    near = get_close_matches(name, list(known), n=1)
+    return f"did you mean {near[0]!r}? " if near else ""
 
 
 class FedtinyError(Exception):
@@ -39,12 +50,15 @@ class GraphError(CompileError):
 
 
 class BudgetError(CompileError):
-    """The Program does not fit its budget. Carries the figures in bytes."""
+    """The Program does not fit its budget. Carries the figures in bytes, and the Program."""
 
-    def __init__(self, message: str, needed_bytes: int, budget_bytes: int) -> None:
+    def __init__(
+        self, message: str, needed_bytes: int, budget_bytes: int, program: object | None = None
+    ) -> None:
         super().__init__(message)
         self.needed_bytes = needed_bytes
         self.budget_bytes = budget_bytes
+        self.program = program
 
 
 class ImageError(FedtinyError):

@@ -25,8 +25,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedtiny.errors import UpdateError
-from fedtiny.tensors import raw
-from fedtiny.values import Ranges, Update
+from fedtiny.tensors import FLOAT_BYTES, raw
+from fedtiny.values import Ranges, Update, coordinates, length
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -203,19 +203,16 @@ def delta_of(update: Update, base: Float32 | None, size: int) -> Float64:
     Raises UpdateError when ranges and values do not fit such a vector.
     """
     _check_ranges(update.ranges, size)
-    expected = 4 * sum(stop - start for start, stop in update.ranges)
+    expected = FLOAT_BYTES * length(update.ranges)
     if update.nbytes != expected:
         raise UpdateError(
             f"the update has {update.nbytes:,} bytes of values, its ranges need {expected:,}"
         )
-    values = np.frombuffer(raw(update.values), np.float32)
+    trained = coordinates(update.ranges)
     delta = np.zeros(size)
-    at = 0
-    for start, stop in update.ranges:
-        delta[start:stop] = values[at : at + stop - start]
-        if base is not None:
-            delta[start:stop] -= base[start:stop]
-        at += stop - start
+    delta[trained] = np.frombuffer(raw(update.values), np.float32)
+    if base is not None:
+        delta[trained] -= base[trained]
     return delta
 
 

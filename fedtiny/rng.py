@@ -30,7 +30,7 @@ class Purpose(IntEnum):
     SPLIT = 7
     AVAILABILITY = 8
     DROPOUT = 9
-    LINK = 10
+    CONTACT = 10
     PROFILE = 11
     BACKOFF = 12
     EPISODE = 13

@@ -5,7 +5,9 @@
     history.jsonl              one JSON object a line, written when a round commits
     models/round-000100.npz    the named arrays of the model after a round
     checkpoint.npz             all that a later process needs to go on
-    summary.json               what the run came to
+    summary.json               what the run came to, or had come to when it was interrupted
+    report.html                the report, made from the files above
+    export/                    models for use elsewhere
 
 Nothing is pickled. A file that is replaced is the old one or the new one, whole, at every instant.
 The history only grows; a checkpoint remembers how long it was.
@@ -112,7 +114,9 @@ class RunFolder:
         """
         run = cls.open(path)
         run._check_same(experiment)
-        return run, run._cut_history()
+        dropped = run._cut_history()
+        run._summary.unlink(missing_ok=True)
+        return run, dropped
 
     @property
     def source(self) -> tuple[str, str, str]:
@@ -143,7 +147,7 @@ class RunFolder:
 
     def save_model(self, round: int, arrays: Arrays) -> None:
         """Keep the model's named arrays after a round."""
-        _write_npz(self._models / f"round-{round:06d}.npz", arrays)
+        write_npz(self._models / f"round-{round:06d}.npz", arrays)
 
     def model_rounds(self) -> list[int]:
         """The rounds whose models are kept, ascending."""
@@ -166,7 +170,7 @@ class RunFolder:
         said = {"round": checkpoint.round, "values": checkpoint.values}
         said["history_bytes"] = self._history.stat().st_size
         packed = np.frombuffer(_dump(said).encode(), np.uint8)
-        _write_npz(self._checkpoint, {**checkpoint.arrays, _VALUES: packed})
+        write_npz(self._checkpoint, {**checkpoint.arrays, _VALUES: packed})
 
     def checkpoint(self) -> Checkpoint | None:
         """The last checkpoint, or None when the run was interrupted before the first."""
@@ -178,7 +182,7 @@ class RunFolder:
         _write_json(self._summary, summary)
 
     def summary(self) -> dict[str, Any] | None:
-        """What the run came to, or None while it has not ended."""
+        """What the run came to so far, or None while it is under way."""
         return _read_json(self._summary) if self._summary.exists() else None
 
     # ---- inside ----
@@ -254,7 +258,7 @@ class RunFolder:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacing(path: Path) -> Iterator[IO[bytes]]:
     """A file that takes the place of ``path`` when all of it is on the disk."""
     temporary = path.with_name(path.name + ".new")
     with temporary.open("wb") as file:
@@ -269,10 +273,11 @@ def _replacing(path: Path) -> Iterator[IO[bytes]]:
         os.close(folder)
 
 
-def _write_npz(path: Path, arrays: Arrays) -> None:
-    with _replacing(path) as file, ZipFile(file, "w") as archive:
+def write_npz(path: Path, arrays: Arrays) -> None:
+    """Write the named arrays; the same arrays are the same bytes."""
+    with replacing(path) as file, ZipFile(file, "w") as archive:
         for name, array in arrays.items():
-            # A member without a date: the same arrays are the same bytes.
+            # A member without a date: the bytes say nothing of when they were written.
             with archive.open(ZipInfo(f"{name}.npy"), "w", force_zip64=True) as member:
                 np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
 
@@ -286,7 +291,7 @@ def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
 
 
 def _write_json(path: Path, document: Json) -> None:
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(_dump(document, indent=2).encode() + b"\n")
 
 

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
     Float32 = npt.NDArray[np.float32]
     Float64 = npt.NDArray[np.float64]
+    Int8 = npt.NDArray[np.int8]
+    Int32 = npt.NDArray[np.int32]
     Int64 = npt.NDArray[np.int64]
+    UInt32 = npt.NDArray[np.uint32]
+    Bools = npt.NDArray[np.bool_]
     Vector = Float32 | memoryview[float]
 
 FLOAT_BYTES = 4

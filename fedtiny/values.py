@@ -13,10 +13,10 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fedtiny.errors import CompileError, DataError, ExperimentError
-from fedtiny.tensors import raw
+from fedtiny.tensors import FLOAT_BYTES, raw
 
 if TYPE_CHECKING:
-    from fedtiny.tensors import Buffer, Float32
+    from fedtiny.tensors import Buffer, Float32, Int64
 
 Ranges = tuple[tuple[int, int], ...]
 """Half-open ranges of coordinates of the averaged vector, ascending, never touching."""
@@ -50,6 +50,18 @@ def merge_ranges(ranges: Iterable[tuple[int, int]]) -> Ranges:
         else:
             merged.append((start, stop))
     return tuple(merged)
+
+
+def length(ranges: Ranges) -> int:
+    """How many coordinates the ranges hold."""
+    return sum(stop - start for start, stop in ranges)
+
+
+def coordinates(ranges: Ranges) -> Int64:
+    """The coordinates that the ranges hold, one by one."""
+    import numpy as np
+
+    return np.concatenate([np.arange(0), *(np.arange(*pair) for pair in ranges)])
 
 
 # ---- what is averaged ------------------------------------------------------------------------
@@ -108,6 +120,11 @@ class Layout:
         return sum(p.size for p in self.parameters)
 
     @property
+    def nbytes(self) -> int:
+        """Bytes of the averaged vector."""
+        return FLOAT_BYTES * self.size
+
+    @property
     def groups(self) -> tuple[str, ...]:
         """The groups in order of appearance."""
         return tuple(dict.fromkeys(p.group for p in self.parameters))
@@ -140,6 +157,11 @@ class Layout:
     def ranges(self, names: Iterable[str]) -> Ranges:
         """The coordinates of the named parameters."""
         return merge_ranges((self[n].offset, self[n].offset + self[n].size) for n in names)
+
+    @cached_property
+    def local_ranges(self) -> Ranges:
+        """The coordinates that stay on the device."""
+        return self.ranges(p.name for p in self.parameters if p.group == LOCAL)
 
     def flatten(self, state: Mapping[str, Any]) -> Float32:
         """The averaged vector (float32) of a mapping from parameter name to array.
@@ -276,7 +298,7 @@ class Sgd:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """A Program seen from outside: its digest, what it costs, and what it needs of a runtime."""
+    """A Program seen from outside: its digest, and what it costs."""
 
     program: str
     layout: str
@@ -285,7 +307,6 @@ class Footprint:
     macs_per_step: int
     macs_per_forward: int
     batch: int
-    ops: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,15 +395,44 @@ class Instruction:
             taken[phase.part] = taken.get(phase.part, 0) + own * batch
         return steps, sum(_least(wanted, counts[part]) for part, wanted in taken.items())
 
+    def macs(self, counts: Mapping[str, Any], footprint: Footprint) -> Any:
+        """Multiply-accumulates of a visit: those of its training steps and of what it measures.
+
+        ``counts`` as in `used`.
+        """
+        steps, _ = self.used(counts, footprint.batch)
+        passes = {EVALUATE: 1 + bool(self.phases), CALIBRATE: 1, SCORE: len(self.candidates)}
+        part = QUERY if self.kind == EVALUATE else self.part
+        judged = passes.get(self.kind, 0) * -(-counts[part] // footprint.batch)
+        return steps * footprint.macs_per_step + judged * footprint.macs_per_forward
+
 
 def _least(a: Any, b: Any) -> Any:
     """The smaller one, of two numbers or of two columns."""
     return a - (a > b) * (a - b)
 
 
+_ORDINAL_BITS = 32
+
+
+def lease_id(round: int, ordinal: Any) -> Any:
+    """``round * 2^32 + ordinal``, unique within a run; of a number, or of a column of them."""
+    return (round << _ORDINAL_BITS) + ordinal
+
+
+def round_of(lease: Any) -> Any:
+    """The round of a lease's id."""
+    return lease >> _ORDINAL_BITS
+
+
+def ordinal_of(lease: Any) -> Any:
+    """The place of a lease among those of its round."""
+    return lease & ((1 << _ORDINAL_BITS) - 1)
+
+
 @dataclass(frozen=True, slots=True)
 class Lease:
-    """A device's right to do one instruction, until its deadline (seconds)."""
+    """A device's right to do one instruction, until its deadline (seconds); `lease_id`."""
 
     id: int
     device: int

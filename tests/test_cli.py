@@ -82,7 +82,7 @@ def test_simulate_prints_the_results_and_where_the_report_is(tiny: Path) -> None
     assert result.exit_code == 0, result.output
     assert re.search(r"stream +12 +\d+ +[\d.]+ ± [\d.]+ +[\d.]+ ± [\d.]+\n", result.stdout)
     assert re.search(r"rounds +12 of 12 *\n", result.stdout)
-    assert re.search(r"do not fit +8 devices: thimble: needs 30,612 B of 16,384 B", result.stdout)
+    assert re.search(r"do not fit +8 devices: thimble: needs 30,100 B of 16,384 B", result.stdout)
     assert re.search(r"speed +[\d,]+ updates/s", result.stdout)
     assert result.stdout.endswith("report: runs/tiny-1/report.html\n")
     assert "<h1>tinyreptile on sine</h1>" in Path("runs/tiny-1/report.html").read_text()
@@ -138,7 +138,9 @@ def test_an_interrupted_run_goes_on_to_the_bits_of_an_undisturbed_one(tiny: Path
     assert process.returncode == INTERRUPTED, said
     assert said == "interrupted; go on with: fedtiny simulate --resume cut\n"
     assert re.search(r"rounds +[\d,]+ of 1,500", printed)
-    assert "The run stopped after" in Path("cut/report.html").read_text()
+    stopped = Path("cut/report.html").read_text()
+    assert "The run stopped after" in stopped
+    assert "<h2>Memory</h2>" in stopped
 
     resumed = _json("simulate", "--resume", "cut", "--json")
     assert resumed["model_digest"] == whole["model_digest"]
@@ -165,18 +167,38 @@ def test_a_run_goes_on_with_its_own_experiment_only(tiny: Path) -> None:
     assert "seed (was 7, is 8)" in result.stderr
 
 
+def test_a_resume_says_what_it_dropped(tiny: Path) -> None:
+    _json("simulate", tiny, "--out", "here", "--set", "run.rounds=3", "--json")
+    with Path("here/history.jsonl").open("a") as history:
+        history.write('{"kind": "ro')
+    result = _fedtiny("simulate", "--resume", "here")
+    assert result.stderr == (
+        "here: dropped 1 rows of history (12 B) past the checkpoint, the last of them cut short\n"
+    )
+
+
+def test_a_run_whose_adaptation_diverges_has_results_and_a_report(tiny: Path) -> None:
+    wild = ["--set", "evaluate.wild.lr=1e6", "--set", "run.rounds=2"]
+    result = _fedtiny("simulate", tiny, *wild, "--out", "here")
+    assert result.exit_code == 0, result.output
+    told = r"wild +2 +\d+ +[\d.]+ ± [\d.]+ +diverged"
+    assert re.search(told, result.stdout)
+    assert re.search(told, _fedtiny("report", "here").stdout)
+    assert '<td class="after">diverged</td>' in Path("here/report.html").read_text()
+
+
 # ---- explain, report, export -----------------------------------------------------------------
 
 
 def test_explain_says_what_fits_and_the_least_budget(tiny: Path) -> None:
     result = _fedtiny("explain", tiny)
     assert result.exit_code == 0, result.output
-    assert re.search(r"RAM needed +30,612 B +30,612 B +30,612 B", result.stdout)
+    assert re.search(r"RAM needed +30,100 B +30,100 B +30,100 B", result.stdout)
     assert re.search(r"RAM given +262,144 B +4,294,967,296 B +16,384 B", result.stdout)
     assert re.search(r"fits +yes +yes +no", result.stdout)
     assert re.search(r"bytes a visit +9,224 B +9,224 B +-", result.stdout)  # 1,153 floats each way
-    assert 'thimble: ram = "30612B", flash = "18' in result.stdout
-    assert "thimble does not fit: needs 30,612 B of 16,384 B RAM" in result.stdout
+    assert 'thimble: ram = "30100B", flash = "14' in result.stdout
+    assert "does not fit: thimble: needs 30,100 B of 16,384 B RAM" in result.stdout
     assert not Path("runs").exists()
 
 

@@ -89,7 +89,8 @@ def test_the_public_names_are_few_and_all_there() -> None:
 
 
 def test_a_device_loads_neither_torch_nor_ray_nor_flower() -> None:
-    loaded = _python("import sys, fedtiny, fedtiny.device; print(*sys.modules)").split()
+    rooms = "device.session, fedtiny.device.learner, fedtiny.device.link, fedtiny.engine.native"
+    loaded = _python(f"import sys, fedtiny.{rooms}; print(*sys.modules)").split()
     assert {"torch", "ray", "flwr"}.isdisjoint(loaded)
 
 
@@ -103,9 +104,9 @@ def test_importing_fedtiny_loads_no_numpy() -> None:
     [
         "fedtiny.rng",
         "fedtiny.values",
-        "fedtiny.device",
         "fedtiny.device.session",
         "fedtiny.device.learner",
+        "fedtiny.device.link",
         "fedtiny.engine.program",
         "fedtiny.engine.native",
     ],
@@ -181,6 +182,23 @@ def _libraries(wheel: Path) -> list[str]:
     return [Path(name).name for name in zipfile.ZipFile(wheel).namelist() if name.endswith(".so")]
 
 
+TRAINS_WITHOUT_A_RUNTIME = """
+import warnings
+with warnings.catch_warnings(record=True) as told:
+    warnings.simplefilter("always")
+    import fedtiny
+    tables = {
+        "model": {"build": "sine_mlp"}, "data": {"source": "sine", "support": 4},
+        "strategy": {"name": "fedavg", "cohort": 2}, "fleet": {"devices": 5},
+        "run": {"rounds": 2},
+    }
+    result = fedtiny.simulate(tables)
+print(fedtiny.__file__)
+print(sum("reference executor" in str(w.message) for w in told), "warning")
+print(result.summary["rounds"], "rounds")
+"""
+
+
 def test_without_a_compiler_the_wheel_is_plain_python_and_says_so(tmp_path: Path) -> None:
     wheel, printed = _wheel(tmp_path, CC="/nonexistent")
     assert wheel.name.endswith("-py3-none-any.whl")
@@ -190,8 +208,8 @@ def test_without_a_compiler_the_wheel_is_plain_python_and_says_so(tmp_path: Path
     subprocess.run(
         [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "-t", site, wheel], check=True
     )
-    code = "import fedtiny; fedtiny.Learner; print(fedtiny.__file__)"
-    assert str(site) in _python(f"import sys; sys.path.insert(0, {str(site)!r}); {code}")
+    told = _python(f"import sys; sys.path.insert(0, {str(site)!r})\n{TRAINS_WITHOUT_A_RUNTIME}")
+    assert told.splitlines() == [str(site / "fedtiny/__init__.py"), "1 warning", "2 rounds"]
 
 
 @pytest.mark.slow

@@ -36,8 +36,8 @@ def test_its_strategy_runs_from_the_folder_of_the_experiment(tmp_path: Path) -> 
     (tmp_path / "trimmed.py").write_text(source)
     (tmp_path / "mine.toml").write_text(
         '[model]\nbuild = "sine_mlp"\n[data]\nsource = "sine"\n[device]\nram = "64KiB"\n'
-        '[strategy]\nbuild = "trimmed:TrimmedMean"\ncohort = 10\n[fleet]\ndevices = 100\n'
-        "[run]\nrounds = 30\n[evaluate.online]\nlr = 0.02\n"
+        '[strategy]\nbuild = "trimmed:TrimmedMean"\ncohort = 10\n[fleet]\ndevices = 300\n'
+        "[run]\nrounds = 100\n[evaluate.online]\nlr = 0.02\n"
     )
     rows = simulate(tmp_path / "mine.toml").evaluations()
     assert rows[-1]["loss_after"] < 0.8 * rows[0]["loss_after"]

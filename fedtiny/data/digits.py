@@ -18,12 +18,10 @@ from fedtiny.errors import DataError, ExperimentError
 from fedtiny.rng import Purpose
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from fedtiny.data.tables import Int32, UInt32
-    from fedtiny.tensors import Float32, Int64
+    from fedtiny.tensors import Bools, Float32, Int32, Int64, UInt32
 
 DIGIT_CLASSES, DIGIT_PIXELS = 10, 64
+_ORDER_WORDS = 12  # those that order the classes, in whole blocks of four
 
 
 class _Digits(NamedTuple):
@@ -57,7 +55,7 @@ def _digits_by_class(run: int) -> UInt32:
     return np.lexsort((word, label)).astype(np.uint32)
 
 
-def _ordered(words: UInt32, allowed: npt.NDArray[np.bool_]) -> Int64:
+def _ordered(words: UInt32, allowed: Bools) -> Int64:
     """For each line of words the columns in a drawn order, those allowed first."""
     last = (~allowed).astype(np.uint64) << np.uint64(32)
     order: Int64 = np.argsort(words + last, axis=1, kind="stable")
@@ -69,7 +67,7 @@ class _Pool(NamedTuple):
 
     start: Int64
     size: Int64
-    classes: npt.NDArray[np.bool_]
+    classes: Bools
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,9 +159,9 @@ class FewShotDigits(Tabled):
         allowed = np.stack([pool.classes for pool in pools])[kind]
         own = np.zeros_like(allowed)
         np.put_along_axis(own, _ordered(of_device, allowed)[:, : self.pool], True, axis=1)
-        words = draws.words(run, round, device, Purpose.EPISODE, 12 + 4 * self.ways)
+        words = draws.words(run, round, device, Purpose.EPISODE, _ORDER_WORDS + 4 * self.ways)
         chosen = _ordered(words[:, :DIGIT_CLASSES], own & allowed)[:, : self.ways]
-        keys = words[:, 12:].reshape(len(device), 1, self.ways, 4)
+        keys = words[:, _ORDER_WORDS:].reshape(len(device), 1, self.ways, 4)
         line = kind[:, None], chosen
         start = np.stack([pool.start for pool in pools])[line][:, None]
         size = np.stack([pool.size for pool in pools])[line][:, None]
@@ -238,7 +236,9 @@ def _partition(task: LabelSkewDigits, run: int) -> _Partition:
     cuts = np.floor(cuts / cuts[-1] * digits.counts).astype(np.int64)
     cuts[-1] = digits.counts
     dealt = np.diff(cuts, axis=0, prepend=0)
-    owner = np.concatenate([np.repeat(np.arange(task.devices), dealt[:, c]) for c in range(10)])
+    owner = np.concatenate(
+        [np.repeat(np.arange(task.devices), dealt[:, c]) for c in range(DIGIT_CLASSES)]
+    )
     word = draws.words(run, 1, rows, Purpose.SPLIT, 2)[:, 1]
     order = np.lexsort((word, owner))
     total = dealt.sum(axis=1)
@@ -259,7 +259,7 @@ def _gamma(shape: float, run: int, devices: int) -> Float32:
     words = draws.words(run, 0, np.arange(devices), Purpose.SPLIT, DIGIT_CLASSES * _TRIES * 4)
     four = words.reshape(devices, DIGIT_CLASSES, _TRIES, 4)
     x = draws.normal(four[..., :2])[..., 0]
-    log_u = elementary.log(_above_zero(four[..., 2]))
+    log_u = elementary.log(draws.above_zero(four[..., 2]))
     d = np.float32(shape + 1.0 - 1.0 / 3.0)
     root = np.float32(1.0) + x / np.sqrt(np.float32(9.0) * d)
     v = root * root * root
@@ -269,11 +269,6 @@ def _gamma(shape: float, run: int, devices: int) -> Float32:
     accepted = (v > 0) & (log_u < limit)
     first = np.argmax(accepted, axis=2)[..., None]
     tried = np.take_along_axis(np.where(accepted, v, np.float32(1.0)), first, axis=2)[..., 0]
-    boost = elementary.log(_above_zero(four[:, :, 0, 3])) / np.float32(shape)
+    boost = elementary.log(draws.above_zero(four[:, :, 0, 3])) / np.float32(shape)
     variates: Float32 = np.maximum(d * tried * elementary.exp(boost), np.float32(1e-30))
     return variates
-
-
-def _above_zero(words: UInt32) -> Float32:
-    """Uniform in (0, 1]."""
-    return ((words >> np.uint32(8)) + np.uint32(1)).astype(np.float32) * np.float32(2.0**-24)

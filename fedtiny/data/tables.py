@@ -11,13 +11,9 @@ import numpy as np
 from fedtiny.values import QUERY, SUPPORT
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
     from fedtiny.data.tasks import SineTask
-    from fedtiny.tensors import Float32, Int64
+    from fedtiny.tensors import Float32, Int32, Int64, UInt32
 
-    Int32 = npt.NDArray[np.int32]
-    UInt32 = npt.NDArray[np.uint32]
     Samples = tuple[Float32, Float32 | Int32]
 
 PARTS = (SUPPORT, QUERY)

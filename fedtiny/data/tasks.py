@@ -6,18 +6,16 @@ whole cohort in columns, as the C runtime takes them, and as one device's share 
 
 from __future__ import annotations
 
-import difflib
-import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedtiny import draws, elementary
+from fedtiny import draws, elementary, references
 from fedtiny.data.digits import FewShotDigits, LabelSkewDigits
 from fedtiny.data.tables import PARTS, RowTable, Sampler, Tabled, Task, even_starts
-from fedtiny.errors import DataError, ExperimentError
+from fedtiny.errors import DataError, ExperimentError, did_you_mean
 from fedtiny.rng import Purpose
 
 if TYPE_CHECKING:
@@ -151,20 +149,25 @@ def build_task(source: str, arguments: Mapping[str, Any], devices: int, held_out
         key: tuple(v) if isinstance(v, list) else v for key, v in arguments.items()
     }
     if ":" in source:
-        return task_of(_call(source, _imported(source), values))
+        return task_of(references.call(source, values))
     if source not in TASKS:
-        near = difflib.get_close_matches(source, TASKS, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ExperimentError(f"there is no task {source!r}; there are {list(TASKS)}{hint}")
+        raise ExperimentError(
+            f"there is no task {source!r}; {did_you_mean(source, TASKS)}there are "
+            f"{', '.join(TASKS)}; your own is named as 'your_module:object'"
+        )
     made = TASKS[source]
     names = [f.name for f in fields(made)]
+    of_fleet: dict[str, Any] = (
+        {"devices": devices, "held_out": held_out} if "devices" in names else {}
+    )
+    known = [name for name in names if name not in of_fleet]
     for key in values:
-        if key not in names or key in ("devices", "held_out"):
-            known = [name for name in names if name not in ("devices", "held_out")]
-            raise ExperimentError(f"the task {source!r} has no {key!r}; it has {known}")
-    if "devices" in names:
-        values |= {"devices": devices, "held_out": held_out}
-    task: Task = made(**values)
+        if key not in known:
+            hint = did_you_mean(key, known)
+            raise ExperimentError(
+                f"the task {source!r} has no {key!r}; {hint}it has {', '.join(known)}"
+            )
+    task: Task = made(**values, **of_fleet)
     return task
 
 
@@ -176,22 +179,3 @@ def task_of(sampler: Any) -> Task:
         raise ExperimentError(f"{type(sampler).__name__} is no task: it lacks {missing}")
     task: Task = sampler if hasattr(sampler, "table") else SampledTask(sampler)
     return task
-
-
-def _imported(source: str) -> Any:
-    module, _, name = source.partition(":")
-    try:
-        return getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError) as error:
-        raise ExperimentError(f"the data source {source!r} cannot be imported: {error}") from error
-
-
-def _call(source: str, found: Any, values: Mapping[str, Any]) -> Any:
-    if not callable(found):
-        return found
-    try:
-        return found(**values)
-    except TypeError as error:
-        raise ExperimentError(
-            f"the data source {source!r} refuses {dict(values)}: {error}"
-        ) from error

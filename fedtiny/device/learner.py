@@ -121,12 +121,13 @@ class Learner:
         with.
         """
         phase = Phase(lr, steps, groups=tuple(groups), shuffle=shuffle, sgd=sgd or self.program.sgd)
-        loss_sum, taken = self._run_phase(phase, self.samples(xs, ys), key or Key())
-        return loss_sum / taken
+        losses = list(self._run_phase(phase, self.samples(xs, ys), key or Key()))
+        return sum(losses) / len(losses)
 
     def predict(self, x: Any) -> Vector:
         """The outputs of any number of samples: float32[count, outputs]."""
-        samples = Samples(floats(x), floats(()), self._count(floats(x)))
+        features = floats(x)
+        samples = Samples(features, floats(()), self._count(features))
         out = bytearray()
         for batch, _, valid in self._batches(samples):
             out += bytes(self.executor.predict(batch)[: valid * self._outputs])
@@ -134,7 +135,7 @@ class Learner:
         return result.reshape(-1, self._outputs) if has_numpy() else result  # type: ignore[union-attr]
 
     def evaluate(self, x: Any, y: Any) -> dict[str, float]:
-        """``loss_sum``, ``count`` and ``correct`` (class labels only) over any number of samples."""
+        """``loss_sum``, ``count``, and ``correct`` of class labels, over any number of samples."""
         return self._evaluate(self.samples(x, y))
 
     def samples(self, x: Any, y: Any) -> Samples:
@@ -167,15 +168,11 @@ class Learner:
             personal: What an earlier visit left: the values of the local parameters.
         """
         self._load_with(base, personal)
-        kinds: dict[str, Callable[..., Outcome]] = {
-            TRAIN: self._train, EVALUATE: self._evaluate_visit,
-            CALIBRATE: self._calibrate, SCORE: self._score,
-        }  # fmt: skip
-        if instruction.kind not in kinds:
-            raise DataError(f"no instruction kind {instruction.kind!r}; there are {sorted(kinds)}")
+        if instruction.kind not in _KINDS:
+            raise DataError(f"no instruction kind {instruction.kind!r}; there are {sorted(_KINDS)}")
         if instruction.correction is not None:
             self.executor.load_correction(floats(instruction.correction))
-        return kinds[instruction.kind](instruction, samples_of, key)
+        return _KINDS[instruction.kind](self, instruction, samples_of, key)
 
     def _train(self, instruction: Instruction, samples_of: Any, key: Key) -> Outcome:
         loss_sum = self._run_phases(instruction, samples_of, key)
@@ -193,7 +190,7 @@ class Learner:
         query = samples_of(QUERY)
         before = self._evaluate(query)
         self._run_phases(instruction, samples_of, key)
-        after = self._evaluate(query)
+        after = self._evaluate(query) if instruction.phases else before
         measures = {f"{name}_before": before[name] for name in ("loss_sum", "correct")}
         measures |= {f"{name}_after": after[name] for name in ("loss_sum", "correct")}
         measures["count"] = after["count"]
@@ -242,7 +239,8 @@ class Learner:
             if index == last and instruction.returns == GRADIENT:  # a step that moves nothing
                 phase = replace(phase, lr=0.0, steps=1, sgd=replace(phase.sgd, momentum=0.0))
             self.executor.clear_momentum()
-            loss_sum = self._run_phase(phase, samples_of(phase.part), key, loss_sum)[0]
+            for loss in self._run_phase(phase, samples_of(phase.part), key):
+                loss_sum += loss
         return loss_sum
 
     def _used(self, instruction: Instruction, samples_of: Any) -> tuple[int, int]:
@@ -250,10 +248,8 @@ class Learner:
         steps, samples = instruction.used(counts, self.program.batch)
         return int(steps), int(samples)
 
-    def _run_phase(
-        self, phase: Phase, samples: Samples, key: Key, loss_sum: float = 0.0
-    ) -> tuple[float, int]:
-        """``loss_sum`` plus the steps' losses, and their number."""
+    def _run_phase(self, phase: Phase, samples: Samples, key: Key) -> Iterator[float]:
+        """Each step's loss, as the steps are taken."""
         if samples.count == 0:
             raise DataError("there are no samples to train on")
         batch, hyper = self.program.batch, self.program.hyper(phase)
@@ -261,8 +257,7 @@ class Learner:
         order = _order(steps * batch, samples.count, phase.shuffle, key)
         for _ in range(steps):
             x, y = self._gather(samples, [next(order) for _ in range(batch)])
-            loss_sum += self.executor.step(x, y, hyper)
-        return loss_sum, steps
+            yield self.executor.step(x, y, hyper)
 
     def _evaluate(self, samples: Samples) -> dict[str, float]:
         loss_sum, count, correct = 0.0, 0, 0
@@ -297,6 +292,14 @@ class Learner:
         return len(features) // self._width
 
 
+_KINDS: Mapping[str, Callable[..., Outcome]] = {
+    TRAIN: Learner._train,
+    EVALUATE: Learner._evaluate_visit,
+    CALIBRATE: Learner._calibrate,
+    SCORE: Learner._score,
+}
+
+
 def _order(length: int, count: int, shuffle: bool, key: Key) -> Iterator[int]:
     """Which sample each position takes; a new order each epoch if shuffled."""
     for epoch in range(-(-length // count)):
@@ -313,7 +316,8 @@ def _rows(view: Any, width: int, rows: list[int]) -> Any:
 
 
 def _taken(full: bytearray, ranges: Ranges) -> bytes:
-    return b"".join(bytes(full[start * 4 : stop * 4]) for start, stop in ranges)
+    floats = float_view(full)
+    return b"".join(bytes(floats[start:stop]) for start, stop in ranges)
 
 
 def _add_moments(total: Moments, found: Moments) -> None:

@@ -118,12 +118,9 @@ def transition(state: State, event: Event) -> tuple[State, Command]:
     return TABLE.get((state, event), (state, Command.NONE))
 
 
-def encode() -> tuple[tuple[tuple[int, ...], ...], tuple[tuple[int, ...], ...]]:
-    """The table as integers: ``next_state[state][event]`` and ``command[state][event]``."""
-    rows = [[transition(state, event) for event in Event] for state in State]
-    states = tuple(tuple(int(pair[0]) for pair in row) for row in rows)
-    commands = tuple(tuple(int(pair[1]) for pair in row) for row in rows)
-    return states, commands
+def encode() -> list[list[int]]:
+    """The table as integers: the next state of ``[state][event]``."""
+    return [[int(transition(state, event)[0]) for event in Event] for state in State]
 
 
 BACK_OFF_FIRST_S = 1.0

@@ -13,10 +13,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 
 from fedtiny.engine.ir import F32, I32, LABEL, PARAMETER, Graph, Op, Tensor, verify
-from fedtiny.engine.ops import TABLE, produce
+from fedtiny.engine.ops import LOSS, TABLE, produce
 from fedtiny.errors import GraphError
 
-LOSSES = ("mse", "cross_entropy")
+LOSSES = tuple(kind for kind, row in TABLE.items() if row.role == LOSS)
 
 
 @dataclass

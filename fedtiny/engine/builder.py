@@ -50,7 +50,7 @@ class Net:
 
     def linear(self, x: Value, features: int, bias: bool = True, name: str = "") -> Value:
         """x @ weight[in, features] + bias[features]."""
-        name = name or f"linear{sum(c.kind == 'linear' for c in self._calls) + 1}"
+        name = name or self._fresh("linear")
         width = self._width(x)
         weight = self._parameter(f"{name}.weight", (width, features), width)
         names = (weight, self._parameter(f"{name}.bias", (features,), width) if bias else "")
@@ -58,7 +58,7 @@ class Net:
 
     def bias(self, x: Value, name: str = "") -> Value:
         """x + bias over the last axis."""
-        name = name or f"bias{sum(c.kind == 'bias' for c in self._calls) + 1}"
+        name = name or self._fresh("bias")
         width = self._width(x)
         return self._call(
             "bias", (x.name, self._parameter(f"{name}.bias", (width,), width)), name, width

@@ -6,17 +6,21 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
-from fedtiny.engine import ops
+from fedtiny.engine import ir, ops
 from fedtiny.engine.autodiff import differentiate, with_loss
 from fedtiny.engine.builder import Net
-from fedtiny.engine.ir import ARENA, F32, INPUT, LABEL, PARAMETER, Graph, Op
+from fedtiny.engine.ir import Graph, Op
 from fedtiny.engine.memory import MemoryPlan, check_memory, plan_memory
 from fedtiny.engine.plan import trained_parameters
 from fedtiny.engine.program import (
-    CLIP,
+    ARENA,
     CORRECTION,
+    FEATURES,
+    INPUT,
+    LABELS,
     MOMENTUM,
     NONE,
+    PARAMS,
     PROX,
     OpRecord,
     ParamRecord,
@@ -39,11 +43,11 @@ if TYPE_CHECKING:
             """Batch first."""
 
 
-STACK_BYTES = 1024
+STACK_BYTES = 512
 """Bound of the small runtime's stack; a test adds up the compiler's own figures."""
-RUNTIME_BYTES = 16 * 1024
+RUNTIME_BYTES = 12 * 1024
 """Bound of the small runtime's code and constants; a test measures it."""
-_REGIONS = {ARENA: 0, PARAMETER: 1, INPUT: 2, LABEL: 3}
+_REGIONS = {ir.ARENA: ARENA, ir.PARAMETER: PARAMS, ir.INPUT: INPUT, ir.LABEL: LABELS}
 
 
 def compile(
@@ -87,7 +91,7 @@ def compile(
     lower_bound = check_memory(graph, memory)
     build = _Build(graph, memory, trained, sgd, loss, plan.rule)
     program = _with_report(build, lower_bound, parse_bytes(reserve))
-    _check_budget(build, program.report(), parse_bytes(ram), parse_bytes(flash))
+    _check_budget(build, program, parse_bytes(ram), parse_bytes(flash))
     return program
 
 
@@ -112,10 +116,8 @@ class _Build:
 
     @property
     def features(self) -> int:
-        sgd = self.sgd
-        flags = (sgd.momentum or sgd.gradient, sgd.clip, sgd.prox, sgd.correction)
-        bits = (MOMENTUM, CLIP, PROX, CORRECTION)
-        return sum(bit for bit, wanted in zip(bits, flags, strict=True) if wanted)
+        named = sum(bit for name, bit in FEATURES.items() if getattr(self.sgd, name))
+        return named | (MOMENTUM if self.sgd.gradient else 0)
 
     @property
     def trained_floats(self) -> int:
@@ -205,11 +207,11 @@ def _card(build: _Build, report: Mapping[str, int]) -> dict[str, object]:
 
 def _tensor_record(build: _Build, name: str) -> TensorRecord:
     tensor = build.graph.tensors[name]
-    if tensor.home == PARAMETER:
+    if tensor.home == ir.PARAMETER:
         offset = build.graph.layout[name].offset * 4
     else:
         offset = build.memory.offsets.get(name, 0)
-    return TensorRecord(int(tensor.dtype != F32), _REGIONS[tensor.home], tensor.shape, offset)
+    return TensorRecord(int(tensor.dtype != ir.F32), _REGIONS[tensor.home], tensor.shape, offset)
 
 
 def _param_records(build: _Build, index: Mapping[str, int]) -> tuple[ParamRecord, ...]:
@@ -227,26 +229,24 @@ def _param_records(build: _Build, index: Mapping[str, int]) -> tuple[ParamRecord
 
 
 def _op_record(build: _Build, op: Op, index: Mapping[str, int]) -> OpRecord:
-    code = ops.TABLE[op.kind].code
+    row = ops.TABLE[op.kind]
     tensors = tuple(index[n] if n else NONE for n in op.operands)
     if not op.parameter:
-        return OpRecord(code, tensors)
+        return OpRecord(row.code, tensors)
     layout = build.graph.layout
     group = layout.groups.index(layout[op.parameter].group)
     position = layout.parameters.index(layout[op.parameter])
-    mutated = op.inputs[ops.TABLE[op.kind].mutates[0]]
-    return OpRecord(code, tensors, group, (position,) if mutated == op.parameter else ())
+    return OpRecord(row.code, tensors, group, (position,) if row.role == ops.UPDATE else ())
 
 
 # ---- the budget ------------------------------------------------------------------------------
 
 
-def _check_budget(build: _Build, report: Mapping[str, int], ram: int, flash: int) -> None:
+def _check_budget(build: _Build, program: Program, ram: int, flash: int) -> None:
+    report = program.report()
     if report["ram_bytes"] > ram:
-        largest = sorted(
-            ((t.nbytes, n) for n, t in build.graph.tensors.items() if t.home in (ARENA, PARAMETER)),
-            reverse=True,
-        )[:3]
+        stored = [t for t in build.graph.tensors.values() if t.home in (ir.ARENA, ir.PARAMETER)]
+        largest = sorted(((t.nbytes, t.name) for t in stored), reverse=True)[:3]
         names = ", ".join(f"{name} {size:,} B" for size, name in largest)
         parts = ", ".join(
             f"{key.removesuffix('_bytes')} {report[key]:,}"
@@ -258,6 +258,7 @@ def _check_budget(build: _Build, report: Mapping[str, int], ram: int, flash: int
             "train fewer layers, lower the batch, or take a smaller net",
             report["ram_bytes"],
             ram,
+            program,
         )
     if report["flash_bytes"] > flash:
         raise BudgetError(
@@ -265,4 +266,5 @@ def _check_budget(build: _Build, report: Mapping[str, int], ram: int, flash: int
             f"{report['image_bytes']:,}, runtime {report['runtime_bytes']:,}); take a smaller net",
             report["flash_bytes"],
             flash,
+            program,
         )

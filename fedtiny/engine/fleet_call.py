@@ -8,21 +8,31 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
-from ctypes import c_double, c_float, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import c_double, c_float, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import numpy as np
 
-from fedtiny.engine.native import check_image
+from fedtiny.engine.native import (
+    HyperStruct,
+    ScoreStruct,
+    Status,
+    aligned,
+    check_image,
+    declare,
+    library,
+)  # fmt: skip
+from fedtiny.engine.program import check_hyper
 from fedtiny.errors import DataError, RunError
 from fedtiny.values import EVALUATE, FROZEN, GRADIENT, LOCAL, QUERY, TRAIN, Instruction, Phase
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     import numpy.typing as npt
 
+    from fedtiny.engine.native import Memory, Prototypes
     from fedtiny.engine.program import Program
     from fedtiny.fold import FoldRule
     from fedtiny.tensors import Float32, Float64, Int64
@@ -30,44 +40,16 @@ if TYPE_CHECKING:
     Array = npt.NDArray[Any]
     UInt32 = npt.NDArray[np.uint32]
 
-SHUFFLED, RETURN_GRADIENT, USE_CORRECTION = 1, 2, 1
+SHUFFLED, RETURN_GRADIENT = 1, 2
+EVALUATE_BEFORE, EVALUATE_AFTER = 1, 2
 ROWS_TASK, SINE_TASK = 0, 1
 VISITS_A_THREAD = 4
 """Fewer are not worth waking a thread for."""
 
-
-class Status(IntEnum):
-    """What an outcome, or the call itself, may say: those of ``ft_status`` that can occur."""
-
-    OK = 0
-    LABEL = 11
-    MEMORY = 12
-    FEATURE = 13
-    NOT_FINITE = 14
-    BOUND = 15
-    EMPTY = 16
-    FLEET = 17
-
-
-REASONS = {
-    Status.LABEL: "a class label lies outside the Program's outputs",
-    Status.MEMORY: "the memory is smaller than the plan",
-    Status.FEATURE: "a phase needs what the Program did not reserve; compile it with that sgd=",
-    Status.NOT_FINITE: "a visit ended with NaN or infinity; lower the learning rate or clip",
-    Status.BOUND: "a visit moved further than the fold's bound; lower the learning rate",
-    Status.EMPTY: "a visit has no samples in a part that it should train on",
-    Status.FLEET: "the samples do not fit the Program, or a row lies outside them",
+_PROTOTYPES: Prototypes = {
+    "ft_fleet_run": (c_int, (c_void_p, c_uint32, c_uint32, c_void_p, c_size_t, c_void_p)),
+    "ft_fleet_memory_bytes": (c_size_t, (c_void_p,)),
 }
-
-SCORE = np.dtype([("loss_sum", "f8"), ("count", "u4"), ("correct", "u4")])
-OUTCOME = np.dtype(
-    [
-        *(("status", "u4"), ("samples", "u4"), ("loss_sum", "f8"), ("steps", "u4")),
-        *(("reserved", "u4"), ("moved", "f8"), ("squared_norm", "f8")),
-        *(("before", SCORE), ("after", SCORE)),
-    ]
-)
-"""One row a visit; `before` and `after` are scores on the query."""
 
 
 class Rows(Protocol):
@@ -105,11 +87,11 @@ class Sine(Protocol):
 
 
 class PhaseStruct(ctypes.Structure):
-    """``ft_phase``, with the fields of its ``ft_hyper``."""
+    """``ft_phase``."""
 
     _fields_ = [
-        *((name, c_float) for name in ("lr", "momentum", "weight_decay", "clip", "prox")),
-        *((name, c_uint32) for name in ("groups", "hyper_flags", "part", "steps", "flags")),
+        ("hyper", HyperStruct),
+        *((name, c_uint32) for name in ("part", "steps", "flags")),
     ]
 
 
@@ -139,6 +121,20 @@ class FleetStruct(ctypes.Structure):
     ]
 
 
+class OutcomeStruct(ctypes.Structure):
+    """``ft_outcome``."""
+
+    _fields_ = [
+        *(("status", c_uint32), ("steps", c_uint32), ("loss_sum", c_double)),
+        *(("moved", c_double), ("squared_norm", c_double)),
+        *(("before", ScoreStruct), ("after", ScoreStruct)),
+    ]
+
+
+OUTCOME = np.dtype(OutcomeStruct)
+"""One row a visit; `before` and `after` are scores on the query."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Visits:
     """What a cohort did. A visit whose status is not OK has not been folded.
@@ -153,24 +149,22 @@ class Visits:
 
 
 class FleetCall:
-    """One Program, ready to run visits on some threads; to be used in a ``with``."""
+    """One Program, ready to run visits on some threads: this one, and others of a pool.
 
-    def __init__(self, library: ctypes.CDLL, program: Program, threads: int = 1) -> None:
+    Args:
+        program: What the devices run.
+        pool: The other threads; its maker closes it, and may share it among Programs.
+        threads: How many ranges of visits to run side by side.
+    """
+
+    def __init__(self, program: Program, pool: ThreadPoolExecutor, threads: int = 1) -> None:
         self.program = program
-        self._run = ctypes.CFUNCTYPE(
-            c_uint32, c_void_p, c_uint32, c_uint32, c_void_p, c_size_t, c_void_p
-        )(("ft_fleet_run", library))
-        self._memory_bytes = ctypes.CFUNCTYPE(c_size_t, c_void_p)(
-            ("ft_fleet_memory_bytes", library)
-        )
-        self._threads = threads
-        self._pool = ThreadPoolExecutor(threads)
-        check_image(program.image)
-        self._image = _aligned(len(program.image))
-        self._image[:] = np.frombuffer(program.image, np.uint8)
+        self._library = declare(library(), _PROTOTYPES)
+        self._pool, self._threads = pool, threads
+        self._image, _ = check_image(program.image)
         self._fold_mask, self._local = _masks(program)
         self._fleet = FleetStruct(
-            image=_address(self._image), image_bytes=len(program.image),
+            image=ctypes.addressof(self._image), image_bytes=len(self._image),
             fold_mask=_address(self._fold_mask), local=_address(self._local),
         )  # fmt: skip
         task = self._fleet.task
@@ -178,13 +172,7 @@ class FleetCall:
         task.outputs = _row_floats(program, program.tables.label)
         self._instruction: Instruction | None = None
         self._kept: tuple[Any, ...] = ()
-        self._memories: dict[tuple[int, ...], list[Array]] = {}
-
-    def __enter__(self) -> FleetCall:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._pool.shutdown()
+        self._memories: dict[tuple[int, ...], list[Memory]] = {}
 
     def run(
         self,
@@ -250,15 +238,15 @@ class FleetCall:
         fleet = self._fleet
         fleet.phases, fleet.n_phases = ctypes.addressof(array), len(phases)
         fleet.correction = _address(correction)
-        fleet.evaluate = (3 if phases else 1) if instruction.kind == EVALUATE else 0
+        fleet.evaluate = 0
+        if instruction.kind == EVALUATE:
+            fleet.evaluate = EVALUATE_BEFORE | (EVALUATE_AFTER if phases else 0)
         self._kept = array, correction
         self._instruction = instruction
 
     def _phase(self, phase: Phase) -> PhaseStruct:
-        h = self.program.hyper(phase)
-        flags = USE_CORRECTION if h.correction else 0
         return PhaseStruct(
-            *(h.lr, h.momentum, h.weight_decay, h.clip, h.prox, h.groups, flags),
+            HyperStruct.of(self.program.hyper(phase)),
             *(int(phase.part == QUERY), phase.steps, SHUFFLED if phase.shuffle else 0),
         )
 
@@ -303,34 +291,31 @@ class FleetCall:
         parts = list(zip(cuts, cuts[1:], self._rooms(), sums, strict=False))
         others = [self._pool.submit(self._call_part, *part) for part in parts[1:]]
         statuses = [self._call_part(*parts[0]), *(other.result() for other in others)]
-        for status in statuses:
-            if status:
-                raise RunError(f"the fleet call is refused: {REASONS[Status(status)]}")
+        for status in filter(None, statuses):
+            self._refuse(Status(status))
         return sums[0] if threads == 1 else np.asarray(sums.sum(axis=0))
 
-    def _call_part(self, first: int, last: int, memory: Array, sums: Int64) -> int:
-        address = _address(sums) if sums.size else None
-        fleet = ctypes.addressof(self._fleet)
-        return int(self._run(fleet, first, last, _address(memory), memory.nbytes, address))
+    def _call_part(self, first: int, last: int, memory: Memory, sums: Int64) -> int:
+        sums_at = _address(sums) if sums.size else None
+        fleet, room = ctypes.addressof(self._fleet), ctypes.addressof(memory)
+        return int(self._library.ft_fleet_run(fleet, first, last, room, len(memory), sums_at))
 
-    def _rooms(self) -> Sequence[Array]:
+    def _refuse(self, status: Status) -> NoReturn:
+        for phase in self._instruction.phases if self._instruction else ():
+            check_hyper(self.program.tables, self.program.hyper(phase))
+        raise RunError(f"the fleet call is refused: {status.meaning}; {status.remedy}")
+
+    def _rooms(self) -> Sequence[Memory]:
         """Memory for each thread; it depends on the samples that a visit makes for itself."""
         task = self._fleet.task
         key = (task.kind, task.support, task.query, self._fleet.personal is not None)
         if key not in self._memories:
-            size = self._memory_bytes(ctypes.addressof(self._fleet))
-            rooms = [_aligned(size) for _ in range(self._threads)]
+            size = self._library.ft_fleet_memory_bytes(ctypes.addressof(self._fleet))
+            rooms = [aligned(size) for _ in range(self._threads)]
             if not size:  # the call is about to be refused, and says why
                 return rooms
             self._memories[key] = rooms
         return self._memories[key]
-
-
-def _aligned(size: int) -> Array:
-    """Bytes that begin at a multiple of 64."""
-    room = np.empty(size + 64, np.uint8)
-    start = -room.ctypes.data % 64
-    return room[start : start + size]
 
 
 def _address(array: Array | None) -> int | None:

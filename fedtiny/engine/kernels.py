@@ -6,7 +6,6 @@ summation of ``runtime/ft_runtime.h`` bit for bit; in float64 the same order wit
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +25,6 @@ class Rule:
     lr: float
     momentum: float = 0.0
     weight_decay: float = 0.0
-    clip: float = 0.0
     prox: float = 0.0
     base: Array | None = None
     correction: Array | None = None
@@ -183,9 +181,6 @@ def squared_norm(gradient: Array) -> Array:
             group = row[start : start + LANES]
             lanes[: len(group)] += group
     return tree8(lanes)
-
-
-Gradient = Callable[[Any, Array], Array]
 
 
 def apply_update(g: Array, w: Array, scale: Array | None, rule: Rule) -> None:

@@ -2,17 +2,19 @@
 
 `plan_memory` decides: an output takes the place of an operand that dies in its op where the op
 allows it; the buffers that result are packed by first fit in several orders, and the smallest arena
-wins. `check_memory` trusts nothing of that: it derives the lives of the tensors again, proves that
-no two tensors that are alive together overlap, and computes the lower bound of any plan.
+wins. `check_memory` trusts nothing of that: it derives the lives of the tensors and the places that
+may be handed over again, proves that no two tensors that are alive together overlap, and computes
+the lower bound of any plan.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from fedtiny import rng
-from fedtiny.engine.ir import ARENA, Graph, Op
+from fedtiny.engine.ir import ARENA, ELEMENT_BYTES, Graph, Op
 from fedtiny.engine.ops import TABLE
 from fedtiny.errors import GraphError
 
@@ -62,7 +64,7 @@ def plan_memory(graph: Graph) -> MemoryPlan:
     return _improve(min(tried, key=_top), buffers)
 
 
-def in_place_operand(graph: Graph, index: int, dies: Callable[[str], int]) -> str:
+def _in_place_operand(graph: Graph, index: int, lives: Mapping[str, tuple[int, int]]) -> str:
     """The operand whose place the first output of an op may take: it is an arena tensor of the same
     size that dies in this op; else ""."""
     op = graph.ops[index]
@@ -72,7 +74,7 @@ def in_place_operand(graph: Graph, index: int, dies: Callable[[str], int]) -> st
     for position in TABLE[op.kind].in_place:
         name = op.inputs[position]
         tensor = graph.tensors[name]
-        if tensor.home == ARENA and tensor.nbytes == size and dies(name) == index:
+        if tensor.home == ARENA and tensor.nbytes == size and lives[name][1] == index:
             return name
     return ""
 
@@ -81,9 +83,8 @@ def _merge_in_place(graph: Graph) -> list[_Buffer]:
     lives = lifetimes(graph)
     owner: dict[str, str] = {}
     for index, op in enumerate(graph.ops):
-        for name in op.outputs:
-            owner[name] = name
-        taken = in_place_operand(graph, index, lambda n: lives[n][1])
+        owner.update({name: name for name in op.outputs})
+        taken = _in_place_operand(graph, index, lives)
         if taken:
             owner[op.outputs[0]] = owner[taken]
     groups: dict[str, list[str]] = {}
@@ -152,22 +153,19 @@ def check_memory(graph: Graph, plan: MemoryPlan) -> int:
     """Prove the plan; return ``lower_bound_bytes``: the largest sum of bytes that are alive in one
     op, counting an output that may take a dying operand's place only once.
 
-    Raises GraphError naming the two tensors that overlap, or the one that leaves the arena.
+    Raises GraphError naming the two tensors that overlap, the one that leaves the arena, or the one
+    that is not aligned.
     """
     lower_bound, last = 0, _last_uses(graph)
     alive: list[str] = []
     for index, op in enumerate(graph.ops):
         alive = [n for n in alive if last[n] >= index] + list(op.outputs)
         for name in alive:
-            end = plan.offsets[name] + graph.tensors[name].nbytes
-            if end > plan.arena_bytes or plan.offsets[name] % 4:
-                raise GraphError(f"{name} ends at byte {end} of an arena of {plan.arena_bytes}")
-        shared = in_place_operand(graph, index, last.__getitem__)
-        _check_apart(graph, plan, op, alive, shared)
-        bytes_alive = sum(graph.tensors[n].nbytes for n in alive)
-        lower_bound = max(
-            lower_bound, bytes_alive - (graph.tensors[shared].nbytes if shared else 0)
-        )
+            _check_place(name, plan.offsets[name], graph.tensors[name].nbytes, plan.arena_bytes)
+        replaceable = _replaceable(graph, op, {n for n in alive if last[n] == index})
+        _check_apart(graph, plan, op, alive, replaceable)
+        shared = max((graph.tensors[n].nbytes for n in replaceable), default=0)
+        lower_bound = max(lower_bound, sum(graph.tensors[n].nbytes for n in alive) - shared)
     return lower_bound
 
 
@@ -180,9 +178,30 @@ def _last_uses(graph: Graph) -> dict[str, int]:
     return last
 
 
-def _check_apart(graph: Graph, plan: MemoryPlan, op: Op, alive: list[str], shared: str) -> None:
+def _replaceable(graph: Graph, op: Op, dying: Collection[str]) -> set[str]:
+    """The dying operands whose place the op's first output may take."""
+    size = graph.tensors[op.outputs[0]].nbytes if op.outputs else 0
+    allowed = {op.inputs[position] for position in TABLE[op.kind].in_place}
+    return {name for name in allowed.intersection(dying) if graph.tensors[name].nbytes == size}
+
+
+def _check_place(name: str, start: int, nbytes: int, arena_bytes: int) -> None:
+    if start < 0 or start + nbytes > arena_bytes:
+        raise GraphError(
+            f"{name} lies in bytes {start} to {start + nbytes} of an arena of {arena_bytes}"
+        )
+    if start % ELEMENT_BYTES:
+        raise GraphError(f"{name} starts at byte {start}, which is no multiple of {ELEMENT_BYTES}")
+
+
+def _check_apart(
+    graph: Graph, plan: MemoryPlan, op: Op, alive: list[str], replaceable: Collection[str]
+) -> None:
+    """An output may stand over what it replaces in the identical place only: half a step aside, it
+    would be written over what is still to be read."""
+    handed_over = [{name, op.outputs[0]} for name in replaceable]
     spans = sorted((plan.offsets[n], plan.offsets[n] + graph.tensors[n].nbytes, n) for n in alive)
-    for (_, stop, left), (start, _, right) in zip(spans, spans[1:], strict=False):
-        allowed = shared and {left, right} == {shared, op.outputs[0]}
-        if start < stop and not allowed:
-            raise GraphError(f"{left} and {right} overlap at byte {start} in op {op.kind}")
+    for (start, stop, left), (other, _, right) in pairwise(spans):
+        allowed = start == other and {left, right} in handed_over
+        if other < stop and not allowed:
+            raise GraphError(f"{left} and {right} overlap at byte {other} in op {op.kind}")

@@ -11,12 +11,14 @@ import ctypes
 import math
 import os
 import warnings
+from collections.abc import Mapping
 from ctypes import POINTER, byref, c_double, c_float, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from enum import IntEnum
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from fedtiny.engine.program import CLIP, CORRECTION, MOMENTUM, PROX, Moments, Tables, read_image
+from fedtiny.engine.program import Moments, Tables, check_hyper, check_labels, read_image
 from fedtiny.errors import DataError, ImageError, RunError
 from fedtiny.tensors import FLOAT_BYTES, raw
 
@@ -26,7 +28,10 @@ if TYPE_CHECKING:
     from fedtiny.engine.program import Hyper
     from fedtiny.tensors import Buffer
 
-ABI = 1
+    Memory = ctypes.Array[ctypes.c_char]
+
+ABI = 2
+USE_CORRECTION = 1  # of ft_hyper.flags
 LIBRARIES = Path(__file__).with_name("runtime") / "lib"
 REBUILD = "install a C compiler and run python -m fedtiny.engine.runtime.build"
 
@@ -34,25 +39,44 @@ REBUILD = "install a C compiler and run python -m fedtiny.engine.runtime.build"
 _V3_FLAGS = {"avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "abm", "movbe"}
 _ALIGNMENT = 64  # a cache line: no eight lanes of an aligned tensor cross two
 
-_FEATURES = {"momentum": MOMENTUM, "clip": CLIP, "prox": PROX, "correction": CORRECTION}
-_OK, _LABEL = 0, 11
 _AGAIN = "fetch the image again"
 _COMPILE = "compile the model again with this version of fedtiny"
-_REFUSALS = {
-    1: ("FT_E_SIZE", "it is shorter than it says, or not aligned", _AGAIN),
-    2: ("FT_E_MAGIC", "it is not a Program image", "name an image that fedtiny compiled"),
-    3: ("FT_E_VERSION", "this runtime reads images of version 1", _COMPILE),
-    4: ("FT_E_CHECKSUM", "its bytes do not have its checksum", _AGAIN),
-    5: ("FT_E_HEADER", "a table lies outside, or a figure of the header is impossible", _COMPILE),
-    6: ("FT_E_TENSOR", "a tensor lies outside its region or has an impossible shape", _COMPILE),
-    7: ("FT_E_PARAM", "a parameter lies outside the vector, the memory or the state", _COMPILE),
-    8: ("FT_E_OP", "an op has an unknown code, operand or attribute", _COMPILE),
-    9: ("FT_E_SHAPE", "the tensors of an op do not fit together", _COMPILE),
-    10: ("FT_E_REGION", "an op writes where it may not, or over what it reads", _COMPILE),
-}
 
 
-class _Program(ctypes.Structure):
+class Status(IntEnum):
+    """``ft_status``: the codes, what each means, and what to do about it."""
+
+    meaning: str
+    remedy: str
+
+    def __new__(cls, code: int, meaning: str = "", remedy: str = "") -> Status:  # noqa: D102
+        status = int.__new__(cls, code)
+        status._value_, status.meaning, status.remedy = code, meaning, remedy
+        return status
+
+    OK = 0, "it ran", ""
+    SIZE = 1, "it is shorter than it says, or not aligned", _AGAIN
+    MAGIC = 2, "it is not a Program image", "name an image that fedtiny compiled"
+    VERSION = 3, "this runtime reads images of version 1", _COMPILE
+    CHECKSUM = 4, "its bytes do not have its checksum", _AGAIN
+    HEADER = 5, "a table lies outside, or a figure of the header is impossible", _COMPILE
+    TENSOR = 6, "a tensor lies outside its region or has an impossible shape", _COMPILE
+    PARAM = 7, "a parameter lies outside the vector, the memory or the state", _COMPILE
+    OP = 8, "an op has an unknown code, operand or attribute", _COMPILE
+    SHAPE = 9, "the tensors of an op do not fit together", _COMPILE
+    REGION = 10, "an op writes where it may not, or over what it reads", _COMPILE
+    LABEL = 11, "a class label lies outside the Program's outputs", "relabel the samples"
+    MEMORY = 12, "the memory is smaller than the plan", "give it what the plan says"
+    FEATURE = 13, "a phase needs what the Program did not reserve", "compile it with that sgd="
+    NOT_FINITE = 14, "a visit ended with NaN or infinity", "lower the learning rate, or clip"
+    BOUND = 15, "a visit moved further than the fold's bound", "lower the learning rate"
+    EMPTY = 16, "a visit has no samples in a part that it should train on", "give it some"
+    FLEET = 17, "the samples do not fit the Program, or a row lies outside them", "mend the rows"
+
+
+class ProgramStruct(ctypes.Structure):
+    """``ft_program``."""
+
     _fields_ = (
         ("header", c_void_p),
         ("tensors", c_void_p),
@@ -61,40 +85,57 @@ class _Program(ctypes.Structure):
     )
 
 
-class _Memory(ctypes.Structure):
+class MemoryStruct(ctypes.Structure):
+    """``ft_memory``."""
+
     _fields_ = (("params", c_void_p), ("arena", c_void_p), ("state", c_void_p))
 
 
-class _Hyper(ctypes.Structure):
+class HyperStruct(ctypes.Structure):
+    """``ft_hyper``."""
+
     _fields_ = (
         ("lr", c_float), ("momentum", c_float), ("weight_decay", c_float), ("clip", c_float),
         ("prox", c_float), ("groups", c_uint32), ("flags", c_uint32),
     )  # fmt: skip
 
+    @classmethod
+    def of(cls, h: Hyper) -> HyperStruct:
+        """The hyper-parameters of one phase."""
+        flags = USE_CORRECTION if h.correction else 0
+        return cls(h.lr, h.momentum, h.weight_decay, h.clip, h.prox, h.groups, flags)
 
-class _Score(ctypes.Structure):
+
+class ScoreStruct(ctypes.Structure):
+    """``ft_score``."""
+
     _fields_ = (("loss_sum", c_double), ("count", c_uint32), ("correct", c_uint32))
 
 
-class _Moments(ctypes.Structure):
+class MomentsStruct(ctypes.Structure):
+    """``ft_moments``."""
+
     _fields_ = (
         ("count", c_uint64), ("sum", c_double), ("sum_squares", c_double), ("min", c_float),
         ("max", c_float),
     )  # fmt: skip
 
 
-_CALL = (POINTER(_Program), POINTER(_Memory))
-_PROTOTYPES: dict[str, tuple[Any, tuple[Any, ...]]] = {
-    "ft_check": (c_int, (c_void_p, c_size_t, POINTER(_Program))),
+Prototypes = Mapping[str, tuple[Any, tuple[Any, ...]]]
+"""Of each function: what it returns, and what it takes."""
+
+_CALL = (POINTER(ProgramStruct), POINTER(MemoryStruct))
+_PROTOTYPES: Prototypes = {
+    "ft_check": (c_int, (c_void_p, c_size_t, POINTER(ProgramStruct))),
     "ft_load": (None, (*_CALL, c_void_p)),
     "ft_clear_momentum": (None, _CALL),
     "ft_load_correction": (None, (*_CALL, c_void_p)),
     "ft_store": (None, (*_CALL, c_void_p)),
     "ft_store_gradient": (None, (*_CALL, c_void_p)),
-    "ft_step": (c_int, (*_CALL, c_void_p, c_void_p, POINTER(_Hyper), POINTER(c_float))),
+    "ft_step": (c_int, (*_CALL, c_void_p, c_void_p, POINTER(HyperStruct), POINTER(c_float))),
     "ft_predict": (c_void_p, (*_CALL, c_void_p)),
-    "ft_evaluate": (c_int, (*_CALL, c_void_p, c_void_p, c_uint32, POINTER(_Score))),
-    "ft_calibrate": (None, (*_CALL, c_void_p, c_uint32, POINTER(_Moments))),
+    "ft_evaluate": (c_int, (*_CALL, c_void_p, c_void_p, c_uint32, POINTER(ScoreStruct))),
+    "ft_calibrate": (None, (*_CALL, c_void_p, c_uint32, POINTER(MomentsStruct))),
 }
 
 
@@ -134,7 +175,12 @@ def library() -> ctypes.CDLL:
         raise RunError(f"the native runtime cannot be loaded: {error}; {REBUILD}") from error
     if abi != ABI:
         raise RunError(f"{path} has ABI {abi}, this fedtiny needs {ABI}; {REBUILD}")
-    for name, (result, arguments) in _PROTOTYPES.items():
+    return declare(loaded, _PROTOTYPES)
+
+
+def declare(loaded: ctypes.CDLL, prototypes: Prototypes) -> ctypes.CDLL:
+    """The library itself, its functions told what they take and return."""
+    for name, (result, arguments) in prototypes.items():
         function = getattr(loaded, name)
         function.restype, function.argtypes = result, arguments
     return loaded
@@ -154,11 +200,11 @@ def available() -> bool:
 # ---- memory and buffers ----------------------------------------------------------------------
 
 
-def _aligned(nbytes: int) -> ctypes.Array[ctypes.c_char]:
+def aligned(nbytes: int) -> Memory:
     """Zeroed memory that starts at a cache line."""
-    raw = (ctypes.c_char * (nbytes + _ALIGNMENT))()
-    start = -ctypes.addressof(raw) % _ALIGNMENT
-    return (ctypes.c_char * nbytes).from_buffer(raw, start)
+    room = (ctypes.c_char * (nbytes + _ALIGNMENT))()
+    start = -ctypes.addressof(room) % _ALIGNMENT
+    return (ctypes.c_char * nbytes).from_buffer(room, start)
 
 
 def _byte_view(name: str, buffer: Buffer, shape: tuple[int, ...], form: str) -> memoryview[int]:
@@ -179,34 +225,30 @@ class _Batch:
 
     def __init__(self, name: str, shape: tuple[int, ...], form: str) -> None:
         self.name, self.shape, self.form = name, shape, form
-        self.memory = _aligned(math.prod(shape) * FLOAT_BYTES)
+        self.memory = aligned(math.prod(shape) * FLOAT_BYTES)
         self._bytes = memoryview(self.memory).cast("B")
 
-    def take(self, buffer: Buffer) -> ctypes.Array[ctypes.c_char]:
+    def take(self, buffer: Buffer) -> Memory:
         """Copy a caller's buffer in."""
         self._bytes[:] = _byte_view(self.name, buffer, self.shape, self.form)
         return self.memory
 
 
-def check_image(image: bytes) -> None:
-    """Have the runtime check every byte of an image.
+def check_image(image: bytes) -> tuple[Memory, ProgramStruct]:
+    """Aligned memory that holds the image, and the tables in it, after the runtime has checked
+    every byte.
 
     Raises ImageError with the status, what it means, and what to do.
     """
-    _check(image, _Program())
-
-
-def _check(image: bytes, program: _Program) -> ctypes.Array[ctypes.c_char]:
-    """Aligned memory that holds the checked image, which `program` then points into."""
-    memory = _aligned(len(image))
+    memory, program = aligned(len(image)), ProgramStruct()
     memoryview(memory).cast("B")[:] = image
-    status = library().ft_check(memory, len(image), byref(program))
-    if status != _OK:
-        name, sentence, remedy = _REFUSALS[status]
+    status = Status(library().ft_check(memory, len(image), byref(program)))
+    if status:
         raise ImageError(
-            f"the image of {len(image)} bytes is refused: {sentence} ({name}); {remedy}"
+            f"the image of {len(image)} bytes is refused: {status.meaning} (FT_E_{status.name}); "
+            f"{status.remedy}"
         )
-    return memory
+    return memory, program
 
 
 # ---- the executor ----------------------------------------------------------------------------
@@ -221,17 +263,18 @@ class NativeExecutor:
 
     def __init__(self, image: bytes) -> None:
         self._library = library()
-        self._program = _Program()
-        self._image = _check(image, self._program)
+        self._image, self._program = check_image(image)
         self.tables = tables = read_image(image)
-        self._params = _aligned(tables.param_floats * FLOAT_BYTES)
-        self._arena = _aligned(tables.arena_bytes)
-        self._state = _aligned(tables.state_floats * FLOAT_BYTES)
-        self._memory = _Memory(*map(ctypes.addressof, (self._params, self._arena, self._state)))
+        self._params = aligned(tables.param_floats * FLOAT_BYTES)
+        self._arena = aligned(tables.arena_bytes)
+        self._state = aligned(tables.state_floats * FLOAT_BYTES)
+        self._memory = MemoryStruct(
+            *map(ctypes.addressof, (self._params, self._arena, self._state))
+        )
         self._call = byref(self._program), byref(self._memory)
         self._x, self._y = _batches(tables)
         self._loss = c_float()
-        self._hyper: tuple[_Hyper, Hyper | None] = _Hyper(), None
+        self._hyper: tuple[HyperStruct, Hyper | None] = HyperStruct(), None
 
     # -- parameters --
 
@@ -262,8 +305,8 @@ class NativeExecutor:
         status = self._library.ft_step(
             *self._call, self._x.take(x), self._y.take(y), self._c_hyper(hyper), byref(self._loss)
         )
-        if status != _OK:
-            raise self._refusal(status, hyper)
+        if status:
+            self._refuse(status, hyper)
         return self._loss.value
 
     def predict(self, x: Buffer) -> memoryview[float]:
@@ -274,17 +317,17 @@ class NativeExecutor:
 
     def evaluate(self, x: Buffer, y: Buffer, valid: int) -> tuple[float, int, int]:
         """Sum of losses, count, correct answers over the first ``valid`` samples of one batch."""
-        score = _Score()
+        score = ScoreStruct()
         status = self._library.ft_evaluate(
             *self._call, self._x.take(x), self._y.take(y), valid, byref(score)
         )
-        if status != _OK:
-            raise self._refusal(status)
+        if status:
+            self._refuse(status)
         return score.loss_sum, score.count, score.correct
 
     def calibrate(self, x: Buffer, valid: int) -> list[Moments]:
         """The moments of every forward op's output over the first ``valid`` samples."""
-        found = (_Moments * self.tables.n_forward)()
+        found = (MomentsStruct * self.tables.n_forward)()
         self._library.ft_calibrate(*self._call, self._x.take(x), valid, found)
         return [Moments(m.count, m.sum, m.sum_squares, m.min, m.max) for m in found]
 
@@ -303,27 +346,16 @@ class NativeExecutor:
         """The structure of a phase's hyper-parameters, which stay the same for many steps."""
         made, of = self._hyper
         if of is not hyper:
-            made = _Hyper(
-                hyper.lr, hyper.momentum, hyper.weight_decay, hyper.clip, hyper.prox,
-                hyper.groups, int(hyper.correction),
-            )  # fmt: skip
+            made = HyperStruct.of(hyper)
             self._hyper = made, hyper
         return byref(made)
 
-    def _refusal(self, status: int, hyper: Hyper | None = None) -> DataError | ImageError:
-        if status == _LABEL:
-            labels = memoryview(self._y.memory).cast("B").cast("i").tolist()
-            classes = math.prod(self.tables.tensors[self.tables.output].shape[1:])
-            wrong = next((v for v in labels if not 0 <= v < classes), None)
-            return DataError(
-                f"the label {wrong} is none of the {classes} classes 0 to {classes - 1} of this "
-                "Program; relabel the samples, or compile a model with more outputs"
-            )
-        missing = [n for n, bit in _FEATURES.items() if not self.tables.features & bit]
-        return ImageError(
-            f"the phase {hyper} uses one of {missing}, for which the Program reserved no memory; "
-            "compile it with an sgd=Sgd(...) that names it"
-        )
+    def _refuse(self, status: int, hyper: Hyper | None = None) -> NoReturn:
+        """Raise why the runtime refused the batch, in the words of every executor."""
+        if hyper:
+            check_hyper(self.tables, hyper)
+        check_labels(self.tables, memoryview(self._y.memory).cast("B").cast("i"))
+        raise RunError(f"the runtime refused the batch: {Status(status).meaning}")
 
 
 def _batches(tables: Tables) -> tuple[_Batch, _Batch]:

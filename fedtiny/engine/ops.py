@@ -2,7 +2,7 @@
 
 A row says how the outputs follow from the inputs (``shape``), what to do on the way back
 (``gradient``), what it costs (``macs``), which operands an output may take the place of
-(``in_place``), which operands it writes (``mutates``), its number in the image (``code``) and its
+(``in_place``), when and how it is run (``role``), its number in the image (``code``) and its
 reference kernel.
 """
 
@@ -16,9 +16,13 @@ from fedtiny.engine import kernels
 from fedtiny.engine.ir import F32, I32, Op, Tensor
 from fedtiny.errors import GraphError
 
-Shapes = list[Tensor]
 ShapeRule = Callable[[Sequence[Tensor | None]], list[tuple[tuple[int, ...], str]]]
 Macs = Callable[[Sequence[Tensor | None]], int]
+
+FORWARD, LOSS, BACKWARD = "forward", "loss", "backward"
+UPDATE, NORM, SCALE = "update", "norm", "scale"
+"""Roles. The kernel of an ``update`` or a ``norm`` returns a gradient, which moves the parameter or
+is added to the squared norm (operand 2); that of a ``scale`` takes the clip as well."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,8 +48,7 @@ class Row:
     macs: Macs = lambda tensors: 0
     gradient: GradientRule | None = None
     in_place: tuple[int, ...] = ()
-    mutates: tuple[int, ...] = ()
-    loss: bool = False
+    role: str = FORWARD
 
 
 def _need(condition: bool, message: str) -> None:
@@ -91,18 +94,14 @@ def _mse_shape(tensors: Sequence[Tensor | None]) -> list[tuple[tuple[int, ...], 
 
 def _cross_entropy_shape(tensors: Sequence[Tensor | None]) -> list[tuple[tuple[int, ...], str]]:
     z, label = tensors[0], tensors[1]
-    assert z is not None and label is not None
+    assert z is not None
+    assert label is not None
     _need(
         len(z.shape) == 2 and label.shape == z.shape[:1] and label.dtype == I32,
         f"cross-entropy takes logits[batch, classes] and int labels[batch]; got {z.shape} and "
         f"{label.shape} {label.dtype}",
     )
     return [(z.shape, F32), ((1,), F32)]
-
-
-def _like_input(position: int) -> ShapeRule:
-    """The shape of a data gradient: that of the tensor at ``position`` among the operands."""
-    return lambda tensors: [(_shape(tensors[position]), F32)]
 
 
 def _linear_dx_shape(tensors: Sequence[Tensor | None]) -> list[tuple[tuple[int, ...], str]]:
@@ -167,20 +166,20 @@ TABLE: dict[str, Row] = {
         6, _all_alike, kernels.add, _element_macs,
         GradientRule(data={0: ("", ()), 1: ("", ())}, update={}), in_place=(0, 1),
     ),
-    "mse": Row(16, _mse_shape, kernels.mse, _element_macs, in_place=(0,), loss=True),
+    "mse": Row(16, _mse_shape, kernels.mse, _element_macs, in_place=(0,), role=LOSS),
     "cross_entropy": Row(
-        17, _cross_entropy_shape, kernels.cross_entropy, _element_macs, in_place=(0,), loss=True
+        17, _cross_entropy_shape, kernels.cross_entropy, _element_macs, in_place=(0,), role=LOSS
     ),
-    "linear_dx": Row(32, _linear_dx_shape, kernels.linear_dx, _matrix_macs),
-    "relu_dx": Row(33, _like_input(0), kernels.relu_dx, _element_macs, in_place=(0,)),
-    "tanh_dx": Row(34, _like_input(0), kernels.tanh_dx, _element_macs, in_place=(0,)),
-    "sigmoid_dx": Row(35, _like_input(0), kernels.sigmoid_dx, _element_macs, in_place=(0,)),
-    "linear_update": Row(64, _nothing, kernels.linear_gradient, _outer_macs, mutates=(2,)),
-    "bias_update": Row(65, _nothing, kernels.bias_gradient, _element_macs, mutates=(2,)),
-    "norm_zero": Row(80, _scalar, lambda total: total.fill(0)),
-    "linear_norm": Row(81, _nothing, kernels.linear_gradient, _outer_macs, mutates=(2,)),
-    "bias_norm": Row(82, _nothing, kernels.bias_gradient, _element_macs, mutates=(2,)),
-    "norm_scale": Row(83, _scalar, kernels.norm_scale, in_place=(0,)),
+    "linear_dx": Row(32, _linear_dx_shape, kernels.linear_dx, _matrix_macs, role=BACKWARD),
+    "relu_dx": Row(33, _same, kernels.relu_dx, _element_macs, in_place=(0,), role=BACKWARD),
+    "tanh_dx": Row(34, _same, kernels.tanh_dx, _element_macs, in_place=(0,), role=BACKWARD),
+    "sigmoid_dx": Row(35, _same, kernels.sigmoid_dx, _element_macs, in_place=(0,), role=BACKWARD),
+    "linear_update": Row(64, _nothing, kernels.linear_gradient, _outer_macs, role=UPDATE),
+    "bias_update": Row(65, _nothing, kernels.bias_gradient, _element_macs, role=UPDATE),
+    "norm_zero": Row(80, _scalar, lambda total: total.fill(0), role=BACKWARD),
+    "linear_norm": Row(81, _nothing, kernels.linear_gradient, _outer_macs, role=NORM),
+    "bias_norm": Row(82, _nothing, kernels.bias_gradient, _element_macs, role=NORM),
+    "norm_scale": Row(83, _scalar, kernels.norm_scale, in_place=(0,), role=SCALE),
 }  # fmt: skip
 
 BY_CODE: dict[int, str] = {row.code: kind for kind, row in TABLE.items()}

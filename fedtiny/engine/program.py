@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from fedtiny import rng
-from fedtiny.errors import ImageError
+from fedtiny.errors import DataError, ImageError
 from fedtiny.tensors import floats, has_numpy, vector, zeros
 from fedtiny.values import LOCAL, TRAIN, Footprint, Instruction, Layout, Phase, Ranges, Sgd
 
@@ -28,6 +29,8 @@ MAGIC, VERSION, HEADER_BYTES, CHECKSUM_AT = b"FTI1", 1, 128, 12
 NONE = 0xFFFF
 ALWAYS = 0xFF
 MOMENTUM, CLIP, PROX, CORRECTION = 1, 2, 4, 8
+FEATURES = {"momentum": MOMENTUM, "clip": CLIP, "prox": PROX, "correction": CORRECTION}
+"""The hyper-parameters that need memory (or ops) of their own, and their bits in an image."""
 ARENA, PARAMS, INPUT, LABELS = 0, 1, 2, 3
 MAX_IMAGE_BYTES = 1 << 24
 
@@ -254,6 +257,28 @@ class Hyper:
     prox: float = 0.0
     groups: int = 0xFFFFFFFF
     correction: bool = False
+
+
+def check_hyper(tables: Tables, hyper: Hyper) -> None:
+    """ImageError if the hyper-parameters need what the Program has no memory for."""
+    for name, bit in FEATURES.items():
+        value = getattr(hyper, name)
+        if value and not tables.features & bit:
+            raise ImageError(
+                f"the phase uses {name} = {value}, for which the Program reserved no memory; "
+                f"compile it with sgd=Sgd({name}=...)"
+            )
+
+
+def check_labels(tables: Tables, labels: Iterable[int]) -> None:
+    """DataError if a label is none of the Program's classes."""
+    classes = math.prod(tables.tensors[tables.output].shape[1:])
+    wrong = next((label for label in labels if not 0 <= label < classes), None)
+    if wrong is not None:
+        raise DataError(
+            f"the label {wrong} is none of the {classes} classes 0 to {classes - 1} of this "
+            "Program; relabel the samples, or compile a model with more outputs"
+        )
 
 
 @dataclass(slots=True)

@@ -14,7 +14,6 @@ from fedtiny.engine import kernels, ops
 from fedtiny.engine.program import (
     ALWAYS,
     ARENA,
-    CLIP,
     CORRECTION,
     INPUT,
     LABELS,
@@ -26,7 +25,8 @@ from fedtiny.engine.program import (
     Moments,
     OpRecord,
     ParamRecord,
-    Tables,
+    check_hyper,
+    check_labels,
     read_image,
 )  # fmt: skip
 from fedtiny.errors import DataError, ImageError
@@ -36,22 +36,6 @@ if TYPE_CHECKING:
     from fedtiny.tensors import Buffer
 
 _SLOTS = (MOMENTUM, PROX, CORRECTION)
-
-
-def check_hyper(tables: Tables, hyper: Hyper) -> None:
-    """ImageError if the hyper-parameters need what the Program has no memory for."""
-    wanted = {
-        "momentum": (MOMENTUM, hyper.momentum),
-        "clip": (CLIP, hyper.clip),
-        "prox": (PROX, hyper.prox),
-        "correction": (CORRECTION, hyper.correction),
-    }
-    for name, (bit, value) in wanted.items():
-        if value and not tables.features & bit:
-            raise ImageError(
-                f"the phase uses {name} = {value}, for which the Program reserved no memory; "
-                f"compile it with sgd=Sgd({name}=...)"
-            )
 
 
 class ReferenceExecutor:
@@ -172,24 +156,23 @@ class ReferenceExecutor:
         if kind is None:
             raise ImageError(f"unknown op code {op.code}; the image is newer than this runtime")
         operands: list[Any] = [None if t == NONE else self.tensor(t) for t in op.tensors]
-        kernel = ops.TABLE[kind].kernel
-        if kind.endswith("_update"):
+        row = ops.TABLE[kind]
+        if row.role == ops.UPDATE:
             scale = operands[3] if len(operands) > 3 else None
             record = self.tables.params[op.attributes[0]]
-            g = kernel(*operands[:2])
-            kernels.apply_update(g, operands[2], scale, self._rule(record))
-        elif kind.endswith("_norm"):
-            operands[2][0] += kernels.squared_norm(kernel(*operands[:2]))
-        elif kind == "norm_scale":
-            kernel(*operands, self._hyper.clip)
+            kernels.apply_update(row.kernel(*operands[:2]), operands[2], scale, self._rule(record))
+        elif row.role == ops.NORM:
+            operands[2][0] += kernels.squared_norm(row.kernel(*operands[:2]))
+        elif row.role == ops.SCALE:
+            row.kernel(*operands, self._hyper.clip)
         else:
-            kernel(*operands)
+            row.kernel(*operands)
 
     def _rule(self, p: ParamRecord) -> kernels.Rule:
         h = self._hyper
         corrected = h.correction and CORRECTION in self._slots
         return kernels.Rule(
-            h.lr, h.momentum, h.weight_decay, h.clip, h.prox,
+            h.lr, h.momentum, h.weight_decay, h.prox,
             base=self._slot(PROX, p) if PROX in self._slots else None,
             correction=self._slot(CORRECTION, p) if corrected else None,
             velocity=self._slot(MOMENTUM, p) if MOMENTUM in self._slots else None,
@@ -207,7 +190,7 @@ class ReferenceExecutor:
         wanted = np.dtype(np.int32) if label.dtype else self.dtype
         taken = _shaped(y, wanted, label.shape, "the label")
         if label.dtype:
-            _check_labels(taken, tensors[self.tables.output].shape[1])
+            check_labels(self.tables, taken.tolist())
         self._samples[LABELS] = taken
 
     def _vector(self, vector: Buffer) -> Array:
@@ -245,9 +228,3 @@ def _shaped(buffer: Buffer, dtype: np.dtype[Any], shape: tuple[int, ...], what: 
     if given.size != int(np.prod(shape)):
         raise DataError(f"{what} has {given.size} elements; the Program needs {shape}")
     return given.astype(dtype, copy=False).reshape(shape)
-
-
-def _check_labels(labels: Array, classes: int) -> None:
-    bad = labels[(labels < 0) | (labels >= classes)]
-    if bad.size:
-        raise DataError(f"label {int(bad[0])} is outside the {classes} classes 0..{classes - 1}")

@@ -6,8 +6,6 @@ The same file is simulated and deployed. What each section may say stands in `sc
 from __future__ import annotations
 
 import hashlib
-import importlib
-import inspect
 import json
 import re
 import sys
@@ -16,13 +14,20 @@ from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from fedtiny import references
 from fedtiny.data.tasks import build_task
 from fedtiny.engine.builder import Net
-from fedtiny.errors import DataError, ExperimentError, FedtinyError, StrategyError
+from fedtiny.errors import (
+    DataError,
+    ExperimentError,
+    FedtinyError,
+    StrategyError,
+    did_you_mean,
+)  # fmt: skip
 from fedtiny.experiment import reading
-from fedtiny.experiment.reading import Keys, Origin, Table, dotted, kinds, nearest
+from fedtiny.experiment.reading import Keys, Origin, Table, dotted, kinds
 from fedtiny.experiment.schema import Board, Budget, Data, Device, Evaluation, Fleet, Model, Run
 from fedtiny.experiment.writing import write_toml
 from fedtiny.registry.profiles import BOARDS, BoardProfile, board
@@ -110,8 +115,8 @@ class Experiment:
         device, boards = _read_device(tables["device"], origin)
         experiment = cls(
             seed=top.seed,
-            model=reading.read(Model, tables["model"], origin, ("model",)),
-            data=_read_data(tables["data"], origin),
+            model=_read_named(Model, tables["model"], origin, "model"),
+            data=_read_named(Data, tables["data"], origin, "data"),
             device=device,
             boards=boards,
             strategy=_read_strategy(tables["strategy"], origin),
@@ -126,6 +131,12 @@ class Experiment:
         return experiment
 
     # ---- the devices ----
+
+    @property
+    def held_out(self) -> int:
+        """How many devices never train."""
+        fleet = self.fleet
+        return fleet.devices // 10 if fleet.held_out is None else fleet.held_out
 
     def profile(self, name: str) -> BoardProfile:
         """The board of that name, with the figures that the experiment gives it."""
@@ -155,22 +166,20 @@ class Experiment:
         return Path(self.folder) / name
 
     def build_net(self) -> Net:
-        """The net of ``[model]``."""
-        name = self.model.build
-        reference = name if ":" in name else f"fedtiny.engine.zoo:{name}"
-        net = self._call(
-            ("model", "build"), reference, ("model", "arguments"), self.model.arguments
-        )
-        if not isinstance(net, Net):
-            message = f"{name} gives a {type(net).__name__}; it must give a fedtiny builder net"
-            raise self.origin.error(("model", "build"), message)
+        """The net of ``[model]``; its errors name the line as well."""
+        name, arguments = self.model.build, self.model.arguments
+        with self._blaming("model", {"build": name, **arguments}):
+            net = references.call(name if ":" in name else f"fedtiny.engine.zoo:{name}", arguments)
+            if not isinstance(net, Net):
+                message = f"{name!r} gives a {type(net).__name__}; it must give a fedtiny builder"
+                raise ExperimentError(f"{message} net")
         return net
 
     def build_task(self) -> Task:
         """The task of ``[data]``; its errors name the line as well."""
         with self._blaming("data", {"source": self.data.source, **self.data.arguments}):
-            arguments, fleet = self.data.arguments, self.fleet
-            return build_task(self.data.source, arguments, fleet.devices, fleet.held_out)
+            data = self.data
+            return build_task(data.source, data.arguments, self.fleet.devices, self.held_out)
 
     def build_strategy(self) -> Strategy:
         """The strategy of ``[strategy]``; its errors name the line as well."""
@@ -190,36 +199,6 @@ class Experiment:
             kind = type(error) if isinstance(error, FedtinyError) else ExperimentError
             place = self.origin.place((section, *_named(table, str(error))))
             raise kind(f"{place}: {error}") from error
-
-    def _call(self, keys: Keys, reference: str, at: Keys, arguments: Table) -> Any:
-        """What ``module:object`` makes of the arguments that stand at ``at``."""
-        target = self._resolve(keys, reference)
-        taken = inspect.signature(target).parameters
-        for key in arguments:
-            if key not in taken and not any(p.kind is p.VAR_KEYWORD for p in taken.values()):
-                raise self.origin.unknown((*at, key), taken)
-        try:
-            inspect.signature(target).bind(**arguments)
-        except TypeError as error:
-            raise self.origin.error(keys, f"{reference}: {error}") from None
-        return target(**arguments)
-
-    def _resolve(self, keys: Keys, reference: str) -> Any:
-        self._add_folder()
-        module, _, name = reference.partition(":")
-        try:
-            found = importlib.import_module(module)
-        except ImportError as error:
-            message = (
-                f"{reference}: {error}; modules are looked for among the installed packages and "
-                f"in {self.folder or 'the working folder'}"
-            )
-            raise self.origin.error(keys, message) from error
-        if not callable(getattr(found, name, None)):
-            names = [n for n, value in vars(found).items() if callable(value) and n[0] != "_"]
-            message = f"{module} has no function {name!r}; {nearest(name, names)}"
-            raise self.origin.error(keys, message.rstrip("; "))
-        return getattr(found, name)
 
     def _add_folder(self) -> None:
         # At the end: a file beside the experiment must not hide an installed module.
@@ -241,14 +220,13 @@ class Experiment:
     def to_json(self) -> dict[str, Any]:
         """Every value, defaults included, in plain types; `of` reads it again."""
         device = _plain(self.device) | {name: dict(said) for name, said in self.boards.items()}
-        data = _plain(self.data)
         return {
             "seed": self.seed,
-            "model": _plain(self.model),
-            "data": {**data.pop("arguments"), **data},
+            "model": _inline(self.model),
+            "data": _inline(self.data),
             "device": device,
             "strategy": dict(self.strategy),
-            "fleet": _plain(self.fleet),
+            "fleet": _plain(self.fleet) | {"held_out": self.held_out},
             "run": _plain(self.run),
             "evaluate": {name: _plain(section) for name, section in self.evaluate.items()},
         }
@@ -273,12 +251,17 @@ class _Top(reading.Section):
 # ---- sections that are more than one dataclass -----------------------------------------------
 
 
-def _read_data(table: Any, origin: Origin) -> Data:
+Named = TypeVar("Named", Model, Data)
+
+
+def _read_named(section: type[Named], table: Any, origin: Origin, name: str) -> Named:
+    """A section whose other keys are the arguments of what it names."""
     if not isinstance(table, Mapping):
-        return reading.read(Data, table, origin, ("data",))
-    own = {k: v for k, v in table.items() if k in ("source", "sample_period")}
-    arguments = {k: v for k, v in table.items() if k not in own}
-    return replace(reading.read(Data, own, origin, ("data",)), arguments=arguments)
+        return reading.read(section, table, origin, (name,))
+    keys = kinds(section).keys() - {"arguments"}
+    own = {key: value for key, value in table.items() if key in keys}
+    arguments = {key: value for key, value in table.items() if key not in keys}
+    return replace(reading.read(section, own, origin, (name,)), arguments=arguments)
 
 
 def _read_device(table: Any, origin: Origin) -> tuple[Device, dict[str, Table]]:
@@ -319,23 +302,23 @@ def _contradictions(e: Experiment) -> Iterator[tuple[Keys, str]]:
 
 def _fleet_contradictions(e: Experiment) -> Iterator[tuple[Keys, str]]:
     fleet = e.fleet
-    if fleet.held_out >= fleet.devices:
-        message = f"{fleet.held_out} of {fleet.devices} devices are held out: none is left to train"
+    if e.held_out >= fleet.devices:
+        message = f"{e.held_out} of {fleet.devices} devices are held out: none is left to train"
         yield ("fleet", "held_out"), message
     if fleet.traces is not None and fleet.availability != "traces":
         yield ("fleet", "traces"), "traces are only read with fleet.availability = 'traces'"
-    if e.evaluate and not fleet.held_out:
+    if e.evaluate and not e.held_out:
         yield ("evaluate",), "nobody is held out to be evaluated; raise fleet.held_out"
 
 
 def _cohort_contradictions(e: Experiment, cohort: int) -> Iterator[tuple[Keys, str]]:
-    training = e.fleet.devices - e.fleet.held_out
+    training = e.fleet.devices - e.held_out
     if cohort > training:
         yield (
             ("strategy", "cohort"),
             (
                 f"a cohort of {cohort} is more than the {training} devices that train "
-                f"({e.fleet.devices} less {e.fleet.held_out} held out)"
+                f"({e.fleet.devices} less {e.held_out} held out)"
             ),
         )
     if e.run.minimum > cohort:
@@ -350,7 +333,8 @@ def _board_contradictions(e: Experiment, name: str) -> Iterator[tuple[Keys, str]
         yield (
             keys,
             (
-                f"unknown board {known!r}; {nearest(known, BOARDS)}there are {', '.join(BOARDS)}; "
+                f"unknown board {known!r}; {did_you_mean(known, BOARDS)}there are "
+                f"{', '.join(BOARDS)}; "
                 f"[device.{name}] with like = 'cortex-m4' makes one of your own"
             ),
         )
@@ -383,3 +367,8 @@ def _plain(section: reading.Section) -> dict[str, Any]:
         for f in fields(section)
         if getattr(section, f.name) is not None
     }
+
+
+def _inline(section: Model | Data) -> dict[str, Any]:
+    plain = _plain(section)
+    return {**plain.pop("arguments"), **plain}

@@ -6,7 +6,6 @@ expected and reads it. Nothing here knows what an experiment is.
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 import tomllib
@@ -14,7 +13,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from fedtiny.errors import ExperimentError
+from fedtiny.errors import ExperimentError, did_you_mean
 from fedtiny.values import parse_bytes
 
 T = TypeVar("T")
@@ -53,14 +52,8 @@ class Origin:
     def unknown(self, keys: Keys, known: Collection[str]) -> ExperimentError:
         """The error about a key that is not among those known, with the nearest of them."""
         where = f"[{dotted(keys[:-1])}]" if keys[:-1] else "the top level"
-        message = f"unknown key {dotted(keys)!r}; {nearest(keys[-1], known)}{where} has "
+        message = f"unknown key {dotted(keys)!r}; {did_you_mean(keys[-1], known)}{where} has "
         return self.error(keys, message + (", ".join(known) or "no keys"))
-
-
-def nearest(name: str, known: Collection[str]) -> str:
-    """``did you mean 'rounds'? ``, or nothing when no known name is near."""
-    close = difflib.get_close_matches(name, known, n=1)
-    return f"did you mean {close[0]!r}? " if close else ""
 
 
 def dotted(keys: Keys) -> str:

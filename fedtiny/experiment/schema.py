@@ -31,7 +31,7 @@ class Model(Section):
 
     Attributes:
         build: A model of the zoo ("sine_mlp") or "module:function" that returns a builder net.
-        arguments: Its keyword arguments.
+        arguments: Every other key of the section; its keyword arguments.
     """
 
     build: Text
@@ -100,7 +100,7 @@ class Fleet(Section):
     Attributes:
         devices: How many, held-out ones included.
         held_out: How many of them, the last ones, never train: evaluation adapts and judges on
-            them. -1, the default, stands for a tenth of the devices.
+            them. Not given: a tenth of the devices.
         profiles: The share of each board profile.
         availability: When a device can be reached: "always"; "diurnal", each night for some hours
             in its time zone; or "traces", as recorded from phones.
@@ -110,16 +110,12 @@ class Fleet(Section):
     """
 
     devices: Positive = 100
-    held_out: Natural = -1
+    held_out: Natural | None = None
     profiles: Shares = field(default_factory=lambda: {"cortex-m4": 1.0})
     availability: Literal["always", "diurnal", "traces"] = "always"
     traces: Text | None = None
     drop_out: Probability = 0.0
     threads: Natural = 0
-
-    def __post_init__(self) -> None:
-        if self.held_out < 0:
-            object.__setattr__(self, "held_out", self.devices // 10)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,9 @@ from fedtiny.engine.program import Program
 from fedtiny.engine.runtime import build
 from fedtiny.errors import RunError
 from fedtiny.experiment import Experiment
-from fedtiny.runs import RunFolder
-from fedtiny.simulator.fleet import Workload, fit
+from fedtiny.experiment.workload import Workload
+from fedtiny.runs import RunFolder, write_npz
+from fedtiny.tensors import FLOAT_BYTES
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Float32
@@ -27,7 +28,7 @@ def export_npz(run: RunFolder, out: Path | None = None, round: int | None = None
     Without ``out`` it lies in the folder's ``export``. Raises RunError when ``out`` exists.
     """
     path = _new(out or run.path / "export" / f"{_stem(run, round)}.npz")
-    np.savez(path, allow_pickle=False, **run.model(round))
+    write_npz(path, run.model(round))
     return path
 
 
@@ -54,7 +55,7 @@ def _program(workload: Workload, name: str) -> tuple[str, Program]:
     names = list(workload.experiment.fleet.profiles)
     if name and name not in names:
         raise RunError(f"the experiment has no profile {name!r}; it has {', '.join(names)}")
-    tried = [fit(workload, each) for each in ([name] if name else names)]
+    tried = [profile for profile in workload.profiles if name in ("", profile.name)]
     for profile in tried:
         if profile.program:
             return profile.name, profile.program
@@ -90,7 +91,7 @@ def _header(program: Program) -> str:
         "IMAGE_BYTES": len(program.image),
         "VECTOR_FLOATS": tables.vector_floats,
         "PARAM_FLOATS": tables.param_floats,
-        "ARENA_FLOATS": -(-tables.arena_bytes // 4),
+        "ARENA_FLOATS": -(-tables.arena_bytes // FLOAT_BYTES),
         "STATE_FLOATS": tables.state_floats,
         "BATCH": program.batch,
         "INPUTS": int(np.prod(program.sample_shape)),

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
-
 from fedtiny.values import DeviceCard, Footprint
-
-if TYPE_CHECKING:
-    import numpy as np
-    import numpy.typing as npt
 
 
 def misfits(footprint: Footprint, card: DeviceCard) -> tuple[str, ...]:
@@ -23,12 +16,3 @@ def misfits(footprint: Footprint, card: DeviceCard) -> tuple[str, ...]:
         for name, needed, given, remedy in wanted
         if needed > given
     )
-
-
-def fits(footprints: Sequence[Footprint], cards: Sequence[DeviceCard]) -> npt.NDArray[np.bool_]:
-    """``[len(cards), len(footprints)]``: whether `misfits` is empty, for all pairs at once."""
-    import numpy as np
-
-    needed = np.array([(f.ram_bytes, f.flash_bytes) for f in footprints], np.int64).reshape(-1, 2)
-    given = np.array([(c.ram_bytes, c.flash_bytes) for c in cards], np.int64).reshape(-1, 2)
-    return np.asarray((needed[None, :, :] <= given[:, None, :]).all(axis=2))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from fedtiny.errors import ExperimentError
+from fedtiny.errors import ExperimentError, did_you_mean
 from fedtiny.values import DeviceCard
 
 FIGURES = (
@@ -187,6 +186,5 @@ def board(name: str) -> BoardProfile:
     """The profile of that name. Raises ExperimentError with the nearest name."""
     if name in BOARDS:
         return BOARDS[name]
-    nearest = difflib.get_close_matches(name, BOARDS, n=1)
-    hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+    hint = did_you_mean(name, BOARDS)
     raise ExperimentError(f"unknown board {name!r}; {hint}there are {', '.join(BOARDS)}")

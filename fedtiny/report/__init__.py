@@ -6,7 +6,7 @@ from pathlib import Path
 
 from fedtiny.report.page import page
 from fedtiny.report.record import Record
-from fedtiny.runs import RunFolder
+from fedtiny.runs import RunFolder, replacing
 
 FILE_NAME = "report.html"
 
@@ -17,5 +17,7 @@ def write_report(run: RunFolder) -> Path:
     The same history gives the same bytes.
     """
     path = run.path / FILE_NAME
-    path.write_text(page(Record.read(run)), encoding="utf-8")
+    document = page(Record.read(run)).encode()
+    with replacing(path) as file:
+        file.write(document)
     return path

@@ -12,7 +12,7 @@ from fedtiny.report.markup import legend, line, swatch, wide_table
 from fedtiny.report.memory import memory_section
 from fedtiny.report.plots import SERIES, Plot
 from fedtiny.report.record import Point, Record
-from fedtiny.report.units import measured, si
+from fedtiny.report.units import si
 from fedtiny.simulator.clock import format_time
 
 _DEVICES = '<{0} class="spare">{1}</{0}>'
@@ -87,7 +87,7 @@ def _result_rows(record: Record) -> Iterator[str]:
 
 def _result_row(record: Record, name: str, point: Point, place: str) -> str:
     cells = "".join(
-        f'<td class="{when}">{measured(measure, *point.measure(measure, when))}</td>'
+        f'<td class="{when}">{point.told(measure, when)}</td>'
         for measure in record.measures
         for when in ("before", "after")
     )

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from fedtiny.report.units import measured
 from fedtiny.runs import RunFolder
+from fedtiny.tensors import FLOAT_BYTES
 
 RAM_PARTS = ("parameters", "arena", "state", "sample", "stack", "reserve")
 """What a device's RAM holds; ``PART_bytes`` are keys of a Program's report."""
@@ -24,8 +27,19 @@ class Point:
     row: Mapping[str, Any]
 
     def measure(self, name: str, when: str) -> tuple[float, float]:
-        """Value and half-width of its 95 % interval; ``when`` is "before" or "after" adapting."""
-        return float(self.row[f"{name}_{when}"]), float(self.row[f"{name}_{when}_ci"])
+        """Value and half-width of its 95 % interval; ``when`` is "before" or "after" adapting.
+
+        Both are NaN where a device diverged, and where none could be judged.
+        """
+        value, half = self.row[f"{name}_{when}"], self.row[f"{name}_{when}_ci"]
+        return math.nan if value is None else value, math.nan if half is None else half
+
+    def told(self, name: str, when: str) -> str:
+        """`measure` as people read it."""
+        value, half = self.measure(name, when)
+        if math.isnan(value):
+            return "diverged" if self.row["devices"] else "nobody judged"
+        return measured(name, value, half)
 
 
 @dataclass(frozen=True)
@@ -64,7 +78,7 @@ class Record:
     @property
     def parameters(self) -> int | None:
         """Floats of the model; None while there is no summary."""
-        found = (profile["report"]["parameters_bytes"] // 4 for profile in self.profiles)
+        found = (profile["report"]["parameters_bytes"] // FLOAT_BYTES for profile in self.profiles)
         return next(found, None)
 
     @property

@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedtiny.errors import RunError, UpdateError
-from fedtiny.fold import Total, delta_of
+from fedtiny.fold import Total
 from fedtiny.rounds import journal as records
 from fedtiny.rounds import machine
+from fedtiny.rounds.content import OpenRound
 from fedtiny.rounds.events import (
     NEVER,
     Begin,
@@ -36,16 +37,12 @@ from fedtiny.rounds.events import (
     Tick,
 )
 from fedtiny.rounds.measures import Measures
-from fedtiny.strategies import calls
 from fedtiny.strategies.base import Round, Strategy
-from fedtiny.values import GRADIENT, TRAIN, Instruction, Layout, Lease, Receipt, Update
+from fedtiny.values import Instruction, Layout, Lease, Receipt, Update
 
 if TYPE_CHECKING:
     from fedtiny.rounds.journal import Journal
-    from fedtiny.strategies.base import Contribution
     from fedtiny.tensors import Float32
-
-    Part = Total | tuple[Update, ...] | None
 
 
 class Coordinator:
@@ -72,7 +69,7 @@ class Coordinator:
         )
         self._arrived: Sequence[Update] = ()
         if self.rounds.phase == "open":
-            self.instruction = self._ask()
+            self._begin_round()
         self._handle(Begin(now, devices) if self.rounds.phase == "idle" else Tick(now))
 
     # ---- what devices and clocks call
@@ -84,7 +81,7 @@ class Coordinator:
             if isinstance(answer, Grant):
                 ids = int(answer.leases[0]), int(answer.devices[0])
                 lease = Lease(*ids, answer.round, answer.version, float(answer.deadlines[0]))
-                return lease, self.instruction
+                return lease, self.open.instruction
             if isinstance(answer, ComeBack):
                 later = answer.at
         return later
@@ -140,7 +137,11 @@ class Coordinator:
 
     def _open(self, command: Open, now: float) -> None:
         self.journal.append(command)
-        self.instruction = self._ask()
+        self._begin_round()
+
+    def _begin_round(self) -> None:
+        turn = Round(self.rounds.round, self.rules.rounds)
+        self.open = OpenRound.of(self.strategy, turn, self.model, self.strategy_state)
 
     def _grant(self, command: Grant, now: float) -> None:
         if not command.repeated:
@@ -150,11 +151,11 @@ class Coordinator:
         accepted: list[Update] = []
         refused: list[int] = []
         reasons: list[str] = []
-        part, measures = self._nothing(), Measures()
+        part, measures = self.open.nothing, Measures()
         for update in (self._arrived[at] for at in command.at):
             try:
                 measured = Measures.of(update.measures)
-                part, measures = self._with(part, update), measures.merge(measured)
+                part, measures = self.open.add(part, update), measures.merge(measured)
             except UpdateError as error:
                 refused.append(update.lease)
                 reasons.append(str(error))
@@ -167,68 +168,23 @@ class Coordinator:
 
     def _commit(self, command: Commit, now: float) -> Committed:
         accepted = [r for r in self.journal.pending() if isinstance(r, records.Accepted)]
-        trained = self.instruction.kind == TRAIN and not command.failed
-        total = model = None
-        if trained:
-            contribution = _contribution([record.part for record in accepted])
-            model, self.strategy_state = calls.finish(
-                self.strategy, self._round, self.model, contribution, self.strategy_state
-            )
-            self.model = model
-            total = contribution if isinstance(contribution, Total) else None
+        done = self.open.conclude([record.part for record in accepted], command.failed)
+        self.model, self.strategy_state = done.model, done.state
+        total = done.contribution if isinstance(done.contribution, Total) else None
         self.journal.append(
             records.Published(
                 round=command.round,
                 leases=command.leases[:0] if command.failed else command.leases,
-                version=self.rounds.version + trained,
+                version=self.rounds.version + done.changed,
                 digest=records.digest(self.model),
                 total=total,
-                model=model if total is None else None,
+                model=done.model if done.changed and total is None else None,
                 state=self.strategy_state,
                 measures=reduce(Measures.merge, (r.measures for r in accepted), Measures()),
                 failed=command.failed,
             )
         )
-        return Committed(now, changed=trained)
-
-    # ---- contents
-
-    @property
-    def _round(self) -> Round:
-        return Round(self.rounds.round, self.rules.rounds)
-
-    def _ask(self) -> Instruction:
-        return calls.ask(self.strategy, self._round, self.strategy_state)
-
-    def _nothing(self) -> Part:
-        if self.instruction.kind != TRAIN:
-            return None
-        if self.strategy.needs == "all":
-            return ()
-        return Total.zero(self.model.size, self.strategy.fold_rule)
-
-    def _with(self, part: Part, update: Update) -> Part:
-        """The part and one more update; raises UpdateError if its content is not admissible."""
-        if part is None:
-            if update.nbytes:
-                raise UpdateError(f"{update.nbytes:,} bytes of values in a round that measures")
-            return None
-        base = None if self.instruction.returns == GRADIENT else self.model
-        samples = np.array([update.samples], np.float64)
-        weight = float(calls.weight(self.strategy, self._round, samples)[0])
-        if isinstance(part, Total):
-            return part.add(update, base, weight)
-        self.strategy.fold_rule.check(delta_of(update, base, self.model.size))
-        return (*part, update)
-
-
-def _contribution(parts: Sequence[Part]) -> Contribution:
-    """What `Strategy.finish` gets: the Total, or the updates in the order of their leases."""
-    totals = [part for part in parts if isinstance(part, Total)]
-    if totals:
-        return reduce(Total.merge, totals)
-    updates = [update for part in parts if isinstance(part, tuple) for update in part]
-    return sorted(updates, key=lambda update: update.lease)
+        return Committed(now, done.changed)
 
 
 _ACTIONS: dict[type[Command], Callable[[Coordinator, Any, float], Event | None]] = {

@@ -19,24 +19,21 @@ from fedtiny.rounds.events import Grant, Open
 from fedtiny.rounds.measures import Measures
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import Round, Strategy
-from fedtiny.values import Layout, Update
+from fedtiny.values import Layout
 
 if TYPE_CHECKING:
+    from fedtiny.rounds.content import Part
     from fedtiny.strategies.base import State
     from fedtiny.tensors import Float32, Int64
 
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """Updates that count, written before their devices hear of it.
-
-    ``part`` is what they add to the round's Total; for ``needs = "all"`` the updates themselves;
-    None in rounds that only measure.
-    """
+    """Updates that count, and what they add to the round; written before their devices hear."""
 
     round: int
     leases: Int64
-    part: Total | tuple[Update, ...] | None
+    part: Part
     measures: Measures
 
 

@@ -13,8 +13,6 @@ The shell obeys three rules. It gives each `Fold` its `Folded` and each `Commit`
 It journals `Open` and `Grant` before a device hears of them, and what it folded before it says
 `Folded`. After a crash it rebuilds the state with `opened`, `granted`, `accepted` and `committed`,
 and goes on with a `Tick`.
-
-A lease id is ``round * 2^32 + ordinal``: unique within the run.
 """
 
 from __future__ import annotations
@@ -47,15 +45,10 @@ from fedtiny.rounds.events import (
     Tick,
 )  # fmt: skip
 from fedtiny.rounds.selection import choose, leases_wanted
+from fedtiny.values import lease_id, ordinal_of, round_of
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from fedtiny.tensors import Float64, Int64
-
-    Int8 = npt.NDArray[np.int8]
-
-ORDINAL_BITS = 32
+    from fedtiny.tensors import Bools, Float64, Int8, Int64
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +107,7 @@ class Past:
         return self._length
 
     def __contains__(self, lease: int) -> bool:
-        round = lease >> ORDINAL_BITS
+        round = round_of(lease)
         return 0 <= round < self._length and bool((self._rounds[round] == lease).any())
 
 
@@ -221,7 +214,7 @@ def step(state: State, event: Event) -> tuple[State, Commands]:
 
 def accepted_leases(state: State) -> Int64:
     """The ids of the leases that count in the open round, ascending."""
-    return _ids(state.round, np.flatnonzero(state.status == ACCEPTED))
+    return np.asarray(lease_id(state.round, np.flatnonzero(state.status == ACCEPTED)))
 
 
 def _begun(state: State, event: Begin) -> tuple[State, Commands]:
@@ -247,11 +240,11 @@ def _checked_in(state: State, event: CheckIns) -> tuple[State, Commands]:
     commands: Commands = ()
     if held.size:
         columns = state.devices[held], state.deadlines[held]
-        commands = (Grant(state.round, state.version, _ids(state.round, held), *columns, True),)
+        commands = (Grant(state.round, state.version, lease_id(state.round, held), *columns, True),)
     if chosen.size:
         ordinals = np.arange(state.devices.size, state.devices.size + chosen.size)
         deadlines = np.full(chosen.size, event.now + state.rules.deadline_s)
-        leases = _ids(state.round, ordinals)
+        leases = lease_id(state.round, ordinals)
         grant = Grant(state.round, state.version, leases, chosen, deadlines)
         state, commands = granted(state, grant), (*commands, grant)
     if held.size + chosen.size < event.devices.size:
@@ -295,7 +288,7 @@ def _offered(state: State, event: Offers) -> tuple[State, Commands]:
     admitted = np.flatnonzero(answers == LIVE)
     if admitted.size > 1:
         first = np.empty(state.status.size, np.int64)
-        ordinals = event.leases[admitted] & (2**ORDINAL_BITS - 1)
+        ordinals = ordinal_of(event.leases[admitted])
         first[ordinals[::-1]] = admitted[::-1]  # of several copies the first is written last
         is_copy = first[ordinals] != admitted
         answers[admitted[is_copy]] = FOLDING  # that is: silence
@@ -317,7 +310,7 @@ def _offered(state: State, event: Offers) -> tuple[State, Commands]:
 def _judged(state: State, event: Offers) -> Int8:
     """An index of `_ANSWERS` for each offer."""
     answers = np.full(event.leases.size, _UNKNOWN, np.int8)
-    rounds, ordinals = event.leases >> ORDINAL_BITS, event.leases & (2**ORDINAL_BITS - 1)
+    rounds, ordinals = round_of(event.leases), ordinal_of(event.leases)
     now = np.flatnonzero((rounds == state.round) & (ordinals < state.devices.size))
     at = ordinals[now]
     status = state.status[at]
@@ -351,7 +344,7 @@ def _folded(state: State, event: Folded) -> tuple[State, Commands]:
 
 def _check_folded(state: State, event: Folded) -> None:
     leases = np.concatenate([event.leases, event.refused])
-    ordinals = leases - (state.round << ORDINAL_BITS)
+    ordinals = leases - lease_id(state.round, 0)
     known = ((ordinals >= 0) & (ordinals < state.status.size)).all()
     folding = known and (state.status[ordinals] == FOLDING).all()
     if not folding or len(event.reasons) != event.refused.size:
@@ -418,15 +411,11 @@ def _open(state: State, window: int) -> tuple[State, Commands]:
     return opened(state, command), (command,)
 
 
-def _ids(round: int, ordinals: Int64) -> Int64:
-    return ordinals + (round << ORDINAL_BITS)
-
-
 def _marked(state: State, leases: Int64, status: int) -> State:
     if not leases.size:
         return state
     column = state.status.copy()
-    column[leases & (2**ORDINAL_BITS - 1)] = status
+    column[ordinal_of(leases)] = status
     return _with(state, status=column)
 
 
@@ -438,7 +427,7 @@ def _released(state: State) -> State:
     return _ended(state, state.status == LIVE)
 
 
-def _ended(state: State, which: npt.NDArray[np.bool_]) -> State:
+def _ended(state: State, which: Bools) -> State:
     if not which.any():
         return state
     return _with(state, status=np.where(which, np.int8(ENDED), state.status))

@@ -1,26 +1,8 @@
-"""Time that passes only when it is told to."""
+"""Virtual time as people read it."""
 
 from __future__ import annotations
 
 DAY = 86400.0
-
-
-class VirtualClock:
-    """Seconds since the run began; they never go back."""
-
-    def __init__(self, now: float = 0.0) -> None:
-        self._now = now
-
-    @property
-    def now(self) -> float:
-        """Seconds since the run began."""
-        return self._now
-
-    def advance_to(self, time: float) -> None:
-        """Let the clock show ``time``; an earlier one is a mistake in the simulator."""
-        if not time >= self._now:
-            raise ValueError(f"the clock shows {self._now} s and cannot go back to {time} s")
-        self._now = time
 
 
 def format_time(seconds: float) -> str:

@@ -6,7 +6,7 @@ nobody asks in vain, so a fleet of a million costs no more than its cohort.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,9 +16,7 @@ from fedtiny.device.session import State
 if TYPE_CHECKING:
     from fedtiny.simulator.sessions import Sessions
     from fedtiny.simulator.traces import Availability
-    from fedtiny.tensors import Int64
-
-    Bools = np.ndarray[Any, np.dtype[np.bool_]]
+    from fedtiny.tensors import Bools, Int64
 
 
 class Contact:
@@ -37,10 +35,10 @@ class Contact:
         self._next = 0
 
     def open(self, round: int, window: int) -> None:
-        """A window opens: a new order."""
+        """A window opens: a new order, drawn by round and (in place of a device) window."""
         if window == 0:
             self._served[:] = False
-        words = rng.block(self._run, round, window, rng.Purpose.LINK, 0)
+        words = rng.block(self._run, round, window, rng.Purpose.CONTACT, 0)
         self._key, self._next = np.array(words, np.uint32), 0
 
     def rewind(self) -> None:

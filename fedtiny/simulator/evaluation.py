@@ -6,7 +6,7 @@ samples (those of round 0), so that two rounds, or two strategies, are compared 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -15,8 +15,9 @@ from fedtiny.data.tables import Task
 from fedtiny.engine.program import Program
 from fedtiny.errors import ExperimentError, RunError
 from fedtiny.experiment.schema import Evaluation
-from fedtiny.simulator.fleet import Fleet, Workload, fit
-from fedtiny.simulator.visits import Scores, Visits
+from fedtiny.experiment.workload import Workload
+from fedtiny.simulator.fleet import Fleet
+from fedtiny.simulator.visits import Scores, Workers
 from fedtiny.values import EVALUATE, Instruction, Phase, Sgd
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ NORMAL_95 = 1.959964
 
 
 @dataclass(frozen=True, eq=False)
-class Protocol:
+class Adaptation:
     """One way to adapt, ready to run: a Program for each kind of held-out device that it fits."""
 
     name: str
@@ -35,11 +36,11 @@ class Protocol:
     programs: tuple[tuple[Program, Int64], ...]
 
     @classmethod
-    def of(cls, name: str, asked: Evaluation, workload: Workload, fleet: Fleet) -> Protocol:
-        """The protocol of an experiment. Raises RunError when it fits no held-out device."""
+    def of(cls, name: str, asked: Evaluation, workload: Workload, fleet: Fleet) -> Adaptation:
+        """What an experiment asks for. Raises RunError when it fits no held-out device."""
         phase = Phase(asked.lr, asked.steps, shuffle=asked.shuffle, sgd=Sgd(clip=asked.clip))
         instruction = Instruction(EVALUATE, phases=(phase,))
-        fitted = [fit(workload, p.name, asked.batch, instruction.sgd) for p in fleet.profiles]
+        fitted = [workload.fit(p.name, asked.batch, instruction.sgd) for p in fleet.profiles]
         kind = fleet.profile[fleet.held_out]
         programs = tuple(
             (p.program, fleet.held_out[kind == i])
@@ -51,18 +52,18 @@ class Protocol:
             raise RunError(f"evaluation {name!r} fits no held-out device: {reasons}")
         return cls(name, _resized(workload.task, name, asked), instruction, programs)
 
-    def run(self, visits: Visits, model: Float32) -> dict[str, Any]:
+    def run(self, workers: Workers, model: Float32) -> dict[str, Any]:
         """Means over devices with 95 % intervals: a row of the history."""
         parts = [
-            visits.evaluate(program, self.task, self.instruction, model, devices)
+            workers.evaluate(program, self.task, self.instruction, model, devices)
             for program, devices in self.programs
         ]
-        columns = ([getattr(part, name) for part in parts] for name in Scores.__dataclass_fields__)
+        columns = ([getattr(part, f.name) for part in parts] for f in fields(Scores))
         return _summary(Scores(*map(np.concatenate, columns)), self.task.classes is not None)
 
 
 def _resized(task: Task, name: str, asked: Evaluation) -> Task:
-    """The task with the protocol's own number of samples."""
+    """The task with the adaptation's own number of samples."""
     sizes = {key: getattr(asked, key) for key in ("support", "query") if getattr(asked, key)}
     if not sizes:
         return task
@@ -85,7 +86,7 @@ def _summary(scores: Scores, labelled: bool) -> dict[str, Any]:
             each = getattr(scores, f"{kind}_{when}")[judged] / scores.count[judged]
             label = f"{'accuracy' if kind == 'correct' else 'loss'}_{when}"
             row[label], row[f"{label}_ci"] = _interval(each)
-    diverged = ~np.isfinite(scores.loss_after[judged])
+    diverged = ~np.isfinite(scores.loss_before[judged] + scores.loss_after[judged])
     return row | ({"diverged": int(diverged.sum())} if diverged.any() else {})
 
 

@@ -7,12 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedtiny.rounds.machine import ORDINAL_BITS
+from fedtiny.values import round_of
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    from fedtiny.tensors import Float64, Int64
+    from fedtiny.tensors import Bools, Float64, Int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +22,7 @@ class Flights:
     versions: Int64
     ends_at: Float64
     deadlines: Float64
-    arrives: npt.NDArray[np.bool_]
+    arrives: Bools
 
     @classmethod
     def none(cls) -> Flights:
@@ -36,13 +34,13 @@ class Flights:
         """When the next one ends; infinity if there is none."""
         return float(self.ends_at[0]) if self.ends_at.size else np.inf
 
-    def joined(self, other: Flights) -> Flights:
+    def merge(self, other: Flights) -> Flights:
         """Both, in order; of two that end together the older lease comes first."""
         pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
         both = Flights(*(np.concatenate(pair) for pair in pairs))
         return both.take(np.lexsort((both.leases, both.ends_at)))
 
-    def take(self, at: Int64 | npt.NDArray[np.bool_] | slice) -> Flights:
+    def take(self, at: Int64 | Bools | slice) -> Flights:
         """The flights at these positions."""
         return Flights(*(getattr(self, f.name)[at] for f in fields(self)))
 
@@ -53,9 +51,9 @@ class Flights:
         any lease among them expires.
         """
         count = int(np.searchsorted(self.ends_at, until, "right"))
-        ours = self.arrives[:count] & (self.leases[:count] >> ORDINAL_BITS == round)
+        ours = self.arrives[:count] & (round_of(self.leases[:count]) == round)
         arrived = np.cumsum(ours)
-        if count and arrived[-1] > room:
+        if count and arrived[-1] >= room:
             count = int(np.searchsorted(arrived, room)) + 1
         earliest = np.minimum.accumulate(
             np.where(self.arrives[:count], self.deadlines[:count], np.inf)

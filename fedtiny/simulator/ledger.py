@@ -18,7 +18,7 @@ class Figures:
     bytes_up: int = 0
     energy_j: float = 0.0
 
-    def plus(self, other: Figures) -> Figures:
+    def merge(self, other: Figures) -> Figures:
         """The sums."""
         return Figures(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
 
@@ -43,7 +43,7 @@ class Ledger:
         row: dict[str, Any] = asdict(self.open) | {"failed": failed}
         if self.reasons:
             row["reasons"] = self.reasons
-        self.total = self.total.plus(self.open)
+        self.total = self.total.merge(self.open)
         self.failed_rounds += failed
         self.open, self.reasons = Figures(), {}
         return row

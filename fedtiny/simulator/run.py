@@ -7,15 +7,16 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
+from fedtiny.errors import ExperimentError, RunError
 from fedtiny.experiment import Experiment
-from fedtiny.runs import Checkpoint, RunFolder
+from fedtiny.runs import Checkpoint, Dropped, RunFolder
 from fedtiny.simulator.clock import format_time
-from fedtiny.simulator.simulation import COLUMNS, Simulation
+from fedtiny.simulator.simulation import DeviceForm, Simulation
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Float32
@@ -36,7 +37,10 @@ class Progress:
 
 @dataclass(frozen=True, eq=False)
 class Result:
-    """What a run came to. ``history`` and ``summary`` are those of the run folder."""
+    """What a run came to. ``history`` and ``summary`` are those of the run folder.
+
+    ``dropped`` is what a resume had to cut off the history before it went on.
+    """
 
     experiment: Experiment
     layout: Layout
@@ -45,9 +49,10 @@ class Result:
     summary: dict[str, Any]
     interrupted: bool = False
     folder: Path | None = None
+    dropped: Dropped | None = None
 
     def evaluations(self, name: str = "") -> list[dict[str, Any]]:
-        """The rows of the evaluations, of one protocol or of all."""
+        """The rows of the evaluations, of one name or of all."""
         rows = (row for row in self.history if row["kind"] == "evaluation")
         return [row for row in rows if row["name"] == name or not name]
 
@@ -58,13 +63,18 @@ class Result:
             f"virtual time; {s['bytes_up'] / 1e6:,.1f} MB up, {s['energy_j']:,.1f} J"
         ]
         for name, row in s["evaluations"].items():
-            what = "accuracy" if "accuracy_after" in row else "loss"
-            before, after, ci = (row[f"{what}_{k}"] for k in ("before", "after", "after_ci"))
-            lines.append(
-                f"{name}: {what} {before:.3f} before and {after:.3f} +- {ci:.3f} after adaptation "
-                f"({row['devices']} devices)"
-            )
+            lines.append(f"{name}: {_told(row)} ({row['devices']} devices)")
         return "\n".join(lines)
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    if "diverged" in row:
+        return f"diverged on {row['diverged']:,}"
+    if not row["devices"]:
+        return "nobody could be judged"
+    what = "accuracy" if "accuracy_after" in row else "loss"
+    before, after, ci = (row[f"{what}_{k}"] for k in ("before", "after", "after_ci"))
+    return f"{what} {before:.3f} before and {after:.3f} +- {ci:.3f} after adaptation"
 
 
 def simulate(
@@ -73,7 +83,7 @@ def simulate(
     out: Path | str | None = None,
     resume: bool = False,
     progress: Callable[[Progress], None] | None = None,
-    devices: str = COLUMNS,
+    devices: DeviceForm = "columns",
 ) -> Result:
     """Run an experiment under the virtual clock.
 
@@ -83,24 +93,29 @@ def simulate(
         resume: Go on in ``out`` after its last checkpoint; the result is that of a run that was
             never interrupted, bit for bit.
         progress: Called after every round.
-        devices: "columns" or "objects"; see `Simulation`.
+        devices: "columns" (whole cohorts in C; objects where there is no native runtime) or
+            "objects" (one session and one learner at a time). Both give the same result.
 
     On Ctrl-C the round is finished, a checkpoint is saved, and the result says ``interrupted``.
     """
+    if devices not in get_args(DeviceForm):
+        raise ExperimentError(f"devices = {devices!r} is not 'columns' or 'objects'")
+    if resume and out is None:
+        raise RunError("there is nothing to resume without a folder; name that of the run in out=")
     made = Experiment.of(experiment)
     log = _Log.open(made, out, resume)
-    simulation = Simulation(made, devices, log.append, log.checkpoint(resume))
     started = time.perf_counter()
-    with _interruption() as interrupted:
+    making = Simulation(made, devices, log.append, log.checkpoint(resume))
+    with closing(making) as simulation, _interruption() as interrupted:
         while not interrupted.is_set() and (row := simulation.step()) is not None:
             log.keep(simulation, row["round"] + 1, last=interrupted.is_set())
             if progress:
                 progress(_progress(simulation, row, time.perf_counter() - started))
-    return log.close(simulation, interrupted.is_set() and not simulation.finished)
+        return log.close(simulation, interrupted.is_set() and not simulation.finished)
 
 
 def _progress(simulation: Simulation, row: dict[str, Any], wall_s: float) -> Progress:
-    rounds, updates = simulation.rules.rounds, simulation.ledger.total.accepted
+    rounds, updates = simulation.rules.rounds, simulation.standing.ledger.total.accepted
     return Progress(row["round"] + 1, rounds, updates, row["time_s"], row["loss"], wall_s)
 
 
@@ -131,6 +146,7 @@ class _Log:
     experiment: Experiment
     folder: RunFolder | None
     rows: list[dict[str, Any]] = field(default_factory=list)
+    dropped: Dropped | None = None
 
     @classmethod
     def open(cls, experiment: Experiment, out: Path | str | None, resume: bool) -> _Log:
@@ -138,8 +154,8 @@ class _Log:
             return cls(experiment, None)
         if not resume:
             return cls(experiment, RunFolder.create(out, experiment))
-        folder, _ = RunFolder.resume(out, experiment)
-        return cls(experiment, folder, folder.history())
+        folder, dropped = RunFolder.resume(out, experiment)
+        return cls(experiment, folder, folder.history(), dropped)
 
     def checkpoint(self, resume: bool) -> Checkpoint | None:
         return self.folder.checkpoint() if self.folder and resume else None
@@ -155,7 +171,7 @@ class _Log:
         if not self.folder:
             return
         if run.save_every and done % run.save_every == 0:
-            self.folder.save_model(done, simulation.layout.unflatten(simulation.model))
+            self.folder.save_model(done, simulation.layout.unflatten(simulation.standing.model))
         if last or done % run.checkpoint_every == 0:
             self.folder.save_checkpoint(simulation.checkpoint())
 
@@ -164,23 +180,23 @@ class _Log:
         if self.folder:
             self.folder.save_checkpoint(simulation.checkpoint())
             if not interrupted:
-                state = simulation.layout.unflatten(simulation.model)
+                state = simulation.layout.unflatten(simulation.standing.model)
                 self.folder.save_model(summary["rounds"], state)
-                self.folder.save_summary(summary)
+            self.folder.save_summary(summary)
         path = self.folder.path if self.folder else None
         return Result(
-            self.experiment, simulation.layout, simulation.model, self.rows, summary, interrupted,
-            path,
+            self.experiment, simulation.layout, simulation.standing.model, self.rows, summary,
+            interrupted, path, self.dropped,
         )  # fmt: skip
 
 
 def _summary(simulation: Simulation, rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The figures of a run; the same on any number of threads."""
-    total, fleet = simulation.ledger.total, simulation.fleet
+    total, fleet = simulation.standing.ledger.total, simulation.fleet
     return {
-        "rounds": simulation.rounds.round,
-        "failed_rounds": simulation.ledger.failed_rounds,
-        "time_s": simulation.now,
+        "rounds": simulation.standing.round,
+        "failed_rounds": simulation.standing.ledger.failed_rounds,
+        "time_s": simulation.standing.now,
         "updates": total.accepted,
         "refused": total.refused,
         "late": total.late,
@@ -200,5 +216,5 @@ def _summary(simulation: Simulation, rows: list[dict[str, Any]]) -> dict[str, An
             for profile, count in zip(fleet.profiles, fleet.counts(), strict=True)
         ],
         "evaluations": {row["name"]: row for row in rows if row["kind"] == "evaluation"},
-        "model_digest": hashlib.sha256(simulation.model.tobytes()).hexdigest(),
+        "model_digest": hashlib.sha256(simulation.standing.model.tobytes()).hexdigest(),
     }

@@ -12,16 +12,12 @@ import numpy as np
 
 from fedtiny.device import session
 from fedtiny.device.session import Event, Session, State
-from fedtiny.values import Lease
+from fedtiny.values import Lease, round_of
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
+    from fedtiny.tensors import Float64, Int8, Int64
 
-    from fedtiny.tensors import Float64, Int64
-
-    Int8 = npt.NDArray[np.int8]
-
-_NEXT = np.array(session.encode()[0], np.int8)
+_NEXT = np.array(session.encode(), np.int8)
 
 
 class Sessions(Protocol):
@@ -78,7 +74,7 @@ class ObjectSessions:
         """Their check-ins are answered with these leases."""
         columns = zip(devices.tolist(), leases.tolist(), deadlines.tolist(), strict=True)
         for device, lease, deadline in columns:
-            given = Lease(lease, device, lease >> 32, 0, deadline)
+            given = Lease(lease, device, round_of(lease), 0, deadline)
             self._sessions[device], _ = session.advance(
                 self._sessions[device], Event.INSTRUCTED, now, given
             )

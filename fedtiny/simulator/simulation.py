@@ -12,7 +12,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -21,8 +21,10 @@ from fedtiny.device.session import Event as Happens
 from fedtiny.engine import native
 from fedtiny.errors import RunError
 from fedtiny.experiment import Experiment
+from fedtiny.experiment.workload import Workload
 from fedtiny.registry.cost import visit_cost
 from fedtiny.rounds import machine
+from fedtiny.rounds.content import OpenRound
 from fedtiny.rounds.events import (
     Begin,
     CheckIns,
@@ -42,34 +44,22 @@ from fedtiny.rounds.events import (
 from fedtiny.rounds.measures import Measures
 from fedtiny.runs import Checkpoint
 from fedtiny.simulator.contact import Contact
-from fedtiny.simulator.evaluation import Protocol
-from fedtiny.simulator.fleet import Fleet, Workload, length
+from fedtiny.simulator.evaluation import Adaptation
+from fedtiny.simulator.fleet import Fleet
 from fedtiny.simulator.flights import Flights
-from fedtiny.simulator.ledger import Ledger
 from fedtiny.simulator.sessions import ColumnSessions, ObjectSessions, Sessions
+from fedtiny.simulator.standing import Standing
 from fedtiny.simulator.traces import availability_of
-from fedtiny.simulator.visits import (
-    Cohort,
-    ColumnVisits,
-    Measured,
-    ObjectVisits,
-    Personal,
-    Trained,
-    Visits,
-)  # fmt: skip
-from fedtiny.strategies import calls
+from fedtiny.simulator.visits import Cohort, ColumnWorkers, ObjectWorkers, Visited, Workers
 from fedtiny.strategies.base import Round
-from fedtiny.values import ACCEPTED, DUPLICATE, LATE, LOCAL, TRAIN, Update
+from fedtiny.tensors import FLOAT_BYTES
+from fedtiny.values import ACCEPTED, DUPLICATE, LATE, length
 
 if TYPE_CHECKING:
     from fedtiny.engine.program import Program
-    from fedtiny.fold import Total
-    from fedtiny.strategies.base import State
-    from fedtiny.tensors import Float64, Int64
+    from fedtiny.tensors import Bools, Float64, Int64
 
-    Bools = np.ndarray[Any, np.dtype[np.bool_]]
-
-COLUMNS, OBJECTS = "columns", "objects"
+DeviceForm = Literal["columns", "objects"]
 
 
 class Simulation:
@@ -77,106 +67,74 @@ class Simulation:
 
     Args:
         experiment: What to run.
-        devices: "columns" (native runtime, whole cohorts in C) or "objects" (one Session and one
-            Learner at a time); both give the same history.
+        devices: "columns" (whole cohorts in C; where there is no native runtime, objects) or
+            "objects" (one Session and one Learner at a time); both give the same history.
         append: Takes each row of the history as it comes.
     """
 
     def __init__(
         self,
         experiment: Experiment,
-        devices: str,
+        devices: DeviceForm,
         append: Callable[[dict[str, Any]], None],
         checkpoint: Checkpoint | None = None,
     ) -> None:
         self.experiment, self.append = experiment, append
         self.work = Workload.of(experiment)
         self.fleet = Fleet.of(self.work)
-        self.strategy, self.layout = self.work.strategy, self.work.layout
+        self.layout = self.work.layout
         self.counts = self.work.samples(np.arange(experiment.fleet.devices))
         self.rules = _rules(self.work)
-        self.finished = False
-        self._queue: deque[Command] = deque()
-        self._restore(checkpoint, devices)
-        self.protocols = [
-            Protocol.of(name, asked, self.work, self.fleet)
+        self.standing = (
+            Standing.restored(self.work, checkpoint) if checkpoint else Standing.at_start(self.work)
+        )
+        self.workers, self.sessions = _devices(devices, self.work, self.standing)
+        reach = availability_of(experiment)
+        self.contact = Contact(
+            experiment.seed, self.fleet.training, experiment.fleet.devices, self.sessions, reach
+        )
+        self.adaptations = [
+            Adaptation.of(name, asked, self.work, self.fleet)
             for name, asked in experiment.evaluate.items()
         ]
-        self._begin(checkpoint)
+        self.finished = False
+        self.visited: list[Visited] = []
+        self._contact_at = self.standing.now
+        self._offered = Flights.none()
+        self._row: dict[str, Any] | None = None
+        self._queue: deque[Command] = deque()
+        if checkpoint:
+            self._go_on()
+        else:
+            self._begin()
 
     # ---- beginning and going on ----
 
-    def _restore(self, checkpoint: Checkpoint | None, devices: str) -> None:
-        fleet, n = self.experiment.fleet, self.experiment.fleet.devices
-        states = np.zeros(n, np.int8)
-        self.now, self.flights, self.ledger = 0.0, Flights.none(), Ledger()
-        ranges = self.layout.ranges(p.name for p in self.layout.parameters if p.group == LOCAL)
-        self.personal = Personal.empty(ranges, n) if ranges else None
-        if checkpoint:
-            states = checkpoint.arrays["sessions"]
-            self._restore_values(checkpoint)
-        else:
-            self.model = self.work.initial
-            self.state: State = calls.start(self.strategy, self.layout, self.model)
-        seed = self.experiment.seed
-        self.visits: Visits
-        self.sessions: Sessions
-        if devices == COLUMNS and native.available():
-            threads = fleet.threads or os.cpu_count() or 1
-            self.visits = ColumnVisits(self.work.task, seed, self.personal, threads)
-            self.sessions = ColumnSessions(states)
-        else:
-            self.visits = ObjectVisits(self.work.task, seed, self.personal)
-            self.sessions = ObjectSessions(seed, states)
-        reach = availability_of(self.experiment)
-        self.contact = Contact(seed, self.fleet.training, n, self.sessions, reach)
-        self._contact_at = self.now
-
-    def _restore_values(self, checkpoint: Checkpoint) -> None:
-        arrays, values = checkpoint.arrays, checkpoint.values
-        self.now = float(values["now"])
-        self.model = arrays["model"]
-        stored = {k.removeprefix("state."): a for k, a in arrays.items() if k.startswith("state.")}
-        self.state = {**values["state"], **stored}
-        self.ledger = Ledger.from_json(values["ledger"])
-        self.flights = Flights(*(arrays[f"flights.{name}"] for name in Flights.__annotations__))
-        if self.personal:
-            self.personal.values = arrays["personal"]
-            self.personal.known = arrays["personal.known"]
-
-    def _begin(self, checkpoint: Checkpoint | None) -> None:
-        if checkpoint:
-            past = machine.Past([np.empty(0, np.int64)] * checkpoint.round)
-            version = int(checkpoint.values["version"])
-            self.rounds = machine.State(self.rules, "between", checkpoint.round, version, past=past)
-            self._tell(Tick(self.now))
-            return
+    def _begin(self) -> None:
         self.rounds = machine.start(self.rules)
         self._evaluate(0)
-        self._tell(Begin(self.now, self.fleet.training.size))
+        self._tell(Begin(self.standing.now, self.fleet.training.size))
+
+    def _go_on(self) -> None:
+        stands = self.standing
+        past = machine.Past([np.empty(0, np.int64)] * stands.round)
+        self.rounds = machine.State(self.rules, "between", stands.round, stands.version, past=past)
+        self._tell(Tick(stands.now))
 
     def checkpoint(self) -> Checkpoint:
         """All that is needed to go on after the last committed round."""
-        arrays: dict[str, np.ndarray[Any, Any]] = {
-            "model": self.model, "sessions": self.sessions.states(),
-        }  # fmt: skip
-        arrays |= {f"flights.{n}": getattr(self.flights, n) for n in Flights.__annotations__}
-        arrays |= {f"state.{k}": v for k, v in self.state.items() if isinstance(v, np.ndarray)}
-        if self.personal:
-            arrays |= {"personal": self.personal.values, "personal.known": self.personal.known}
-        values = {
-            "now": self.now,
-            "version": self.rounds.version,
-            "state": {k: v for k, v in self.state.items() if not isinstance(v, np.ndarray)},
-            "ledger": self.ledger.to_json(),
-        }
-        return Checkpoint(self.rounds.round, arrays, values)
+        self.standing.states = self.sessions.states()
+        return self.standing.checkpoint()
+
+    def close(self) -> None:
+        """Let the threads go; to be called at the end, whatever that was."""
+        self.workers.close()
 
     # ---- the loop ----
 
     def step(self) -> dict[str, Any] | None:
         """Run until a round has committed; its row of the history, or None at the end."""
-        self._row: dict[str, Any] | None = None
+        self._row = None
         while self._row is None and not self.finished:
             if self._queue:
                 self._carry_out(self._queue.popleft())
@@ -195,18 +153,18 @@ class Simulation:
 
     def _make_contact(self) -> bool:
         """As many devices check in as there is demand for; False if nobody can."""
-        if self._contact_at > self.now or not self.rounds.demand:
+        if self._contact_at > self.standing.now or not self.rounds.demand:
             return False
-        if self.now >= self.rounds.closes_at:
+        if self.standing.now >= self.rounds.closes_at:
             return False
-        devices = self.contact.take(self.rounds.demand, self.now)
+        devices = self.contact.take(self.rounds.demand, self.standing.now)
         if not devices.size:
-            self._contact_at = self.contact.next_reachable(self.now)
+            self._contact_at = self.contact.next_reachable(self.standing.now)
             if np.isinf(self._contact_at):
                 return self._serve_again()
             return False
-        self.sessions.apply(devices, Happens.WAKE, self.now)
-        self._tell(CheckIns(self.now, devices))
+        self.sessions.apply(devices, Happens.WAKE, self.standing.now)
+        self._tell(CheckIns(self.standing.now, devices))
         return True
 
     def _serve_again(self) -> bool:
@@ -214,20 +172,20 @@ class Simulation:
         ended = self.rounds.devices[np.isin(self.rounds.status, (machine.REFUSED, machine.ENDED))]
         if not self.contact.serve_again(ended):
             return False
-        self._contact_at = self.now
+        self._contact_at = self.standing.now
         return True
 
     def _pass_time(self) -> None:
         """Move to what happens next: an arrival, somebody in reach, a deadline."""
         contact_at = self._contact_at if self.rounds.demand else np.inf
         wake = min(self.rounds.wakes_at, contact_at)
-        if self.flights.next_at <= wake and self.flights.leases.size:
+        if self.standing.flights.next_at <= wake and self.standing.flights.leases.size:
             room = self.rules.cohort - self.rounds.accepted
-            count = self.flights.batch(wake, self.rounds.round, room)
+            count = self.standing.flights.batch(wake, self.rounds.round, room)
             self._arrive(count)
         elif wake < np.inf:
             self._move_to(wake)
-            self._tell(Tick(self.now))
+            self._tell(Tick(self.standing.now))
         else:
             raise RunError(
                 f"round {self.rounds.round:,} waits for {self.rounds.demand:,} devices, and none "
@@ -236,52 +194,52 @@ class Simulation:
             )
 
     def _move_to(self, time: float) -> None:
-        self.now = max(self.now, time)
-        self._contact_at = self.now
+        self.standing.now = max(self.standing.now, time)
+        self._contact_at = self.standing.now
         self.contact.rewind()
 
     def _arrive(self, count: int) -> None:
-        ended = self.flights.take(slice(count))
-        self.flights = self.flights.take(slice(count, None))
+        ended = self.standing.flights.take(slice(count))
+        self.standing.flights = self.standing.flights.take(slice(count, None))
         self._move_to(float(ended.ends_at[-1]))
         gone, here = ended.take(~ended.arrives), ended.take(ended.arrives)
-        self.sessions.apply(gone.devices, Happens.EXPIRED, self.now)
-        self.sessions.apply(here.devices, Happens.FINISHED, self.now)
+        self.sessions.apply(gone.devices, Happens.EXPIRED, self.standing.now)
+        self.sessions.apply(here.devices, Happens.FINISHED, self.standing.now)
         if not here.leases.size:
-            return self._tell(Tick(self.now))
+            return self._tell(Tick(self.standing.now))
         self._offered = here
-        self._tell(Offers(self.now, here.leases, here.devices, here.versions))
+        self._tell(Offers(self.standing.now, here.leases, here.devices, here.versions))
 
     # ---- what the rounds command ----
 
     def _open(self, command: Open) -> None:
         self.contact.open(command.round, command.window)
-        self._contact_at = self.now
+        self._contact_at = self.standing.now
         if command.window:
             return
-        self.round = Round(command.round, self.rules.rounds)
-        self.instruction = calls.ask(self.strategy, self.round, self.state)
-        self._trained: list[Trained] = []
-        self._measured: list[Measured] = []
+        turn = Round(command.round, self.rules.rounds)
+        stands = self.standing
+        self.open = OpenRound.of(self.work.strategy, turn, stands.model, stands.state)
+        self.visited = []
 
     def _grant(self, command: Grant) -> None:
         devices = command.devices
         self.contact.served(devices)
-        self.sessions.instruct(devices, command.leases, command.deadlines, self.now)
-        self.sessions.apply(devices, Happens.FETCHED, self.now)
+        self.sessions.instruct(devices, command.leases, command.deadlines, self.standing.now)
+        self.sessions.apply(devices, Happens.FETCHED, self.standing.now)
         lost = self._drop_out(command)
         seconds, upload_bytes, joules = self._costs(devices, lost)
-        ends_at = self.now + seconds
+        ends_at = self.standing.now + seconds
         arrives = ~lost & (ends_at < command.deadlines)
-        self.flights = self.flights.joined(
+        self.standing.flights = self.standing.flights.merge(
             Flights(
                 command.leases, devices, np.full(devices.size, command.version),
                 np.where(arrives, ends_at, command.deadlines), command.deadlines, arrives,
             )
         )  # fmt: skip
-        spent = self.ledger.open
+        spent = self.standing.ledger.open
         spent.leases += devices.size
-        spent.bytes_down += 4 * self.layout.size * devices.size
+        spent.bytes_down += self.layout.nbytes * devices.size
         spent.bytes_up += int(upload_bytes[arrives].sum())
         spent.energy_j += float(joules.sum())
 
@@ -302,22 +260,23 @@ class Simulation:
         samples = np.zeros(devices.size)
         for profile, at in self.fleet.split(devices):
             assert profile.program is not None
-            steps, samples[at] = self._used(profile.program, devices[at])
-            macs[at] = steps * profile.program.footprint.macs_per_step
-            upload_bytes[at] = 4 * length(profile.program.sent_ranges(self.instruction))
+            counts, footprint = self._counts_of(devices[at]), profile.program.footprint
+            macs[at] = self.open.instruction.macs(counts, footprint)
+            samples[at] = self.open.instruction.used(counts, footprint.batch)[1]
+            sent = profile.program.sent_ranges(self.open.instruction)
+            upload_bytes[at] = FLOAT_BYTES * length(sent)
         cost = visit_cost(
             self.fleet.boards.take(devices),
             macs=macs,
-            download_bytes=4 * self.layout.size,
+            download_bytes=self.layout.nbytes,
             upload_bytes=np.where(lost, 0, upload_bytes),
             samples=samples,
             sample_period_s=self.experiment.data.sample_period,
         )
         return cost.seconds, upload_bytes, cost.joules
 
-    def _used(self, program: Program, devices: Int64) -> tuple[Int64, Int64]:
-        counts = {part: column[devices] for part, column in self.counts.items()}
-        return self.instruction.used(counts, program.batch)
+    def _counts_of(self, devices: Int64) -> dict[str, Int64]:
+        return {part: column[devices] for part, column in self.counts.items()}
 
     def _fold(self, command: Fold) -> None:
         refused: list[Int64] = []
@@ -325,29 +284,22 @@ class Simulation:
         for profile, at in self.fleet.split(command.devices):
             assert profile.program is not None
             cohort = self._cohort(profile.program, command.leases[at], command.devices[at])
-            done = self._visit(cohort)
+            done = self.workers.visit(cohort)
+            self.visited.append(done)
             refused.append(cohort.leases[list(done.refused)])
             reasons += done.reasons
         bad = np.concatenate(refused)
-        self.ledger.refuse(reasons)
+        self.standing.ledger.refuse(reasons)
         good = command.leases[~np.isin(command.leases, bad)] if bad.size else command.leases
-        self._tell(Folded(self.now, good, bad, reasons))
-
-    def _visit(self, cohort: Cohort) -> Trained | Measured:
-        if self.instruction.kind == TRAIN:
-            self._trained.append(self.visits.train(cohort))
-            return self._trained[-1]
-        self._measured.append(self.visits.measure(cohort))
-        return self._measured[-1]
+        self._tell(Folded(self.standing.now, good, bad, reasons))
 
     def _cohort(self, program: Program, leases: Int64, devices: Int64) -> Cohort:
-        samples = np.asarray(self._used(program, devices)[1] + np.zeros(devices.size, np.int64))
+        _, used = self.open.instruction.used(self._counts_of(devices), program.batch)
+        samples = np.asarray(used + np.zeros(devices.size, np.int64))
         weighed = np.maximum(samples, 1).astype(np.float64)  # an empty visit is refused anyway
         return Cohort(
-            program, self.instruction, self.model, self.experiment.seed, self.round.t,
-            self.rounds.version, leases, devices, samples,
-            calls.weight(self.strategy, self.round, weighed),
-            self.strategy.fold_rule, self.strategy.needs == "all",
+            program, self.open, self.rounds.version, leases, devices, samples,
+            self.open.weights(weighed),
         )  # fmt: skip
 
     def _reply(self, command: Reply) -> None:
@@ -355,49 +307,44 @@ class Simulation:
         order = np.argsort(self._offered.leases)
         at = order[np.searchsorted(self._offered.leases, command.leases, sorter=order)]
         event = Happens.ACCEPTED if delivered else Happens.REFUSED
-        self.sessions.apply(self._offered.devices[at], event, self.now)
-        self.ledger.open.accepted += command.leases.size * (command.status == ACCEPTED)
-        self.ledger.open.late += command.leases.size * (command.status == LATE)
+        self.sessions.apply(self._offered.devices[at], event, self.standing.now)
+        self.standing.ledger.open.accepted += command.leases.size * (command.status == ACCEPTED)
+        self.standing.ledger.open.late += command.leases.size * (command.status == LATE)
 
     def _commit(self, command: Commit) -> None:
-        changed = self.instruction.kind == TRAIN and not command.failed
-        if changed:
-            self.model, self.state = calls.finish(
-                self.strategy, self.round, self.model, self._contribution(), self.state
-            )
-        version = self.rounds.version + changed
-        self._tell(Committed(self.now, changed))
-        row = {"kind": "round", "round": command.round, "time_s": self.now, "version": version}
-        self._row = row | self.ledger.close(command.failed) | self._figures()
+        stands = self.standing
+        done = self.open.conclude([each.part for each in self.visited], command.failed)
+        stands.model, stands.state = done.model, done.state
+        self._tell(Committed(stands.now, done.changed))
+        stands.round, stands.version = command.round + 1, stands.version + done.changed
+        self._row = {
+            "kind": "round", "round": command.round, "time_s": stands.now,
+            "version": stands.version,
+            **stands.ledger.close(command.failed), **self._figures(),
+        }  # fmt: skip
         self.append(self._row)
-        every, done = self.experiment.run.evaluate_every, command.round + 1
-        if done == self.rules.rounds or (every and done % every == 0):
-            self._evaluate(done)
+        every = self.experiment.run.evaluate_every
+        if stands.round == self.rules.rounds or (every and stands.round % every == 0):
+            self._evaluate(stands.round)
 
     def _figures(self) -> dict[str, Any]:
-        """The mean training loss of the round, and what it measured."""
-        steps = sum(part.steps for part in self._trained)
-        loss_sum = sum(part.loss_sum for part in self._trained)
+        """The mean training loss of the round, or what it measured."""
+        steps = sum(each.steps for each in self.visited)
+        loss_sum = sum(each.loss_sum for each in self.visited)
         figures: dict[str, Any] = {"loss": loss_sum / steps if steps else None}
-        if self._measured:
-            merged = reduce(Measures.merge, (part.measures for part in self._measured))
+        if self.visited and not self.open.trains:
+            merged = reduce(Measures.merge, (each.measures for each in self.visited))
             figures["measures"] = merged.values()
         return figures
-
-    def _contribution(self) -> Total | list[Update]:
-        if self.strategy.needs == "all":
-            updates = [update for part in self._trained for update in part.updates]
-            return sorted(updates, key=lambda update: update.lease)
-        return reduce(lambda a, b: a.merge(b), (part.total for part in self._trained))
 
     def _done(self, command: Done) -> None:
         self.finished = True
 
     def _evaluate(self, rounds_done: int) -> None:
-        for protocol in self.protocols:
-            row = {"kind": "evaluation", "round": rounds_done, "time_s": self.now}
-            row["name"] = protocol.name
-            self.append(row | protocol.run(self.visits, self.model))
+        for adaptation in self.adaptations:
+            row = {"kind": "evaluation", "round": rounds_done, "time_s": self.standing.now}
+            row["name"] = adaptation.name
+            self.append(row | adaptation.run(self.workers, self.standing.model))
 
 
 _ACTIONS: dict[type[Command], Callable[[Simulation, Any], None]] = {
@@ -410,14 +357,23 @@ _ACTIONS: dict[type[Command], Callable[[Simulation, Any], None]] = {
 }
 
 
+def _devices(form: DeviceForm, work: Workload, standing: Standing) -> tuple[Workers, Sessions]:
+    """Who computes for the devices, and where each of them stands."""
+    seed, threads = work.experiment.seed, work.experiment.fleet.threads or os.cpu_count() or 1
+    if form == "columns" and native.available():
+        workers = ColumnWorkers(work.task, seed, standing.personal, threads)
+        return workers, ColumnSessions(standing.states)
+    objects = ObjectWorkers(work.task, seed, standing.personal)
+    return objects, ObjectSessions(seed, standing.states)
+
+
 def _rules(work: Workload) -> machine.Rules:
-    experiment, cohort = work.experiment, work.strategy.cohort
-    run = experiment.run
+    run = work.experiment.run
     return machine.Rules(
         rounds=run.rounds,
-        cohort=cohort,
+        cohort=work.strategy.cohort,
         deadline_s=run.deadline,
-        minimum=min(run.minimum, cohort),
+        minimum=run.minimum,
         over_selection=run.over_selection,
-        seed=experiment.seed,
+        seed=work.experiment.seed,
     )

@@ -24,10 +24,9 @@ from fedtiny.rng import Purpose
 from fedtiny.simulator.clock import DAY
 
 if TYPE_CHECKING:
-    from fedtiny.tensors import Float64, Int64
+    from fedtiny.tensors import Bools, Float64, Int64
 
 Devices = npt.NDArray[np.integer[Any]]
-Bools = npt.NDArray[np.bool_]
 
 
 class Availability(Protocol):

@@ -21,7 +21,7 @@ import numpy.typing as npt
 from fedtiny import elementary
 from fedtiny.errors import StrategyError
 from fedtiny.fold import FoldRule, Total, delta_of
-from fedtiny.values import Instruction, Layout, Phase, Sgd, Update
+from fedtiny.values import Instruction, Layout, Phase, Sgd, Update, coordinates
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Float32, Float64
@@ -222,12 +222,30 @@ class MetaAveraging(Averaging):
 
 
 def deltas(updates: Iterable[Update], model: Float32) -> Float64:
-    """One row an update: ``v - model`` where the device trained, NaN where it did not."""
+    """One row an update: ``v - model`` where the device trained, NaN where it did not.
+
+    So what reduces them must leave NaN out, as `trimmed_mean` does.
+    """
     rows = []
     for update in updates:
         row = np.full(model.size, np.nan)
-        delta = delta_of(update, model, model.size)
-        for start, stop in update.ranges:
-            row[start:stop] = delta[start:stop]
+        trained = coordinates(update.ranges)
+        row[trained] = delta_of(update, model, model.size)[trained]
         rows.append(row)
     return np.array(rows)
+
+
+def trimmed_mean(rows: Float64, share: float) -> Float64:
+    """The mean of each coordinate of `deltas` over those who trained it; 0 if nobody did.
+
+    That ``share`` of them with the largest values, and with the smallest, is left out; with 0.5
+    the median is left.
+    """
+    ordered = np.sort(rows, axis=0)  # NaN comes last
+    trained = np.count_nonzero(~np.isnan(ordered), axis=0)
+    most = np.maximum(trained - 1, 0) // 2
+    cut = np.minimum((share * trained).astype(np.int64), most)
+    place = np.arange(len(rows))[:, None]
+    kept = (place >= cut) & (place < trained - cut)
+    mean: Float64 = np.where(kept, ordered, 0.0).sum(axis=0) / np.maximum(trained - 2 * cut, 1)
+    return mean

@@ -9,10 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-import numpy as np
-
 from fedtiny.fold import Total
-from fedtiny.strategies.base import Averaging, Round, deltas
+from fedtiny.strategies.base import Averaging, Round, deltas, trimmed_mean
 
 if TYPE_CHECKING:
     from fedtiny.strategies.base import Contribution, State
@@ -30,6 +28,5 @@ class Median(Averaging):
     ) -> tuple[Float32, State]:
         """One step of the server's optimiser along the median delta."""
         assert not isinstance(contribution, Total)
-        rows = deltas(contribution, model)
-        rows[:, np.isnan(rows).all(axis=0)] = 0.0  # trained by nobody: stays
-        return self.server(round).step(model, np.nanmedian(rows, axis=0), state)
+        median = trimmed_mean(deltas(contribution, model), 0.5)
+        return self.server(round).step(model, median, state)

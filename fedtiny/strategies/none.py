@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedtiny.strategies.base import Round, Strategy
-from fedtiny.values import EVALUATE, QUERY, Instruction
+from fedtiny.values import EVALUATE, Instruction
 
 if TYPE_CHECKING:
     from fedtiny.strategies.base import State
@@ -21,5 +21,5 @@ class NoTraining(Strategy):
     """Asks devices how the initial model does, and changes nothing."""
 
     def ask(self, round: Round, state: State) -> Instruction:
-        """Measure on the query; no phase, so nothing trains."""
-        return Instruction(kind=EVALUATE, part=QUERY)
+        """Measure, without a phase, so nothing trains."""
+        return Instruction(kind=EVALUATE)

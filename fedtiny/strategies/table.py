@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
-from collections.abc import Callable, Iterable, Mapping
-from importlib import import_module
+from collections.abc import Mapping
 from typing import get_type_hints
 
-from fedtiny.errors import StrategyError
+from fedtiny import references
+from fedtiny.errors import ExperimentError, StrategyError, did_you_mean
 from fedtiny.strategies.base import Strategy
 
 TABLE: Mapping[str, str] = {
@@ -36,56 +35,16 @@ def build(spec: Mapping[str, object]) -> Strategy:
             "a strategy needs either name, one of "
             f"{', '.join(TABLE)}, or build, such as 'your_module:MyStrategy'"
         )
-    if "name" in fields:
-        label = str(fields.pop("name"))
-        made = _load(_known(label))
+    if "build" in fields:
+        label = reference = str(fields.pop("build"))
     else:
-        label = str(fields.pop("build"))
-        made = _load(label)
-    return _construct(label, made, fields)
-
-
-def _known(name: str) -> str:
-    if name not in TABLE:
-        raise StrategyError(
-            f"there is no strategy {name!r}{nearest(name, TABLE)}; there are {', '.join(TABLE)}; "
-            "your own is named by build = 'your_module:MyStrategy'"
-        )
-    return TABLE[name]
-
-
-def nearest(name: str, known: Iterable[str]) -> str:
-    """``"; did you mean 'x'?"`` if something is near, else nothing."""
-    matches = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
-    return f"; did you mean {matches[0]!r}?" if matches else ""
-
-
-def _load(path: str) -> object:
-    module, _, name = path.partition(":")
-    if not module or not name:
-        raise StrategyError(f"{path!r} does not name a strategy; write 'your_module:MyStrategy'")
+        label = str(fields.pop("name"))
+        reference = _known(label)
     try:
-        loaded = import_module(module)
-    except ImportError as error:
-        raise StrategyError(
-            f"build = {path!r}: {error}; the module must stand beside the experiment or be "
-            "installed"
-        ) from error
-    if not hasattr(loaded, name):
-        raise StrategyError(f"{module} has no {name!r}{nearest(name, vars(loaded))}")
-    found: object = getattr(loaded, name)
-    return found
-
-
-def _construct(label: str, made: object, fields: Mapping[str, object]) -> Strategy:
-    if isinstance(made, type) and issubclass(made, Strategy):
-        _check_fields(label, made, fields)
-    if not isinstance(made, Strategy) and callable(made):
-        made = _call(label, made, fields)
-    elif fields:
-        raise StrategyError(
-            f"{label} is a finished object: it takes no fields, got {', '.join(fields)}"
-        )
+        _check_fields(label, references.load(reference), fields)
+        made = references.call(reference, fields)
+    except (ExperimentError, TypeError, ValueError) as error:
+        raise StrategyError(f"{label} cannot be built: {error}") from error
     if not isinstance(made, Strategy):
         raise StrategyError(
             f"{label} gives a {type(made).__name__}; it must give a fedtiny.Strategy"
@@ -93,23 +52,26 @@ def _construct(label: str, made: object, fields: Mapping[str, object]) -> Strate
     return made
 
 
-def _call(label: str, make: Callable[..., object], fields: Mapping[str, object]) -> object:
-    try:
-        return make(**fields)
-    except (TypeError, ValueError) as error:
-        given = ", ".join(f"{name} = {value!r}" for name, value in fields.items()) or "no fields"
-        raise StrategyError(f"{label} cannot be built with {given}: {error}") from error
+def _known(name: str) -> str:
+    if name not in TABLE:
+        raise StrategyError(
+            f"there is no strategy {name!r}; {did_you_mean(name, TABLE)}there are "
+            f"{', '.join(TABLE)}; your own is named by build = 'your_module:MyStrategy'"
+        )
+    return TABLE[name]
 
 
-def _check_fields(label: str, cls: type[Strategy], fields: Mapping[str, object]) -> None:
-    types = get_type_hints(cls)
-    known = {f.name: types[f.name] for f in dataclasses.fields(cls) if f.init}
+def _check_fields(label: str, made: object, fields: Mapping[str, object]) -> None:
+    """Fields of a class of strategies have names and types; a function checks its own."""
+    if not (isinstance(made, type) and issubclass(made, Strategy)):
+        return
+    types = get_type_hints(made)
+    known = {f.name: types[f.name] for f in dataclasses.fields(made) if f.init}
     for name, value in fields.items():
         if name not in known:
-            near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]!r} ({known[near[0]].__name__})?" if near else ""
             raise StrategyError(
-                f"{label} has no field {name!r}{hint}; it has {', '.join(sorted(known))}"
+                f"{label} has no field {name!r}; {did_you_mean(name, known)}it has "
+                f"{', '.join(sorted(known))}"
             )
         if not _is_a(value, known[name]):
             raise StrategyError(

@@ -322,10 +322,10 @@ def test_tasks_are_built_by_name() -> None:
     ("source", "arguments", "message"),
     [
         ("sin", {}, "no task 'sin'.*did you mean 'sine'"),
-        ("sine", {"suport": 8}, r"'sine' has no 'suport'; it has \['amplitude'"),
+        ("sine", {"suport": 8}, r"'sine' has no 'suport'; did you mean 'support'"),
         ("few-shot-digits", {"devices": 8}, "has no 'devices'"),
         ("no.such.module:Task", {}, "'no.such.module:Task' cannot be imported"),
-        ("fractions:Fraction", {"x": 1}, "'fractions:Fraction' refuses"),
+        ("fractions:Fraction", {"x": 1}, "'fractions:Fraction' takes no 'x'"),
         ("fractions:Fraction", {}, r"Fraction is no task: it lacks \['features'"),
     ],
 )

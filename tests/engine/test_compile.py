@@ -54,8 +54,8 @@ def test_a_budget_of_exactly_ram_bytes_is_accepted_and_one_less_is_refused() -> 
 
 
 def test_flash_is_a_budget_too() -> None:
-    with pytest.raises(BudgetError, match=r"of 16,384 B flash"):
-        compile(sine_mlp(), loss="mse", ram="256KiB", flash="16KiB")
+    with pytest.raises(BudgetError, match=r"of 12,288 B flash"):
+        compile(sine_mlp(), loss="mse", ram="256KiB", flash="12KiB")
 
 
 def test_a_smaller_plan_needs_less_memory_and_fewer_operations() -> None:

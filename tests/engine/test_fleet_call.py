@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import subprocess
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,27 +22,26 @@ from fedtiny.data.tasks import SineTask
 from fedtiny.engine.builder import Net
 from fedtiny.engine.compile import compile
 from fedtiny.engine.fleet_call import (
-    OUTCOME,
-    SCORE,
     FleetCall,
     FleetStruct,
+    OutcomeStruct,
     PhaseStruct,
-    Status,
     TaskStruct,
     Visits,
 )
-from fedtiny.engine.native import LIBRARIES, library
+from fedtiny.engine.native import HyperStruct, ScoreStruct, Status, library
 from fedtiny.engine.program import Program
 from fedtiny.engine.reference import ReferenceExecutor
 from fedtiny.engine.runtime import build
 from fedtiny.engine.zoo import mlp
-from fedtiny.errors import DataError, RunError
+from fedtiny.errors import DataError, ImageError, RunError
 from fedtiny.fold import FoldRule
 from fedtiny.values import EVALUATE, GRADIENT, QUERY, SUPPORT, Instruction, Phase, Sgd
 
 Array = npt.NDArray[Any]
 
 RUN, ROUND = 2**40 + 7, 3
+POOL = ThreadPoolExecutor(1)
 SINE = SineTask(support=13, query=5)
 
 
@@ -116,9 +116,9 @@ PHASES = st.builds(
 def test_a_visit_is_the_same_by_hand(batch: int, phases: list[Phase]) -> None:
     program, devices = sine_program(batch, Sgd(momentum=0.9)), [0, 7, 2**32 - 1]
     instruction = Instruction(kind=EVALUATE, phases=tuple(phases))
-    with FleetCall(library(), program) as call:
-        args = (instruction, SINE, base_of(program), RUN, ROUND, devices)
-        found = call.run(*args, keep_vectors=True)
+    call = FleetCall(program, POOL)
+    args = (instruction, SINE, base_of(program), RUN, ROUND, devices)
+    found = call.run(*args, keep_vectors=True)
     table = SINE.table(RUN, ROUND, devices)
     assert found.vectors is not None
     for visit, device in enumerate(devices):
@@ -126,7 +126,7 @@ def test_a_visit_is_the_same_by_hand(batch: int, phases: list[Phase]) -> None:
         row = found.outcomes[visit]
         np.testing.assert_array_equal(found.vectors[visit], vector)
         assert row["loss_sum"] == sum(losses)
-        assert (row["steps"], row["samples"]) == (len(losses), len(losses) * batch)
+        assert row["steps"] == len(losses)
         assert tuple(row["before"]) == before
         assert tuple(row["after"]) == after
 
@@ -139,10 +139,10 @@ def test_the_sine_samples_of_c_are_those_of_python(device: int, support: int, qu
     program, base = sine_program(), base_of(sine_program())
     instruction = Instruction(kind=EVALUATE, phases=(Phase(lr=0.0),))
     devices = [device]
-    with FleetCall(library(), program) as call:
-        made_in_c = call.run(instruction, task, base, RUN, ROUND, devices)
-        table = task.table(RUN, ROUND, devices)
-        given_as_rows = call.run(instruction, table, base, RUN, ROUND, devices)
+    call = FleetCall(program, POOL)
+    made_in_c = call.run(instruction, task, base, RUN, ROUND, devices)
+    table = task.table(RUN, ROUND, devices)
+    given_as_rows = call.run(instruction, table, base, RUN, ROUND, devices)
     np.testing.assert_array_equal(made_in_c.outcomes, given_as_rows.outcomes)
     assert made_in_c.outcomes["before"]["count"] == query
 
@@ -165,9 +165,9 @@ def test_rows_and_labels_are_taken_together(rows: list[int], shuffle: bool) -> N
     x = np.random.default_rng(0).normal(size=(9, 3))
     table = classes_table(x, [0, 2, 1, 1, 0], rows, [0, 3, 5])
     program, phases = classifier(), (Phase(0.1, steps=4, shuffle=shuffle),)
-    with FleetCall(library(), program) as call:
-        instruction = Instruction(kind=EVALUATE, phases=phases)
-        found = call.run(instruction, table, base_of(program), RUN, ROUND, [9], keep_vectors=True)
+    call = FleetCall(program, POOL)
+    instruction = Instruction(kind=EVALUATE, phases=phases)
+    found = call.run(instruction, table, base_of(program), RUN, ROUND, [9], keep_vectors=True)
     vector, _, before, after = visit_by_hand(program, table, 0, phases, 9)
     assert found.vectors is not None
     np.testing.assert_array_equal(found.vectors[0], vector)
@@ -194,10 +194,10 @@ def test_a_bad_visit_says_why_and_the_others_go_on(
     both = classes_table(x, labels + good, rows + good, [*starts, 6, 6])
     alone = classes_table(x, good, good, [0, 3, 3])
     instruction = Instruction(phases=(Phase(0.1),))
-    with FleetCall(library(), program) as call:
-        args = base_of(program), RUN, ROUND
-        found = call.run(instruction, both, *args, [0, 1], rule=rule, weight=np.ones(2))
-        expected = call.run(instruction, alone, *args, [1], rule=rule, weight=np.ones(1))
+    call = FleetCall(program, POOL)
+    args = base_of(program), RUN, ROUND
+    found = call.run(instruction, both, *args, [0, 1], rule=rule, weight=np.ones(2))
+    expected = call.run(instruction, alone, *args, [1], rule=rule, weight=np.ones(1))
     assert found.outcomes["status"].tolist() == [status, Status.OK]
     assert expected.sums is not None
     assert expected.sums.any()
@@ -207,9 +207,9 @@ def test_a_bad_visit_says_why_and_the_others_go_on(
 def test_an_empty_query_scores_nothing() -> None:
     program = sine_program()
     instruction = Instruction(kind=EVALUATE, phases=(Phase(0.01),))
-    with FleetCall(library(), program) as call:
-        task = SineTask(support=3, query=0)
-        found = call.run(instruction, task, base_of(program), RUN, ROUND, [1])
+    call = FleetCall(program, POOL)
+    task = SineTask(support=3, query=0)
+    found = call.run(instruction, task, base_of(program), RUN, ROUND, [1])
     assert found.outcomes["status"].tolist() == [Status.OK]
     assert found.outcomes["after"]["count"].tolist() == [0]
 
@@ -222,12 +222,12 @@ def folded(threads: int, count: int, program: Program | None = None, **options: 
     rule = options.pop("rule", FoldRule.for_round(count, 3.0))
     weight = rule.weights(1.0 + np.arange(count) % 2)
     task = options.pop("task", SINE)
-    with FleetCall(options.pop("library", library()), program, threads) as call:
-        instruction = Instruction(phases=(Phase(0.05, steps=6),))
-        return call.run(
-            instruction, task, base_of(program), RUN, ROUND, np.arange(count),
-            rule=rule, weight=weight, keep_vectors=True,
-        )  # fmt: skip
+    call = FleetCall(program, POOL, threads)
+    instruction = Instruction(phases=(Phase(0.05, steps=6),))
+    return call.run(
+        instruction, task, base_of(program), RUN, ROUND, np.arange(count),
+        rule=rule, weight=weight, keep_vectors=True,
+    )  # fmt: skip
 
 
 def test_the_fold_is_the_exact_sum_of_the_rounded_terms() -> None:
@@ -276,9 +276,13 @@ def test_two_threads_change_no_bit() -> None:
 
 
 @pytest.mark.parametrize("variant", build.variants_here())
-def test_every_library_gives_the_same_bits(variant: str) -> None:
-    other = ctypes.CDLL(str(LIBRARIES / f"libfedtiny_{variant}.so"))
-    found, expected = folded(1, 5, library=other), folded(1, 5)
+def test_every_library_gives_the_same_bits(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = folded(1, 5)
+    monkeypatch.setenv("FEDTINY_RUNTIME", variant)
+    library.cache_clear()
+    found = folded(1, 5)
+    assert library()._name.endswith(f"_{variant}.so")
+    library.cache_clear()
     np.testing.assert_array_equal(found.sums, expected.sums)
     np.testing.assert_array_equal(found.outcomes, expected.outcomes)
 
@@ -321,11 +325,11 @@ def test_a_gradient_can_be_asked_for_after_the_training() -> None:
     program = sine_program(4, Sgd(momentum=0.9))
     phases = (Phase(0.05, steps=3), Phase(0.05, steps=1, part=QUERY))
     rule = FoldRule.for_round(1, 1.0)
-    with FleetCall(library(), program) as call:
-        found = call.run(
-            Instruction(phases=phases, returns=GRADIENT), SINE, base_of(program), RUN, ROUND, [4],
-            rule=rule, weight=np.ones(1), keep_vectors=True,
-        )  # fmt: skip
+    call = FleetCall(program, POOL)
+    found = call.run(
+        Instruction(phases=phases, returns=GRADIENT), SINE, base_of(program), RUN, ROUND, [4],
+        rule=rule, weight=np.ones(1), keep_vectors=True,
+    )  # fmt: skip
     executor = ReferenceExecutor(program.image)
     executor.load(base_of(program))
     table = SINE.table(RUN, ROUND, [4])
@@ -342,11 +346,11 @@ def test_a_correction_is_added_to_every_gradient() -> None:
     program = sine_program(1, Sgd(correction=True))
     correction = np.linspace(-1, 1, program.layout.size).astype(np.float32)
     phases = (Phase(0.05, steps=3, sgd=Sgd(correction=True), corrected=True),)
-    with FleetCall(library(), program) as call:
-        instruction = Instruction(phases=phases, correction=correction.tobytes())
-        found = call.run(
-            instruction, SINE, base_of(program), RUN, ROUND, [4], keep_vectors=True
-        )  # fmt: skip
+    call = FleetCall(program, POOL)
+    instruction = Instruction(phases=phases, correction=correction.tobytes())
+    found = call.run(
+        instruction, SINE, base_of(program), RUN, ROUND, [4], keep_vectors=True
+    )  # fmt: skip
     executor = ReferenceExecutor(program.image)
     executor.load(base_of(program))
     executor.load_correction(correction)
@@ -371,11 +375,11 @@ def test_local_coordinates_come_from_their_device_and_go_back(personal_program: 
     own = np.random.default_rng(0).normal(size=(2, size)).astype(np.float32)
     rows, local = own.copy(), slice(12, 19)  # behind linear1: 6 weights and 6 biases
     rule = FoldRule.for_round(2, 1.0)
-    with FleetCall(library(), program) as call:
-        found = call.run(
-            instruction, SINE, base, RUN, ROUND, [0, 1],
-            rule=rule, weight=np.ones(2), personal=rows, keep_vectors=True,
-        )  # fmt: skip
+    call = FleetCall(program, POOL)
+    found = call.run(
+        instruction, SINE, base, RUN, ROUND, [0, 1],
+        rule=rule, weight=np.ones(2), personal=rows, keep_vectors=True,
+    )  # fmt: skip
     assert found.vectors is not None
     assert found.sums is not None
     table = SINE.table(RUN, ROUND, [0, 1])
@@ -395,10 +399,10 @@ def test_local_coordinates_come_from_their_device_and_go_back(personal_program: 
 
 def test_a_failed_visit_leaves_the_personal_row_alone(personal_program: Program) -> None:
     own = np.full((1, 19), np.float32(3e38))
-    with FleetCall(library(), personal_program) as call:
-        instruction = Instruction(phases=(Phase(0.05, steps=4),))
-        args = (instruction, SINE, base_of(personal_program), RUN, ROUND, [0])
-        found = call.run(*args, personal=own)
+    call = FleetCall(personal_program, POOL)
+    instruction = Instruction(phases=(Phase(0.05, steps=4),))
+    args = (instruction, SINE, base_of(personal_program), RUN, ROUND, [0])
+    found = call.run(*args, personal=own)
     assert found.outcomes["status"].tolist() == [Status.NOT_FINITE]
     assert (own == np.float32(3e38)).all()
 
@@ -410,16 +414,16 @@ def test_arrays_that_do_not_fit_are_refused_with_both_shapes() -> None:
     program = sine_program()
     table = SINE.table(RUN, ROUND, [0])
     instruction = Instruction(phases=(Phase(0.05),))
-    with FleetCall(library(), program) as call:
-        with pytest.raises(DataError, match=r"model must be float32 \(19,\).*float32 \(18,\)"):
-            call.run(instruction, SINE, base_of(program)[1:], RUN, ROUND, [0])
-        with pytest.raises(DataError, match=r"x must be float32 \(18, 1\).*\(18, 2\)"):
-            call.run(
-                instruction, replace(table, x=np.zeros((18, 2), np.float32)),
-                base_of(program), RUN, ROUND, [0],
-            )  # fmt: skip
-        with pytest.raises(DataError, match=r"starts must be uint32 \(5,\).*\(3,\)"):
-            call.run(instruction, table, base_of(program), RUN, ROUND, [0, 1])
+    call = FleetCall(program, POOL)
+    with pytest.raises(DataError, match=r"model must be float32 \(19,\).*float32 \(18,\)"):
+        call.run(instruction, SINE, base_of(program)[1:], RUN, ROUND, [0])
+    with pytest.raises(DataError, match=r"x must be float32 \(18, 1\).*\(18, 2\)"):
+        call.run(
+            instruction, replace(table, x=np.zeros((18, 2), np.float32)),
+            base_of(program), RUN, ROUND, [0],
+        )  # fmt: skip
+    with pytest.raises(DataError, match=r"starts must be uint32 \(5,\).*\(3,\)"):
+        call.run(instruction, table, base_of(program), RUN, ROUND, [0, 1])
 
 
 def test_tables_that_contradict_each_other_are_refused_before_anything_runs() -> None:
@@ -429,23 +433,33 @@ def test_tables_that_contradict_each_other_are_refused_before_anything_runs() ->
     falling = replace(table, starts=np.array([5, 3, 18], np.uint32))
     no_targets = replace(table, y=None)
     instruction = Instruction(phases=(Phase(0.05),))
-    with FleetCall(library(), program) as call:
-        for wrong in (past_the_end, falling, no_targets):
-            with pytest.raises(RunError, match="samples do not fit the Program"):
-                call.run(instruction, wrong, base_of(program), RUN, ROUND, [0])
-        call.run(instruction, table, base_of(program), RUN, ROUND, [0])
+    call = FleetCall(program, POOL)
+    for wrong in (past_the_end, falling, no_targets):
+        with pytest.raises(RunError, match="samples do not fit the Program"):
+            call.run(instruction, wrong, base_of(program), RUN, ROUND, [0])
+    call.run(instruction, table, base_of(program), RUN, ROUND, [0])
 
 
 def test_what_the_program_reserved_nothing_for_is_refused() -> None:
     program = sine_program()
-    momentum = Phase(0.05, sgd=Sgd(momentum=0.9))
-    with FleetCall(library(), program) as call:
-        for instruction in (
-            Instruction(phases=(momentum,)),
-            Instruction(phases=(Phase(0.05, steps=1),), returns=GRADIENT),
-        ):
-            with pytest.raises(RunError, match="did not reserve"):
-                call.run(instruction, SINE, base_of(program), RUN, ROUND, [0])
+    call = FleetCall(program, POOL)
+    args = SINE, base_of(program), RUN, ROUND, [0]
+    momentum = Instruction(phases=(Phase(0.05, sgd=Sgd(momentum=0.9)),))
+    with pytest.raises(ImageError, match=r"momentum = 0\.9.*sgd=Sgd\(momentum"):
+        call.run(momentum, *args)
+    gradient = Instruction(phases=(Phase(0.05, steps=1),), returns=GRADIENT)
+    with pytest.raises(RunError, match="did not reserve"):
+        call.run(gradient, *args)
+
+
+def test_programs_may_share_the_threads_of_a_pool() -> None:
+    programs = sine_program(), sine_program(3)
+    calls = [FleetCall(program, POOL, 2) for program in programs]
+    instruction = Instruction(phases=(Phase(0.05, steps=6),))
+    for call, program in zip(calls * 2, programs * 2, strict=True):
+        args = instruction, SINE, base_of(program), RUN, ROUND, np.arange(9)
+        alone = FleetCall(program, POOL).run(*args, keep_vectors=True)
+        np.testing.assert_array_equal(call.run(*args, keep_vectors=True).vectors, alone.vectors)
 
 
 # ---- the structures --------------------------------------------------------------------------
@@ -460,21 +474,18 @@ int main(void) {{
 """
 
 
+STRUCTS = {
+    "ft_task": TaskStruct, "ft_fleet": FleetStruct, "ft_hyper": HyperStruct,
+    "ft_phase": PhaseStruct, "ft_score": ScoreStruct, "ft_outcome": OutcomeStruct,
+}  # fmt: skip
+
+
 def test_the_structures_are_those_of_the_header(tmp_path: Path) -> None:
     expected = {}
-    for name, struct in (("ft_task", TaskStruct), ("ft_fleet", FleetStruct)):
+    for name, struct in STRUCTS.items():
         expected[name, ""] = ctypes.sizeof(struct)
         for field, *_ in struct._fields_:
             expected[name, field] = getattr(struct, field).offset
-    hyper = [name for name, *_ in PhaseStruct._fields_[:6]]
-    fields = {f"hyper.{name}": name for name in hyper} | {"hyper.flags": "hyper_flags"}
-    fields |= {name: name for name in ("part", "steps", "flags")}
-    expected["ft_phase", ""] = ctypes.sizeof(PhaseStruct)
-    expected |= {("ft_phase", c): getattr(PhaseStruct, ours).offset for c, ours in fields.items()}
-    for name, dtype in (("ft_outcome", OUTCOME), ("ft_score", SCORE)):
-        assert dtype.fields is not None
-        expected[name, ""] = dtype.itemsize
-        expected |= {(name, field): entry[1] for field, entry in dtype.fields.items()}
     sizes = [
         f"offsetof({name}, {field})" if field else f"sizeof({name})" for name, field in expected
     ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import re
 import subprocess
 import warnings
 from collections.abc import Iterator, Mapping
@@ -201,7 +202,7 @@ def test_nothing_around_the_memory_is_touched(monkeypatch: pytest.MonkeyPatch) -
         blocks.append(whole)
         return (ctypes.c_char * nbytes).from_buffer(whole, 64)
 
-    monkeypatch.setattr(native, "_aligned", guarded)
+    monkeypatch.setattr(native, "aligned", guarded)
     for widths, activation, loss, batch, features in NETS:
         executor = NativeExecutor(mlp(widths, activation, loss, batch, features))
         executor.load(initial(widths))
@@ -352,5 +353,6 @@ def test_a_variant_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_python_constants_are_those_of_the_header() -> None:
     header = (build.HERE / "ft_runtime.h").read_text()
     assert f"#define FT_ABI {native.ABI} " in header
-    for status, (name, _, _) in native._REFUSALS.items():
-        assert f"{name} = {status}," in header
+    codes = re.findall(r"\bFT_(?:E_)?(\w+) = (\d+)", header[: header.index("} ft_status;")])
+    assert {name: int(code) for name, code in codes} == {s.name: s for s in native.Status}
+    assert all(status.meaning and status.remedy for status in list(native.Status)[1:])

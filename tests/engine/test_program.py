@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -35,8 +36,8 @@ def test_reading_an_image_gives_what_was_written(net: Net, batch: int, clip: boo
 
 @settings(max_examples=300)
 @given(st.data())
-def test_any_damage_is_noticed(data: st.DataObject) -> None:
-    image = bytearray(compile(sine_mlp(), loss="mse", ram="64KiB").image)
+def test_any_damage_is_noticed(program: Program, data: st.DataObject) -> None:
+    image = bytearray(program.image)
     at = data.draw(st.integers(0, len(image) - 1))
     image[at] ^= data.draw(st.integers(1, 255))
     with pytest.raises(ImageError):
@@ -45,14 +46,14 @@ def test_any_damage_is_noticed(data: st.DataObject) -> None:
 
 @settings(max_examples=300)
 @given(st.data())
-def test_a_forged_image_raises_nothing_but_our_errors(data: st.DataObject) -> None:
-    image = bytearray(compile(sine_mlp(), loss="mse", ram="64KiB").image)
+def test_a_forged_image_raises_nothing_but_our_errors(
+    program: Program, data: st.DataObject
+) -> None:
+    image = bytearray(program.image)
     at = data.draw(st.integers(16, len(image) - 1))
     image[at] ^= data.draw(st.integers(1, 255))
-    try:
-        Program(with_checksum(bytes(image))).tables
-    except FedtinyError as error:
-        assert str(error)
+    with suppress(FedtinyError):
+        read_image(with_checksum(bytes(image)))
 
 
 def test_each_kind_of_damage_has_its_message(program: Program) -> None:

@@ -1,8 +1,4 @@
-import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
-
-from fedtiny.registry.match import fits, misfits
+from fedtiny.registry.match import misfits
 from fedtiny.values import DeviceCard, Footprint
 
 
@@ -29,18 +25,3 @@ def test_ram_and_flash_are_told_apart() -> None:
     assert len(misfits(footprint(2, 2), card(1, 1))) == 2
     (reason,) = misfits(footprint(1, 2), card(1, 1))
     assert "flash" in reason
-
-
-_BYTES = st.integers(0, 4)
-_PAIRS = st.lists(st.tuples(_BYTES, _BYTES), max_size=4)
-
-
-@given(_PAIRS, _PAIRS)
-def test_the_columns_say_what_each_pair_says(
-    needed: list[tuple[int, int]], given_bytes: list[tuple[int, int]]
-) -> None:
-    programs, cards = [footprint(*p) for p in needed], [card(*c) for c in given_bytes]
-    each = [[not misfits(program, device) for program in programs] for device in cards]
-    table = fits(programs, cards)
-    assert table.shape == (len(cards), len(programs))
-    np.testing.assert_array_equal(table, np.array(each, bool).reshape(table.shape))

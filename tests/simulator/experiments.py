@@ -8,6 +8,7 @@ from fedtiny.engine.builder import Net
 from fedtiny.engine.zoo import mlp
 from fedtiny.experiment import Experiment
 from fedtiny.simulator.run import Result, simulate
+from fedtiny.simulator.simulation import DeviceForm
 
 
 def personal_mlp() -> Net:
@@ -40,5 +41,5 @@ HARD: dict[str, Any] = SINE | {
 }
 
 
-def run(tables: dict[str, Any], *settings: str, devices: str = "columns") -> Result:
+def run(tables: dict[str, Any], *settings: str, devices: DeviceForm = "columns") -> Result:
     return simulate(Experiment.of(tables).override(*settings), devices=devices)

@@ -2,23 +2,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedtiny.simulator.clock import VirtualClock, format_time
-
-
-def test_a_clock_shows_what_it_was_advanced_to() -> None:
-    clock = VirtualClock()
-    assert clock.now == 0
-    clock.advance_to(2.5)
-    clock.advance_to(2.5)
-    assert clock.now == 2.5
-
-
-@pytest.mark.parametrize("time", [9.0, float("nan")])
-def test_a_clock_never_goes_back(time: float) -> None:
-    clock = VirtualClock(10.0)
-    with pytest.raises(ValueError, match=r"shows 10\.0 s and cannot go back"):
-        clock.advance_to(time)
-    assert clock.now == 10.0
+from fedtiny.simulator.clock import format_time
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedtiny.device.session import Event, State
-from fedtiny.rounds.machine import ORDINAL_BITS
 from fedtiny.simulator.contact import Contact
 from fedtiny.simulator.flights import Flights
 from fedtiny.simulator.ledger import Figures, Ledger
 from fedtiny.simulator.sessions import ColumnSessions, ObjectSessions
 from fedtiny.simulator.traces import Always, Diurnal
+from fedtiny.values import lease_id, round_of
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Int64
@@ -39,8 +39,8 @@ def test_one_table_gives_columns_and_objects_the_same_history(
     for now, (devices, event) in enumerate(happened):
         for sessions in (columns, objects):
             if event == Event.INSTRUCTED:
-                leases = devices + (3 << ORDINAL_BITS)
-                sessions.instruct(devices.astype(int), leases, devices + 9.0, now)
+                leases = lease_id(3, devices)
+                sessions.instruct(devices.astype(int), leases, np.full(devices.size, now + 9.0), now)
             else:
                 sessions.apply(devices.astype(int), event, now)
         np.testing.assert_array_equal(columns.states(), objects.states())
@@ -54,9 +54,9 @@ def flights(draw: st.DrawFn) -> Flights:
     made = Flights.none()
     for ordinal, (round, begun, lasts, arrives) in enumerate(rows):
         deadline = begun + 10.0
-        lease, device = np.array([(round << ORDINAL_BITS) + ordinal]), np.array([ordinal])
+        lease, device = np.array([lease_id(round, ordinal)]), np.array([ordinal])
         ends = np.array([begun + lasts if arrives else deadline], float)
-        made = made.joined(
+        made = made.merge(
             Flights(lease, device, np.zeros(1, int), ends, np.array([deadline]),
                     np.array([arrives]))
         )  # fmt: skip
@@ -69,6 +69,13 @@ def test_flights_stay_in_the_order_in_which_they_end(under_way: Flights) -> None
     assert keys == sorted(keys)
 
 
+@example(  # the first arrival fills the room: who is lost later waits for the next batch
+    under_way=Flights(
+        np.array([lease_id(4, 1), lease_id(3, 0)]), np.array([1, 0]), np.zeros(2, int),
+        np.array([2.0, 10.0]), np.array([11.0, 10.0]), np.array([True, False]),
+    ),
+    until=10.0, room=1,
+)  # fmt: skip
 @given(flights(), st.floats(0, 40), st.integers(1, 5))
 def test_a_batch_is_as_long_as_nothing_else_happens_in_it(
     under_way: Flights, until: float, room: int
@@ -81,7 +88,7 @@ def test_a_batch_is_as_long_as_nothing_else_happens_in_it(
         deadlines += [under_way.deadlines[i]] if arrives else []
         if left == 0 or ends_at > until or ends_at >= min(deadlines):
             break
-        left -= bool(arrives and under_way.leases[i] >> ORDINAL_BITS == 4)
+        left -= bool(arrives and round_of(under_way.leases[i]) == 4)
         count += 1
     assert under_way.batch(until, 4, room) == count
 

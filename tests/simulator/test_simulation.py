@@ -14,8 +14,9 @@ import pytest
 from fedtiny.errors import ExperimentError, RunError, StrategyError
 from fedtiny.experiment import Experiment
 from fedtiny.fold import Total
+from fedtiny.registry.profiles import board
 from fedtiny.simulator.run import simulate
-from fedtiny.simulator.simulation import Simulation
+from fedtiny.simulator.simulation import DeviceForm, Simulation
 from fedtiny.strategies.base import Averaging, Round, Strategy, deltas
 from fedtiny.values import Instruction, Phase
 from tests.simulator.experiments import HARD, SINE, run
@@ -45,7 +46,7 @@ def test_columns_and_objects_give_the_same_history_at_a_thousand_devices() -> No
     [
         ["model.build='tests.simulator.experiments:personal_mlp'",
          "data={source='label-skew-digits'}", "strategy.momentum=0.9"],
-        ["model={build='digits_mlp', arguments={classes=3}}",
+        ["model={build='digits_mlp', classes=3}",
          "data={source='few-shot-digits', ways=3, shots=2, queries=4}"],
         ["strategy={name='median', cohort=7}"],
         ["strategy={name='fedprox', cohort=7, mu=0.1}", "device.batch=3"],
@@ -138,6 +139,24 @@ def test_a_folder_holds_what_the_result_says(tmp_path: Path) -> None:
         simulate(SINE, out=tmp_path / "run")
 
 
+def test_an_adaptation_that_diverges_is_told_as_such() -> None:
+    result = run(SINE, "evaluate.wild.lr=1e6")
+    last = result.evaluations("wild")[-1]
+    assert last["loss_after"] is None
+    assert last["diverged"] == last["devices"] == 20
+    assert "wild: diverged on 20 (20 devices)" in str(result)
+
+
+def test_devices_are_columns_or_objects() -> None:
+    with pytest.raises(ExperimentError, match="'rows' is not 'columns' or 'objects'"):
+        simulate(SINE, devices="rows")  # type: ignore[arg-type]
+
+
+def test_a_run_without_a_folder_cannot_be_resumed() -> None:
+    with pytest.raises(RunError, match="nothing to resume without a folder"):
+        simulate(SINE, resume=True)
+
+
 # ---- devices ---------------------------------------------------------------------------------
 
 
@@ -188,6 +207,18 @@ def test_a_stream_waits_for_its_samples() -> None:
         for period in ("0s", "2s")
     )
     assert streamed["time_s"] == pytest.approx(at_once["time_s"] + 5 * 16 * 2)
+
+
+def test_a_visit_that_only_measures_takes_the_time_of_its_forward_passes() -> None:
+    simulation = Simulation(
+        Experiment.of(SINE).override("strategy={name='none'}"), "columns", lambda row: None
+    )
+    row = simulation.step()
+    assert row is not None
+    m4 = board("cortex-m4")
+    (profile,) = simulation.fleet.profiles
+    forward_s = 16 * profile.needed.footprint.macs_per_forward / m4.macs_per_s  # 16 of the query
+    assert row["time_s"] == pytest.approx(m4.latency_s + 8 * 4 * 1153 / m4.downlink_bps + forward_s)
 
 
 def test_bytes_are_those_of_the_vectors() -> None:
@@ -258,7 +289,7 @@ class Measuring(Averaging):
 
 
 @pytest.mark.parametrize("devices", ["columns", "objects"])
-def test_every_kind_of_instruction_runs_from_end_to_end(devices: str) -> None:
+def test_every_kind_of_instruction_runs_from_end_to_end(devices: DeviceForm) -> None:
     result = run(SINE, f"strategy={{build='{HERE}:Measuring', cohort=5}}", devices=devices)
     rows = [row for row in result.history if row["kind"] == "round"]
     calibrated, scored, evaluated = (row["measures"] for row in rows[:3])
@@ -271,7 +302,7 @@ def test_every_kind_of_instruction_runs_from_end_to_end(devices: str) -> None:
 
 
 @pytest.mark.parametrize("devices", ["columns", "objects"])
-def test_bad_updates_are_refused_with_reasons_and_the_round_goes_on(devices: str) -> None:
+def test_bad_updates_are_refused_with_reasons_and_the_round_goes_on(devices: DeviceForm) -> None:
     settings = [f"data={{source='{HERE}:Broken'}}", "fleet.devices=12", "fleet.held_out=0",
                 "evaluate={}", "strategy.cohort=12", "run.minimum=10", "run.rounds=1"]  # fmt: skip
     (row,) = run(SINE, *settings, devices=devices).history
@@ -306,7 +337,7 @@ def test_a_strategy_that_raises_is_named_and_nothing_is_lost(tmp_path: Path) -> 
         (["strategy.cohort=500"], ExperimentError, "cohort"),
         (["run.minimum=21"], ExperimentError, "minimum"),
         (["evaluate={few={lr=0.1, support=5}}", "data={source='few-shot-digits'}",
-          "model={build='digits_mlp', arguments={classes=5}}"], ExperimentError, "evaluate.few"),
+          "model={build='digits_mlp', classes=5}"], ExperimentError, "evaluate.few"),
         (["model={build='digits_mlp'}"], ExperimentError,
          "digits_mlp takes 64 .* have 1 features and need 1"),
     ],

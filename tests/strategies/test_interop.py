@@ -12,7 +12,7 @@ import pytest
 from fedtiny.rounds.journal import replay
 from fedtiny.strategies.base import Strategy
 from fedtiny.strategies.table import TABLE, build
-from fedtiny.values import TRAIN, Ranges, Update
+from fedtiny.values import Ranges, Update
 from tests.harness.toys import INITIAL, LAYOUT, Run
 
 STRATEGIES: Mapping[str, Mapping[str, object]] = {
@@ -40,7 +40,7 @@ def strategy(request: pytest.FixtureRequest) -> Strategy:
 
 
 def trains(strategy: Strategy) -> bool:
-    return Run(strategy).coordinator.instruction.kind == TRAIN
+    return Run(strategy).coordinator.open.trains
 
 
 def test_every_strategy_that_ships_is_under_test() -> None:

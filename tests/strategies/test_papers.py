@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fedtiny.fold import Total
-from fedtiny.strategies.base import Round, Strategy
+from fedtiny.strategies.base import Round, Strategy, trimmed_mean
 from fedtiny.strategies.fedavg import FedAvg
 from fedtiny.strategies.fedopt import FedAdam, FedAvgM
 from fedtiny.strategies.fedprox import FedProx
@@ -159,6 +161,19 @@ def test_the_median_ignores_one_liar() -> None:
     honest = trained(strategy, INITIAL)
     model, _ = strategy.finish(Round(0, T), INITIAL, [*honest, lie], {})
     assert (model <= thetas(honest).max(axis=0) + 1e-6).all()
+
+
+def test_a_trimmed_mean_leaves_out_the_extremes_of_those_who_trained_a_coordinate() -> None:
+    nan = np.nan
+    rows = np.array([[0, 9, nan], [1, 1, nan], [2, nan, nan], [3, 2, nan], [94, nan, nan]])
+    # of five one at each end: (1 + 2 + 3) / 3; of three none: 12 / 3; nobody: 0
+    assert trimmed_mean(rows, 0.2).tolist() == [2, 4, 0]
+    assert trimmed_mean(rows, 0.5).tolist() == [2, 2, 0]
+
+
+@given(st.lists(st.lists(st.floats(-9, 9), min_size=3, max_size=3), min_size=1, max_size=8))
+def test_half_of_everyone_trimmed_is_the_median(rows: list[list[float]]) -> None:
+    np.testing.assert_array_equal(trimmed_mean(np.array(rows), 0.5), np.median(rows, axis=0))
 
 
 def test_the_median_is_over_those_who_trained_a_coordinate() -> None:

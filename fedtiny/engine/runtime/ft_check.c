@@ -240,7 +240,7 @@ static ft_status check_fields(const ft_program *p, const ft_op *op, const op_rul
   }
   int conditional = is_update(op->code) || op->code == FT_OP_LINEAR_NORM ||
                     op->code == FT_OP_BIAS_NORM;
-  if (op->group != 0xff && (!conditional || op->group >= FT_MAX_GROUPS)) return FT_E_OP;
+  if (op->group != FT_ALWAYS && (!conditional || op->group >= FT_MAX_GROUPS)) return FT_E_OP;
   int clips = is_norm(op->code) || (is_update(op->code) && op->t[3] != FT_NONE);
   return clips && !(h->features & FT_CLIP) ? FT_E_OP : FT_OK;
 }

@@ -47,8 +47,13 @@ void ft_relu_dx_f32(const float *dy, const float *y, float *dx, uint32_t size);
 void ft_tanh_dx_f32(const float *dy, const float *y, float *dx, uint32_t size);
 void ft_sigmoid_dx_f32(const float *dy, const float *y, float *dx, uint32_t size);
 
-/* The loss of one row; and of a batch, with the gradient by the prediction. */
+/* What a row's loss is made of. The terms of the sum of exp(z - m) are also put into q if it is not
+ * NULL; q may be z. */
 float ft_mse_row_f32(const float *prediction, const float *target, uint32_t outputs);
+float ft_largest_f32(const float *z, uint32_t classes);
+float ft_sum_exponentials_f32(const float *z, float m, float *q, uint32_t classes);
+
+/* The loss of one row; and of a batch, with the gradient by the prediction. */
 float ft_mse_f32(const float *prediction, const float *target, float *gradient, uint32_t rows,
                  uint32_t outputs);
 float ft_cross_entropy_row_f32(const float *logits, int32_t label, uint32_t classes);

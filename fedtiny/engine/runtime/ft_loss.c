@@ -2,9 +2,9 @@
  * what a row's loss needs is read before its gradient is written. */
 #include "ft_blocks.h"
 
-#ifndef FT_SMALL
+/* ---- one row, in lanes (ft_small.c has the plain loops) ------------------------------------- */
 
-/* ---- mean squared error -------------------------------------------------------------------- */
+#ifndef FT_SMALL
 
 float ft_mse_row_f32(const float *prediction, const float *target, uint32_t outputs) {
   ft_lanes sum = ft_no_lanes();
@@ -21,6 +21,47 @@ float ft_mse_row_f32(const float *prediction, const float *target, uint32_t outp
   }
   return ft_tree(sum) / (float)outputs;
 }
+
+/* m = z > m ? z : m, ascending. In lanes that all start at z[0] the largest is the same; of equal
+ * ones, +0 and -0, it does not matter which, since only differences to it are used. */
+float ft_largest_f32(const float *z, uint32_t classes) {
+  float m = z[0];
+  uint32_t c = 1;
+  if (classes >= FT_WIDTH) {
+    vw most = FT_W(set)(m);
+    for (c = 0; c + FT_WIDTH <= classes; c += FT_WIDTH) most = FT_W(max)(FT_W(load)(z + c), most);
+    for (int lane = 0; lane < FT_WIDTH; lane++) m = most[lane] > m ? most[lane] : m;
+  }
+  for (; c < classes; c++) m = z[c] > m ? z[c] : m;
+  return m;
+}
+
+/* exp(z - m) of eight logits. */
+FT_INLINE ft_lanes exponentials(ft_lanes z, float m) {
+  FT_UNROLL for (int p = 0; p < FT_PARTS; p++) z.part[p] = FT_W(exp)(z.part[p] - m);
+  return z;
+}
+
+float ft_sum_exponentials_f32(const float *z, float m, float *q, uint32_t classes) {
+  ft_lanes sum = ft_no_lanes();
+  uint32_t c = 0;
+  for (; c + 8 <= classes; c += 8) {
+    const ft_lanes terms = exponentials(ft_lanes_at(z + c), m);
+    sum = ft_sum(sum, terms);
+    if (q) ft_put_lanes(q + c, terms);
+  }
+  if (c < classes) {
+    const uint32_t rest = classes - c;
+    const ft_lanes terms = ft_keep_first(exponentials(ft_lanes_first(z + c, rest), m), rest);
+    sum = ft_sum(sum, terms);
+    if (q) ft_put_lanes_first(q + c, terms, rest);
+  }
+  return ft_tree(sum);
+}
+
+#endif
+
+/* ---- mean squared error -------------------------------------------------------------------- */
 
 /* One output: a row's loss is its square. */
 static float mse_column(const float *prediction, const float *target, float *gradient,
@@ -48,47 +89,9 @@ float ft_mse_f32(const float *prediction, const float *target, float *gradient, 
 
 /* ---- cross-entropy ------------------------------------------------------------------------- */
 
-/* m = z > m ? z : m, ascending. In lanes that all start at z[0] the largest is the same; of equal
- * ones, +0 and -0, it does not matter which, since only differences to it are used. */
-static float largest(const float *z, uint32_t classes) {
-  float m = z[0];
-  uint32_t c = 1;
-  if (classes >= FT_WIDTH) {
-    vw most = FT_W(set)(m);
-    for (c = 0; c + FT_WIDTH <= classes; c += FT_WIDTH) most = FT_W(max)(FT_W(load)(z + c), most);
-    for (int lane = 0; lane < FT_WIDTH; lane++) m = most[lane] > m ? most[lane] : m;
-  }
-  for (; c < classes; c++) m = z[c] > m ? z[c] : m;
-  return m;
-}
-
-/* exp(z - m) of eight logits. */
-FT_INLINE ft_lanes exponentials(ft_lanes z, float m) {
-  FT_UNROLL for (int p = 0; p < FT_PARTS; p++) z.part[p] = FT_W(exp)(z.part[p] - m);
-  return z;
-}
-
-/* The sum of exp(z - m), whose terms are also put into q if it is not NULL; q may be z. */
-FT_INLINE float sum_exponentials(const float *z, float m, float *q, uint32_t classes) {
-  ft_lanes sum = ft_no_lanes();
-  uint32_t c = 0;
-  for (; c + 8 <= classes; c += 8) {
-    const ft_lanes terms = exponentials(ft_lanes_at(z + c), m);
-    sum = ft_sum(sum, terms);
-    if (q) ft_put_lanes(q + c, terms);
-  }
-  if (c < classes) {
-    const uint32_t rest = classes - c;
-    const ft_lanes terms = ft_keep_first(exponentials(ft_lanes_first(z + c, rest), m), rest);
-    sum = ft_sum(sum, terms);
-    if (q) ft_put_lanes_first(q + c, terms, rest);
-  }
-  return ft_tree(sum);
-}
-
 float ft_cross_entropy_row_f32(const float *logits, int32_t label, uint32_t classes) {
-  const float m = largest(logits, classes);
-  return ft_log(sum_exponentials(logits, m, NULL, classes)) - (logits[label] - m);
+  const float m = ft_largest_f32(logits, classes);
+  return ft_log(ft_sum_exponentials_f32(logits, m, NULL, classes)) - (logits[label] - m);
 }
 
 float ft_cross_entropy_f32(const float *logits, const int32_t *labels, float *gradient,
@@ -96,13 +99,11 @@ float ft_cross_entropy_f32(const float *logits, const int32_t *labels, float *gr
   const float share = 1.0f / (float)rows;
   float sum = 0.0f;
   for (uint32_t r = 0; r < rows; r++, logits += classes, gradient += classes) {
-    const float m = largest(logits, classes), own = logits[labels[r]] - m;
-    const float s = sum_exponentials(logits, m, gradient, classes), factor = share / s;
+    const float m = ft_largest_f32(logits, classes), own = logits[labels[r]] - m;
+    const float s = ft_sum_exponentials_f32(logits, m, gradient, classes), factor = share / s;
     sum += ft_log(s) - own;
     for (uint32_t c = 0; c < classes; c++) gradient[c] = gradient[c] * factor;
     gradient[labels[r]] -= share;
   }
   return sum / (float)rows;
 }
-
-#endif

@@ -19,7 +19,7 @@ typedef enum {
   FT_PURPOSE_SPLIT = 7,
   FT_PURPOSE_AVAILABILITY = 8,
   FT_PURPOSE_DROPOUT = 9,
-  FT_PURPOSE_LINK = 10,
+  FT_PURPOSE_CONTACT = 10,
   FT_PURPOSE_PROFILE = 11,
   FT_PURPOSE_BACKOFF = 12,
   FT_PURPOSE_EPISODE = 13
@@ -76,7 +76,7 @@ FT_INLINE uint32_t ft_mix(uint32_t x) {
   return x ^ (x >> 16);
 }
 
-/* The key of ft_shuffle for one epoch: block `epoch` of (run, round, device, SHUFFLE). */
+/* The key of ft_shuffled for one epoch: block `epoch` of (run, round, device, SHUFFLE). */
 FT_INLINE void ft_epoch_key(ft_stream stream, uint32_t epoch, uint32_t key[4]) {
   stream.purpose = FT_PURPOSE_SHUFFLE;
   ft_words(&stream, epoch, key);

@@ -1,14 +1,10 @@
 /* ft_run.c: executes a program that ft_check has passed. */
 #include "ft_kernels.h"
-#include "ft_rng.h"
+#include "ft_lanes.h"
 
 #include <math.h>
 
 uint32_t ft_abi(void) { return FT_ABI; }
-
-uint32_t ft_shuffle(uint32_t at, uint32_t n, const uint32_t key[4]) {
-  return ft_shuffled(at, n, key);
-}
 
 /* ---- parameters and state ------------------------------------------------------------------ */
 
@@ -203,7 +199,7 @@ FT_INLINE void norm_scale(const ft_frame *f, const ft_op *op) {
 static float run(const ft_frame *f, const ft_op *op, const ft_op *end) {
   float loss = 0.0f;
   for (; op < end; op++) {
-    if (op->group != 0xff && !(f->hyper->groups >> op->group & 1)) continue;
+    if (op->group != FT_ALWAYS && !(f->hyper->groups >> op->group & 1)) continue;
     switch (op->code) {
       case FT_OP_LINEAR: linear(f, op); break;
       case FT_OP_BIAS: bias(f, op); break;

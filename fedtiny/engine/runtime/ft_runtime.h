@@ -18,10 +18,11 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define FT_ABI 1           /* changes with every struct and function of the runtime's headers */
+#define FT_ABI 2           /* changes with every struct and function of the runtime's headers */
 #define FT_IMAGE_VERSION 1
 #define FT_HEADER_BYTES 128
 #define FT_NONE 0xFFFFu   /* an absent tensor in an op */
+#define FT_ALWAYS 0xFFu    /* the group of an op that every phase runs */
 #define FT_MAX_GROUPS 32
 #define FT_MAX_FLOATS (1u << 28) /* no region holds more: every byte offset fits in 31 bits */
 
@@ -98,7 +99,7 @@ typedef struct {           /* 24 bytes: where a parameter stands in the averaged
 } ft_param;
 
 typedef struct {           /* 40 bytes */
-  uint8_t code, group, flags, reserved; /* group: 0xFF = always runs; else runs if its bit is set */
+  uint8_t code, group, flags, reserved; /* group: FT_ALWAYS; else runs if its bit is set */
   uint16_t t[8];           /* tensor indices, FT_NONE where absent */
   uint16_t attr[10];
 } ft_op;
@@ -221,8 +222,5 @@ ft_status ft_evaluate(const ft_program *program, const ft_memory *memory, const 
  * moments[n_forward] (one entry per forward op, in op order), in float64, element by element. */
 void ft_calibrate(const ft_program *program, const ft_memory *memory, const float *x,
                   uint32_t valid, ft_moments *moments);
-
-/* Which sample a step takes: position `at` of an epoch over n, shuffled by `key` (ft_rng.h). */
-uint32_t ft_shuffle(uint32_t at, uint32_t n, const uint32_t key[4]);
 
 #endif

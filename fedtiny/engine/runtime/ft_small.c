@@ -136,7 +136,7 @@ void ft_sigmoid_dx_f32(const float *dy, const float *y, float *dx, uint32_t size
   for (uint32_t i = 0; i < size; i++) dx[i] = dy[i] * (y[i] * (1.0f - y[i]));
 }
 
-/* ---- losses -------------------------------------------------------------------------------- */
+/* ---- one row of a loss -------------------------------------------------------------------------------- */
 
 float ft_mse_row_f32(const float *prediction, const float *target, uint32_t outputs) {
   float lane[8] = {0};
@@ -147,47 +147,20 @@ float ft_mse_row_f32(const float *prediction, const float *target, uint32_t outp
   return tree8(lane) / (float)outputs;
 }
 
-float ft_mse_f32(const float *prediction, const float *target, float *gradient, uint32_t rows,
-                 uint32_t outputs) {
-  const float share = 2.0f / (float)(rows * outputs);
-  float sum = 0.0f;
-  for (uint32_t r = 0; r < rows; r++, prediction += outputs, target += outputs) {
-    sum += ft_mse_row_f32(prediction, target, outputs);
-    for (uint32_t o = 0; o < outputs; o++) *gradient++ = share * (prediction[o] - target[o]);
-  }
-  return sum / (float)rows;
-}
-
-static float largest(const float *z, uint32_t classes) {
+float ft_largest_f32(const float *z, uint32_t classes) {
   float m = z[0];
   for (uint32_t c = 1; c < classes; c++) m = z[c] > m ? z[c] : m;
   return m;
 }
 
-float ft_cross_entropy_row_f32(const float *logits, int32_t label, uint32_t classes) {
-  const float m = largest(logits, classes);
+float ft_sum_exponentials_f32(const float *z, float m, float *q, uint32_t classes) {
   float lane[8] = {0};
-  for (uint32_t c = 0; c < classes; c++) lane[c % 8] += ft_exp(logits[c] - m);
-  return ft_log(tree8(lane)) - (logits[label] - m);
-}
-
-float ft_cross_entropy_f32(const float *logits, const int32_t *labels, float *gradient,
-                           uint32_t rows, uint32_t classes) {
-  const float share = 1.0f / (float)rows;
-  float sum = 0.0f;
-  for (uint32_t r = 0; r < rows; r++, logits += classes, gradient += classes) {
-    const float m = largest(logits, classes), own = logits[labels[r]] - m;
-    float lane[8] = {0};
-    for (uint32_t c = 0; c < classes; c++) {
-      gradient[c] = ft_exp(logits[c] - m);
-      lane[c % 8] += gradient[c];
-    }
-    const float s = tree8(lane), factor = share / s;
-    sum += ft_log(s) - own;
-    for (uint32_t c = 0; c < classes; c++) gradient[c] = gradient[c] * factor;
-    gradient[labels[r]] -= share;
+  for (uint32_t c = 0; c < classes; c++) {
+    const float term = ft_exp(z[c] - m);
+    lane[c % 8] += term;
+    if (q) q[c] = term;
   }
-  return sum / (float)rows;
+  return tree8(lane);
 }
 
 #endif

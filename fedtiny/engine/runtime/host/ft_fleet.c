@@ -288,7 +288,6 @@ static ft_status run_phase(ft_run *run, const ft_phase *phase, ft_outcome *outco
     if (status) return status;
     outcome->loss_sum += (double)loss;
     outcome->steps++;
-    outcome->samples += batch;
   }
   return FT_OK;
 }
@@ -333,11 +332,11 @@ static ft_status run_visit(ft_run *run, uint32_t visit, int64_t *sum, ft_outcome
   ft_status status = ft_open_visit(&run->samples, visit);
   if (status) return status;
   start_visit(run, visit);
-  if (fleet->evaluate & 1) status = evaluate(run, &outcome->before);
+  if (fleet->evaluate & FT_EVALUATE_BEFORE) status = evaluate(run, &outcome->before);
   for (uint32_t i = 0; !status && i < fleet->n_phases; i++) {
     status = run_phase(run, fleet->phases + i, outcome);
   }
-  if (!status && fleet->evaluate & 2) status = evaluate(run, &outcome->after);
+  if (!status && fleet->evaluate & FT_EVALUATE_AFTER) status = evaluate(run, &outcome->after);
   return status ? status : finish_visit(run, visit, sum, outcome);
 }
 

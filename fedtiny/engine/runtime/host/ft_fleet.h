@@ -13,6 +13,7 @@
 enum { FT_SUPPORT = 0, FT_QUERY = 1 };
 enum { FT_TASK_ROWS = 0, FT_TASK_SINE = 1 };
 enum { FT_SHUFFLED = 1, FT_RETURN_GRADIENT = 2 };
+enum { FT_EVALUATE_BEFORE = 1, FT_EVALUATE_AFTER = 2 };
 
 typedef struct {
   ft_hyper hyper;
@@ -42,9 +43,8 @@ typedef struct {
 
 typedef struct {             /* one row a visit */
   uint32_t status;           /* ft_status */
-  uint32_t samples;          /* processed in all phases */
-  double loss_sum;           /* of the training steps */
-  uint32_t steps, reserved;
+  uint32_t steps;            /* in all phases */
+  double loss_sum;           /* of the steps */
   /* Over the folded coordinates, in float64; delta = trained - base, or the gradient. */
   double moved;              /* largest |delta| */
   double squared_norm;       /* sum of delta^2: eight lanes, then the tree */
@@ -56,7 +56,7 @@ typedef struct {
   const float *base;               /* [vector_floats] the model sent out */
   const float *correction;         /* [vector_floats] or NULL */
   const ft_phase *phases; uint32_t n_phases;
-  uint32_t evaluate;               /* bit 0: before, bit 1: after */
+  uint32_t evaluate;               /* FT_EVALUATE_BEFORE | FT_EVALUATE_AFTER the phases */
   ft_task task;
   uint64_t run; uint32_t round;    /* of the counter generator */
   const uint32_t *device;          /* [n_visits] */

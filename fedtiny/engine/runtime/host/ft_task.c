@@ -1,11 +1,8 @@
 #undef FT_SMALL /* a host always has lanes */
 #include "ft_task.h"
 
+#include "../ft_kernels.h"
 #include "../ft_rng.h"
-
-static uint32_t row_floats(const ft_tensor *tensor) {
-  return tensor->dims[1] * tensor->dims[2] * tensor->dims[3];
-}
 
 static ft_status check_rows_task(const ft_task *task, uint32_t n_visits, int is_labelled) {
   if (!task->x || !task->rows || !task->starts) return FT_E_FLEET;
@@ -20,7 +17,7 @@ ft_status ft_task_check(const ft_fleet *fleet, const ft_program *program) {
   const ft_task *task = &fleet->task;
   const ft_tensor *x = program->tensors + program->header->input;
   const ft_tensor *y = program->tensors + program->header->label;
-  if (task->features != row_floats(x) || task->outputs != row_floats(y)) return FT_E_FLEET;
+  if (task->features != ft_row_floats(x) || task->outputs != ft_row_floats(y)) return FT_E_FLEET;
   if (task->kind == FT_TASK_ROWS) return check_rows_task(task, fleet->n_visits, y->dtype == FT_I32);
   int is_sine = task->kind == FT_TASK_SINE && task->features == 1 && task->outputs == 1 &&
                 y->dtype == FT_F32 && !task->labels && task->support <= FT_MAX_FLOATS &&

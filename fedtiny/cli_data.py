@@ -1,0 +1,97 @@
+"""``fedtiny data``: the data sets that experiments can name."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.box import SIMPLE
+from rich.console import Console
+from rich.table import Table
+
+from fedtiny.errors import DataError
+
+if TYPE_CHECKING:
+    from fedtiny.data.files import DataSet
+    from fedtiny.data.labelled import Labelled
+
+app = typer.Typer(no_args_is_help=True, help="The data sets that experiments can name.")
+
+_Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="All, if none.")]
+
+
+@app.command("list")
+def list_sets() -> None:
+    """Say which data sets there are, and which of them are here."""
+    from fedtiny.data.files import DATA_SETS
+
+    table = Table("name", "file", "here", "natural clients", "licence", box=SIMPLE)
+    for row in DATA_SETS.values():
+        table.add_row(row.name, row.file, _here(row), row.clients, row.licence)
+    Console().print(table)
+    for row in DATA_SETS.values():
+        typer.echo(f"{row.name}: {row.source}")
+
+
+def _here(row: DataSet) -> str:
+    try:
+        return f"{row.path().stat().st_size:,} B"
+    except DataError:
+        return "no"
+
+
+@app.command()
+def check(names: _Names = None) -> None:
+    """Compare files with their SHA-256 and read them; the exit code is 6 if one is wrong."""
+    from fedtiny.data.files import DATA_SETS, data_set
+
+    wrong = 0
+    for row in [data_set(name) for name in names or DATA_SETS]:
+        try:
+            data = row.check()
+        except DataError as error:
+            wrong += 1
+            typer.echo(f"{row.name}: WRONG: {error}", err=True)
+        else:
+            typer.echo(f"{row.name}: right, {len(data.x):,} samples")
+    if wrong:
+        raise typer.Exit(DataError.exit_code)
+
+
+@app.command()
+def describe(name: Annotated[str, typer.Argument(metavar="NAME", help="A data set.")]) -> None:
+    """Say what is in a data set."""
+    from fedtiny.data.files import data_set
+
+    row = data_set(name)
+    facts = Table.grid(padding=(0, 2, 0, 0))
+    for fact, value in _facts(row, row.load()):
+        facts.add_row(fact, value)
+    Console().print(facts)
+
+
+def _facts(row: DataSet, data: Labelled) -> Iterator[tuple[str, str]]:
+    import numpy as np
+
+    yield "file", row.file
+    yield "source", row.source
+    yield "licence", row.licence
+    yield "samples", f"{len(data.x):,}, of {data.features:,} values"
+    yield "values", f"{data.x.min():.3g} to {data.x.max():.3g}"
+    yield "training, test", " and ".join(f"{n:,}" for n in np.bincount(data.split, minlength=2))
+    yield "classes", f"{data.classes:,}: {', '.join(data.class_names[:6])}, ..."
+    yield "samples a class", _spread(np.bincount(data.label, minlength=data.classes))
+    if (data.client >= 0).any():
+        _, counts = np.unique(data.client[data.client >= 0], return_counts=True)
+        yield "clients", f"{len(counts):,} ({row.clients})"
+        yield "samples a client", _spread(counts)
+    if data.superclass is not None:
+        yield "superclasses", f"{len(np.unique(data.superclass))}"
+
+
+def _spread(counts: object) -> str:
+    import numpy as np
+
+    low, middle, high = np.quantile(np.asarray(counts), [0, 0.5, 1])
+    return f"{low:.0f} to {high:.0f}, median {middle:g}"

@@ -1,0 +1,68 @@
+"""Real data sets as tasks: which labelled data a source has, and how it may be dealt out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from fedtiny.data.drift import Drift
+from fedtiny.data.episodes import Episodes
+from fedtiny.data.files import DATA_SETS
+from fedtiny.data.labelled import Labelled
+from fedtiny.data.partitions import Clients, LabelSkew, QuantitySkew, Shards
+from fedtiny.errors import ExperimentError, did_you_mean
+
+Partitioned = (
+    type[Episodes] | type[Clients] | type[LabelSkew] | type[Shards] | type[QuantitySkew]
+    | type[Drift]
+)  # fmt: skip
+
+PARTITIONS: Mapping[str, Partitioned] = {
+    "episodes": Episodes,
+    "clients": Clients,
+    "label-skew": LabelSkew,
+    "shards": Shards,
+    "quantity-skew": QuantitySkew,
+    "drift": Drift,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """A labelled data set, and its partition where an experiment names no other."""
+
+    read: Callable[[], Labelled]
+    partition: str
+
+    def partitioned(self, name: str | None) -> Partitioned:
+        """The task of that partition; ExperimentError says which there are."""
+        name = self.partition if name is None else name
+        if name not in PARTITIONS:
+            raise ExperimentError(
+                f"there is no partition {name!r}; {did_you_mean(str(name), PARTITIONS)}there are "
+                f"{', '.join(PARTITIONS)}"
+            )
+        return PARTITIONS[name]
+
+
+def _omniglot_14() -> Labelled:
+    return _halved(DATA_SETS["omniglot"].load(), 28)
+
+
+@lru_cache(maxsize=1)
+def _halved(data: Labelled, side: int) -> Labelled:
+    """Grey images of half the height and width: each pixel is the mean of four."""
+    x = data.x.reshape(len(data.x), side // 2, 2, side // 2, 2)
+    four = x[:, :, 0, :, 0] + x[:, :, 0, :, 1] + x[:, :, 1, :, 0] + x[:, :, 1, :, 1]
+    return replace(data, x=(four * 0.25).reshape(len(x), -1))
+
+
+SOURCES: Mapping[str, Source] = {
+    "omniglot": Source(DATA_SETS["omniglot"].load, "episodes"),
+    "omniglot-14": Source(_omniglot_14, "episodes"),
+    "uci-har": Source(DATA_SETS["uci-har"].load, "clients"),
+    "speech-words": Source(DATA_SETS["speech-words"].load, "clients"),
+    "fashion-mnist": Source(DATA_SETS["fashion-mnist"].load, "label-skew"),
+    "cifar10": Source(DATA_SETS["cifar10"].load, "label-skew"),
+}

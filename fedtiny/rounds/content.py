@@ -1,0 +1,113 @@
+"""What a round is made of, where `machine` sees leases alone: the same real and simulated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property, reduce
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedtiny.errors import UpdateError
+from fedtiny.fold import FoldRule, Total, delta_of
+from fedtiny.strategies import calls
+from fedtiny.strategies.base import Round, Strategy
+from fedtiny.values import GRADIENT, TRAIN, Instruction, Update
+
+if TYPE_CHECKING:
+    from fedtiny.strategies.base import Contribution, State
+    from fedtiny.tensors import Float32, Float64
+
+Part = Total | tuple[Update, ...] | None
+"""What some updates add to a round: for ``needs = "all"`` themselves; None if it only measures."""
+
+
+@dataclass(frozen=True, eq=False)
+class Conclusion:
+    """What a round has come to.
+
+    ``contribution`` made the model from the one before; None: the round changed nothing.
+    """
+
+    contribution: Contribution | None
+    model: Float32
+    state: State
+
+    @property
+    def changed(self) -> bool:
+        """Whether there is a new model."""
+        return self.contribution is not None
+
+
+@dataclass(frozen=True, eq=False)
+class OpenRound:
+    """A round of a strategy that has begun with this model and this state."""
+
+    strategy: Strategy
+    round: Round
+    instruction: Instruction
+    model: Float32
+    state: State
+
+    @classmethod
+    def of(cls, strategy: Strategy, round: Round, model: Float32, state: State) -> OpenRound:
+        """The round as the strategy asks for it."""
+        return cls(strategy, round, calls.ask(strategy, round, state), model, state)
+
+    @property
+    def trains(self) -> bool:
+        """Whether its updates make a model."""
+        return self.instruction.kind == TRAIN
+
+    @property
+    def base(self) -> Float32 | None:
+        """What an update is the difference to; a gradient is one already."""
+        return None if self.instruction.returns == GRADIENT else self.model
+
+    @cached_property
+    def rule(self) -> FoldRule:
+        """The fixed point in which its updates are added up."""
+        return self.strategy.fold_rule
+
+    @property
+    def nothing(self) -> Part:
+        """The part to begin with."""
+        if not self.trains:
+            return None
+        if self.strategy.needs == "all":
+            return ()
+        return Total.zero(self.model.size, self.rule)
+
+    def weights(self, samples: Float64) -> Float64:
+        """What updates of so many samples count for."""
+        return calls.weight(self.strategy, self.round, samples)
+
+    def add(self, part: Part, update: Update) -> Part:
+        """The part and one more update; raises UpdateError if its content is not admissible."""
+        if part is None:
+            if update.nbytes:
+                raise UpdateError(f"{update.nbytes:,} bytes of values in a round that measures")
+            return None
+        if isinstance(part, Total):
+            weight = self.weights(np.array([update.samples], np.float64))
+            return part.add(update, self.base, float(weight[0]))
+        self.rule.check(delta_of(update, self.base, self.model.size))
+        return (*part, update)
+
+    def conclude(self, parts: Sequence[Part], failed: bool) -> Conclusion:
+        """Make the next model of what was accepted, unless the round failed or only measured."""
+        if failed or not self.trains:
+            return Conclusion(None, self.model, self.state)
+        contribution = _contribution(parts)
+        model, state = calls.finish(self.strategy, self.round, self.model, contribution, self.state)
+        return Conclusion(contribution, model, state)
+
+
+def _contribution(parts: Sequence[Part]) -> Contribution:
+    """What `Strategy.finish` gets: the Total, or the updates in the order of their leases."""
+    totals = [part for part in parts if isinstance(part, Total)]
+    if totals:
+        return reduce(Total.merge, totals)
+    updates = [update for part in parts if isinstance(part, tuple) for update in part]
+    return sorted(updates, key=lambda update: update.lease)

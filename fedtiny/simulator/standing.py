@@ -1,0 +1,80 @@
+"""Where a run stands between its rounds: what a checkpoint keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedtiny.runs import Checkpoint
+from fedtiny.simulator.flights import Flights
+from fedtiny.simulator.ledger import Ledger
+from fedtiny.simulator.visits import Personal
+from fedtiny.strategies import calls
+
+if TYPE_CHECKING:
+    from fedtiny.experiment.workload import Workload
+    from fedtiny.strategies.base import State
+    from fedtiny.tensors import Float32, Int8
+
+
+@dataclass(eq=False)
+class Standing:
+    """``states`` are those of the devices' sessions; ``version`` is that of the model."""
+
+    model: Float32
+    state: State
+    states: Int8
+    personal: Personal | None
+    round: int = 0
+    version: int = 0
+    now: float = 0.0
+    flights: Flights = field(default_factory=Flights.none)
+    ledger: Ledger = field(default_factory=Ledger)
+
+    @classmethod
+    def at_start(cls, work: Workload) -> Standing:
+        """Before the first round."""
+        devices, ranges = work.experiment.fleet.devices, work.layout.local_ranges
+        return cls(
+            model=work.initial,
+            state=calls.start(work.strategy, work.layout, work.initial),
+            states=np.zeros(devices, np.int8),
+            personal=Personal.empty(ranges, devices) if ranges else None,
+        )
+
+    @classmethod
+    def restored(cls, work: Workload, checkpoint: Checkpoint) -> Standing:
+        """The inverse of `checkpoint`."""
+        arrays, values = checkpoint.arrays, checkpoint.values
+        ranges = work.layout.local_ranges
+        kept = {k.removeprefix("state."): a for k, a in arrays.items() if k.startswith("state.")}
+        return cls(
+            model=arrays["model"],
+            state={**values["state"], **kept},
+            states=arrays["sessions"],
+            personal=Personal(ranges, arrays["personal"], arrays["personal.known"])
+            if ranges
+            else None,
+            round=checkpoint.round,
+            version=int(values["version"]),
+            now=float(values["now"]),
+            flights=Flights(*(arrays[f"flights.{f.name}"] for f in fields(Flights))),
+            ledger=Ledger.from_json(values["ledger"]),
+        )
+
+    def checkpoint(self) -> Checkpoint:
+        """All of it, in arrays and plain values."""
+        arrays: dict[str, np.ndarray[Any, Any]] = {"model": self.model, "sessions": self.states}
+        arrays |= {f"flights.{f.name}": getattr(self.flights, f.name) for f in fields(Flights)}
+        arrays |= {f"state.{k}": v for k, v in self.state.items() if isinstance(v, np.ndarray)}
+        if self.personal:
+            arrays |= {"personal": self.personal.values, "personal.known": self.personal.known}
+        values = {
+            "now": self.now,
+            "version": self.version,
+            "state": {k: v for k, v in self.state.items() if not isinstance(v, np.ndarray)},
+            "ledger": self.ledger.to_json(),
+        }
+        return Checkpoint(self.round, arrays, values)

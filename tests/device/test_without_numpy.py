@@ -1,0 +1,86 @@
+"""A board without NumPy trains, draws and decides as one that has it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedtiny.engine import native
+from fedtiny.engine.compile import compile
+from fedtiny.engine.zoo import mlp
+from fedtiny.values import Sgd
+
+ROOT = Path(__file__).resolve().parents[2]
+NETS = {"mse": (3, 9, 2), "cross_entropy": (3, 9, 4)}
+
+# What a device does with an image of bytes: reads it, initialises it, trains one visit on plain
+# lists, predicts and evaluates; and what it draws and decides beside that.
+DEVICE = """
+import json, sys
+if sys.argv[3] == "without":
+    sys.modules["numpy"] = None
+from fedtiny import rng
+from fedtiny.device.learner import Key, Learner
+from fedtiny.device.session import Event, Session, advance, encode
+from fedtiny.engine.program import Program
+from fedtiny.values import Instruction, Lease, Phase
+
+program = Program(open(sys.argv[1], "rb").read())
+learner = Learner(program, "native")
+key = Key(run=7, round=2, device=5)
+words = [rng.words(7, 2, part, rng.Purpose.TASK, 60) for part in (1, 2)]
+x = [rng.uniform(word, -1.0, 1.0) for word in words[0][:33]]
+y = [rng.uniform(word, -1.0, 1.0) for word in words[1][:22]]
+if sys.argv[2] == "cross_entropy":
+    y = [rng.below(word, 4) for word in words[1][:11]]
+samples = learner.samples(x, y)
+instruction = Instruction(phases=(Phase(0.1, 6, shuffle=True, sgd=program.sgd), Phase(0.05)))
+outcome = learner.visit(instruction, program.initial(3), lambda part: samples, key)
+session, command = Session(run=7, device=5), None
+lease = Lease(id=3, device=5, round=0, version=0, deadline=100.0)
+history = []
+for now, event in enumerate(Event):
+    session, command = advance(session, event, float(now), lease, until=50.0)
+    history.append(f"{session} {command}")
+print(json.dumps({
+    "initial": bytes(memoryview(program.initial(3)).cast("B")).hex(),
+    "values": outcome.values.hex(),
+    "measures": dict(outcome.measures),
+    "trained": bytes(memoryview(learner.vector()).cast("B")).hex(),
+    "prediction": bytes(memoryview(learner.predict(x)).cast("B")).hex(),
+    "scores": learner.evaluate(x, y),
+    "session": history,
+    "table": encode(),
+    "loaded": "numpy" in sys.modules and sys.modules["numpy"] is not None,
+}, default=int))
+"""
+
+
+def device(image: Path, loss: str, numpy: str) -> dict[str, Any]:
+    """What the device prints, with NumPy or without."""
+    command = [sys.executable, "-c", DEVICE, str(image), loss, numpy]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+@pytest.mark.parametrize("loss", NETS)
+def test_a_visit_without_numpy_gives_the_same_bits(loss: str, tmp_path: Path) -> None:
+    if not native.available():
+        pytest.skip("the reference executor needs NumPy")
+    program = compile(mlp(NETS[loss], "tanh"), loss=loss, ram="64KiB", batch=2, sgd=Sgd(0.9))
+    image = tmp_path / "program.image"
+    image.write_bytes(program.image)
+    found, expected = device(image, loss, "without"), device(image, loss, "with")
+    assert (found.pop("loaded"), expected.pop("loaded")) == (False, True)
+    assert found == expected
+    assert found["trained"] != found["initial"]
+    assert len(found["values"]) == 2 * 4 * program.layout.size

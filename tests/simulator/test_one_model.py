@@ -1,0 +1,138 @@
+"""A simulated run publishes the model of a real one: coordinator, links, sessions and learners."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from fedtiny.device.learner import Key, Learner
+from fedtiny.device.link import MemoryLink
+from fedtiny.device.session import Command, Event, Session, advance
+from fedtiny.experiment import Experiment
+from fedtiny.rounds.coordinator import Coordinator
+from fedtiny.rounds.journal import MemoryJournal
+from fedtiny.simulator.simulation import Simulation
+from fedtiny.values import ACCEPTED, TRAIN, Instruction, Lease, Receipt, Update
+from tests.simulator.experiments import SINE
+
+if TYPE_CHECKING:
+    from fedtiny.tensors import Float32, Int64
+
+
+@dataclass
+class Diary:
+    """What happened to the devices of a simulated run, and the model after each round."""
+
+    happened: list[tuple[str, float, list[int]]] = field(default_factory=list)
+    models: list[Float32] = field(default_factory=list)
+
+    def follow(self, simulation: Simulation) -> None:
+        """Run it to its end and write down who got a lease and who came back, and when."""
+        sessions = simulation.sessions
+        instruct, apply = sessions.instruct, sessions.apply
+
+        def instructed(devices: Int64, *rest: Any) -> None:
+            self.happened.append(("lease", rest[-1], devices.tolist()))
+            instruct(devices, *rest)
+
+        def applied(devices: Int64, event: Event, now: float) -> None:
+            if event == Event.FINISHED:
+                self.happened.append(("offer", now, devices.tolist()))
+            apply(devices, event, now)
+
+        sessions.instruct = instructed  # type: ignore[method-assign,assignment]
+        sessions.apply = applied  # type: ignore[method-assign]
+        while simulation.step():
+            self.models.append(simulation.standing.model.copy())
+
+
+class Device:
+    """A device as an agent will be one: a session, a link, a learner, samples of its own."""
+
+    def __init__(self, simulation: Simulation, service: Coordinator, index: int) -> None:
+        self.now, self.simulation = 0.0, simulation
+        self.session = Session(simulation.experiment.seed, index)
+        self.link = MemoryLink(service, index, lambda: self.now)
+        self.learner = Learner(next(p.program for p in simulation.fleet.profiles if p.program))
+        self.command = Command.NONE
+
+    def happens(self, event: Event, lease: Lease | None = None) -> None:
+        self.session, self.command = advance(self.session, event, self.now, lease)
+
+    def get_lease(self, now: float) -> None:
+        self.now = now
+        self.happens(Event.WAKE)
+        assert self.command == Command.CHECK_IN
+        answer = self.link.check_in()
+        assert isinstance(answer, tuple)
+        self.lease, self.instruction = answer
+        self.happens(Event.INSTRUCTED, self.lease)
+        assert self.command == Command.FETCH
+        self.model = self.link.fetch(self.lease.version)
+        self.happens(Event.FETCHED)
+
+    def offer(self, now: float) -> Receipt:
+        self.now = now
+        assert self.command == Command.WORK
+        update = self.work(self.instruction)
+        self.happens(Event.FINISHED)
+        assert self.command == Command.SUBMIT
+        receipt = self.link.submit(update)
+        self.happens(Event.ACCEPTED if receipt.status == ACCEPTED else Event.REFUSED)
+        return receipt
+
+    def work(self, instruction: Instruction) -> Update:
+        assert instruction.kind == TRAIN
+        lease, run = self.lease, self.session.run
+        task = self.simulation.work.task
+        outcome = self.learner.visit(
+            instruction,
+            self.model,
+            lambda part: self.learner.samples(*task.samples(run, lease.round, lease.device, part)),
+            Key(run, lease.round, lease.device),
+        )
+        return Update(
+            lease.id, lease.device, lease.round, lease.version, outcome.samples, outcome.values,
+            outcome.ranges, outcome.measures,
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "tinyreptile", "median"])
+def test_a_real_run_with_the_same_arrivals_publishes_the_same_models(strategy: str) -> None:
+    experiment = Experiment.of(SINE).override(
+        f"strategy={{name='{strategy}', beta=0.02, cohort=6}}",
+        "fleet.drop_out=0.1",
+        "run.over_selection=1.5",
+        "run.rounds=4",
+        "evaluate={}",
+    )
+    simulation = Simulation(experiment, "columns", lambda row: None)
+    diary = Diary()
+    diary.follow(simulation)
+
+    initial = Simulation(experiment, "columns", lambda row: None).standing.model
+    service = Coordinator(
+        simulation.rules, simulation.work.strategy, simulation.layout, initial, MemoryJournal(),
+        simulation.fleet.training.size,
+    )  # fmt: skip
+    fleet: dict[int, Device] = {}
+    published: list[Float32] = []
+    for what, now, devices in diary.happened:
+        for index in devices:
+            device = fleet.setdefault(index, Device(simulation, service, index))
+            if what == "offer":
+                round = service.rounds.round
+                device.offer(now)
+                if service.rounds.round > round:
+                    published.append(service.model.copy())
+        if what == "lease":
+            for index in devices:
+                if fleet[index].command == Command.WORK:  # its last visit was lost
+                    fleet[index].happens(Event.EXPIRED)
+                fleet[index].get_lease(now)
+    assert len(published) == len(diary.models) == 4
+    for real, simulated in zip(published, diary.models, strict=True):
+        np.testing.assert_array_equal(real, simulated)
