@@ -228,10 +228,10 @@ class Clients(Partition):
     def _check(self) -> None:
         for split, devices in self._shares():
             found = len(self._eligible(np.flatnonzero(self.data.split == split)))
-            kind = KINDS[split] if self.data.has_test and self.held_out else "all"
+            kind = f"{KINDS[split]} " if self.data.has_test and self.held_out else ""
             if found < len(devices):
                 raise DataError(
-                    f"{len(devices)} {kind} devices need as many clients with {self.least} samples "
+                    f"{len(devices)} {kind}devices need as many clients with {self.least} samples "
                     f"or more; the data has {found}: lower devices, held_out or least"
                 )
 

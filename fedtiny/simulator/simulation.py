@@ -151,13 +151,17 @@ class Simulation:
         if action:
             action(self, command)
 
+    @property
+    def _demand(self) -> int:
+        """How many leases the open window would still give now."""
+        closed = self.standing.now >= self.rounds.closes_at
+        return 0 if closed else self.rounds.demand
+
     def _make_contact(self) -> bool:
         """As many devices check in as there is demand for; False if nobody can."""
-        if self._contact_at > self.standing.now or not self.rounds.demand:
+        if self._contact_at > self.standing.now or not self._demand:
             return False
-        if self.standing.now >= self.rounds.closes_at:
-            return False
-        devices = self.contact.take(self.rounds.demand, self.standing.now)
+        devices = self.contact.take(self._demand, self.standing.now)
         if not devices.size:
             self._contact_at = self.contact.next_reachable(self.standing.now)
             if np.isinf(self._contact_at):
@@ -177,7 +181,7 @@ class Simulation:
 
     def _pass_time(self) -> None:
         """Move to what happens next: an arrival, somebody in reach, a deadline."""
-        contact_at = self._contact_at if self.rounds.demand else np.inf
+        contact_at = self._contact_at if self._demand else np.inf
         wake = min(self.rounds.wakes_at, contact_at)
         if self.standing.flights.next_at <= wake and self.standing.flights.leases.size:
             room = self.rules.cohort - self.rounds.accepted

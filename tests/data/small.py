@@ -72,7 +72,7 @@ def uci_har() -> dict[str, Array]:
 
 
 def speech_words() -> dict[str, Array]:
-    """Twelve speakers of two words; with these names 3 and 7 are test speakers."""
+    """Twelve speakers of two words, named so that some of them are test speakers."""
     rng = np.random.default_rng(2)
     return {
         "mfcc": rng.integers(-128, 127, (24, 49, 10), dtype=np.int8),

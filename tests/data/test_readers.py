@@ -78,7 +78,9 @@ def test_speech_words_keep_the_test_speakers_of_speech_commands(folder: Path) ->
     import hashlib
 
     names = [f"{s:08x}" for s in range(12)]
-    tenths = [int(hashlib.sha1(n.encode()).hexdigest(), 16) % 2**27 * 10 // (2**27 - 1) for n in names]
+    tenths = [
+        int(hashlib.sha1(n.encode()).hexdigest(), 16) % 2**27 * 10 // (2**27 - 1) for n in names
+    ]
     expected = {s for s, tenth in enumerate(tenths) if tenth == 1}
     data = data_set("speech-words").load()
     assert set(data.client[data.split == 1].tolist()) == expected
@@ -118,7 +120,7 @@ def test_a_missing_file_is_named_with_the_source(
 
 
 def test_an_unknown_data_set_is_named_with_the_nearest() -> None:
-    with pytest.raises(ExperimentError, match="did you mean 'omniglot'.*uci-har"):
+    with pytest.raises(ExperimentError, match=r"did you mean 'omniglot'.*uci-har"):
         data_set("omniglott")
 
 

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fedtiny.errors import ExperimentError, RunError, StrategyError
 from fedtiny.experiment import Experiment
@@ -261,6 +263,35 @@ def test_a_round_that_gets_too_few_fails_and_leaves_the_model() -> None:
     assert [r["version"] for r in result.history if r["kind"] == "round"] == [0, 0]
     np.testing.assert_array_equal(result.model, Simulation(
         Experiment.of(SINE), "columns", lambda row: None).work.initial)  # fmt: skip
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(0, 1000), st.floats(0, 0.6), st.floats(1, 2), st.integers(5, 25),
+    st.sampled_from(["always", "diurnal"]),
+)  # fmt: skip
+def test_time_always_goes_on(
+    seed: int, drop_out: float, over_selection: float, cohort: int, availability: str
+) -> None:
+    """However few devices are left, no round waits for ever."""
+    experiment = Experiment.of(SINE).override(
+        f"seed={seed}", "fleet.devices=30", "fleet.held_out=5", f"strategy.cohort={cohort}",
+        f"fleet.drop_out={drop_out}", f"run.over_selection={over_selection}", "evaluate={}",
+        f"fleet.availability='{availability}'", "run.rounds=2",
+    )  # fmt: skip
+    simulation = Simulation(experiment, "columns", lambda row: None)
+    passes = 0
+    pass_time = simulation._pass_time
+
+    def counted() -> None:
+        nonlocal passes
+        passes += 1
+        assert passes < 5000
+        pass_time()
+
+    simulation._pass_time = counted  # type: ignore[method-assign]
+    while simulation.step():
+        pass
 
 
 # ---- what goes wrong -------------------------------------------------------------------------
