@@ -401,10 +401,16 @@ class Instruction:
         ``counts`` as in `used`.
         """
         steps, _ = self.used(counts, footprint.batch)
-        passes = {EVALUATE: 1 + bool(self.phases), CALIBRATE: 1, SCORE: len(self.candidates)}
-        part = QUERY if self.kind == EVALUATE else self.part
-        judged = passes.get(self.kind, 0) * -(-counts[part] // footprint.batch)
+        judged = self._judged(counts, footprint.batch)
         return steps * footprint.macs_per_step + judged * footprint.macs_per_forward
+
+    def _judged(self, counts: Mapping[str, Any], batch: int) -> Any:
+        """Batches that a visit measures."""
+        passes = {EVALUATE: 1 + bool(self.phases), CALIBRATE: 1, SCORE: len(self.candidates)}
+        if self.kind not in passes:
+            return 0
+        part = QUERY if self.kind == EVALUATE else self.part
+        return passes[self.kind] * -(-counts[part] // batch)
 
 
 def _least(a: Any, b: Any) -> Any:

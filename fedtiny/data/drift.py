@@ -31,9 +31,9 @@ class Drift(Tabled):
 
     data: Labelled
     devices: int
-    first_mix: tuple[float, ...]
-    second_mix: tuple[float, ...]
     held_out: int = 0
+    first_mix: tuple[float, ...] = ()
+    second_mix: tuple[float, ...] = ()
     period: int = 100
     support: int = 32
     queries: int = 32

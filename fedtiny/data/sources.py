@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from fedtiny.data.digits import digits
 from fedtiny.data.drift import Drift
 from fedtiny.data.episodes import Episodes
 from fedtiny.data.files import DATA_SETS
@@ -59,6 +60,7 @@ def _halved(data: Labelled, side: int) -> Labelled:
 
 
 SOURCES: Mapping[str, Source] = {
+    "label-skew-digits": Source(digits, "label-skew"),
     "omniglot": Source(DATA_SETS["omniglot"].load, "episodes"),
     "omniglot-14": Source(_omniglot_14, "episodes"),
     "uci-har": Source(DATA_SETS["uci-har"].load, "clients"),

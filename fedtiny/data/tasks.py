@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedtiny import draws, elementary, references
-from fedtiny.data.digits import FewShotDigits, LabelSkewDigits
+from fedtiny.data.digits import FewShotDigits
+from fedtiny.data.sources import SOURCES, Source
 from fedtiny.data.tables import PARTS, RowTable, Sampler, Tabled, Task, even_starts
 from fedtiny.errors import DataError, ExperimentError, did_you_mean
 from fedtiny.rng import Purpose
@@ -132,16 +133,17 @@ class SampledTask:
     native = table
 
 
-TASKS: Mapping[str, type[SineTask] | type[FewShotDigits] | type[LabelSkewDigits]] = {
+TASKS: Mapping[str, type[SineTask] | type[FewShotDigits] | Source] = {
     "sine": SineTask,
     "few-shot-digits": FewShotDigits,
-    "label-skew-digits": LabelSkewDigits,
+    **SOURCES,
 }
 
 
 def build_task(source: str, arguments: Mapping[str, Any], devices: int, held_out: int = 0) -> Task:
     """The task that an experiment names: one of TASKS, or "module:object" with `samples`.
 
+    A row with a data set of its own takes ``partition`` beside the arguments of that partition.
     A class or function is called with the arguments. Raises ExperimentError for what it does not
     know, DataError when there are too few samples.
     """
@@ -155,19 +157,21 @@ def build_task(source: str, arguments: Mapping[str, Any], devices: int, held_out
             f"there is no task {source!r}; {did_you_mean(source, TASKS)}there are "
             f"{', '.join(TASKS)}; your own is named as 'your_module:object'"
         )
-    made = TASKS[source]
+    row = TASKS[source]
+    made = row.partitioned(values.pop("partition", None)) if isinstance(row, Source) else row
     names = [f.name for f in fields(made)]
     of_fleet: dict[str, Any] = (
         {"devices": devices, "held_out": held_out} if "devices" in names else {}
     )
-    known = [name for name in names if name not in of_fleet]
+    known = [name for name in names if name not in (*of_fleet, "data")]
     for key in values:
         if key not in known:
             hint = did_you_mean(key, known)
             raise ExperimentError(
                 f"the task {source!r} has no {key!r}; {hint}it has {', '.join(known)}"
             )
-    task: Task = made(**values, **of_fleet)
+    data = {"data": row.read()} if isinstance(row, Source) else {}
+    task: Task = made(**values, **of_fleet, **data)
     return task
 
 

@@ -121,8 +121,10 @@ class Learner:
         with.
         """
         phase = Phase(lr, steps, groups=tuple(groups), shuffle=shuffle, sgd=sgd or self.program.sgd)
-        losses = list(self._run_phase(phase, self.samples(xs, ys), key or Key()))
-        return sum(losses) / len(losses)
+        loss_sum, taken = 0.0, 0
+        for loss in self._run_phase(phase, self.samples(xs, ys), key or Key()):
+            loss_sum, taken = loss_sum + loss, taken + 1
+        return loss_sum / taken
 
     def predict(self, x: Any) -> Vector:
         """The outputs of any number of samples: float32[count, outputs]."""

@@ -106,9 +106,14 @@ class Past:
     def __len__(self) -> int:
         return self._length
 
-    def __contains__(self, lease: int) -> bool:
-        round = round_of(lease)
-        return 0 <= round < self._length and bool((self._rounds[round] == lease).any())
+    def accepted(self, leases: Int64) -> Bools:
+        """Which of these leases, all of committed rounds, were accepted."""
+        rounds = round_of(leases)
+        were = np.zeros(leases.size, bool)
+        for round in np.unique(rounds):
+            ours = rounds == round
+            were[ours] = np.isin(leases[ours], self._rounds[round])
+        return were
 
 
 @dataclass(frozen=True)
@@ -317,8 +322,9 @@ def _judged(state: State, event: Offers) -> Int8:
     stale = (status == LIVE) & (event.versions[now] != state.version)
     status = np.where(stale, np.int8(_STALE), status)
     answers[now] = np.where(state.devices[at] == event.devices[now], status, np.int8(_UNKNOWN))
-    for i in np.flatnonzero((rounds >= 0) & (rounds < len(state.past))):
-        answers[i] = ACCEPTED if int(event.leases[i]) in state.past else ENDED
+    past = np.flatnonzero((rounds >= 0) & (rounds < len(state.past)))
+    if past.size:
+        answers[past] = np.where(state.past.accepted(event.leases[past]), ACCEPTED, ENDED)
     return answers
 
 

@@ -33,9 +33,10 @@ class Contact:
         self._served = np.zeros(devices, bool)
         self._key = np.zeros(4, np.uint32)
         self._next = 0
+        self._share = 1.0  # of those last asked who were ready: how far to look at once
 
     def open(self, round: int, window: int) -> None:
-        """A window opens: a new order, drawn by round and (in place of a device) window."""
+        """A window opens: a new order. In the counter the window stands in place of a device."""
         if window == 0:
             self._served[:] = False
         words = rng.block(self._run, round, window, rng.Purpose.CONTACT, 0)
@@ -61,14 +62,17 @@ class Contact:
         found: list[Int64] = []
         missing = count
         while missing and self._next < self._training.size:
-            stop = min(self._next + missing, self._training.size)
+            wanted = int(1.1 * missing / self._share) + 1
+            stop = min(self._next + wanted, self._training.size)
             places = np.arange(self._next, stop)
             devices = self._training[draws.shuffle(places, self._training.size, self._key)]
             ready = self._ready(devices)
             ready[ready] = self._reach.available(devices[ready], now)
-            found.append(devices[ready])
-            missing -= found[-1].size
-            self._next = stop
+            taken = np.flatnonzero(ready)[:missing]
+            found.append(devices[taken])
+            missing -= taken.size
+            self._next = stop if missing else self._next + int(taken[-1]) + 1
+            self._share = max(float(ready.mean()), 0.01)
         return np.concatenate(found) if found else np.empty(0, np.int64)
 
     def next_reachable(self, now: float) -> float:

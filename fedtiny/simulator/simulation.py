@@ -8,6 +8,7 @@ admitted, so that what nobody reads costs nothing.
 
 from __future__ import annotations
 
+import math
 import os
 from collections import deque
 from collections.abc import Callable
@@ -334,7 +335,7 @@ class Simulation:
     def _figures(self) -> dict[str, Any]:
         """The mean training loss of the round, or what it measured."""
         steps = sum(each.steps for each in self.visited)
-        loss_sum = sum(each.loss_sum for each in self.visited)
+        loss_sum = math.fsum(each.loss_sum for each in self.visited)
         figures: dict[str, Any] = {"loss": loss_sum / steps if steps else None}
         if self.visited and not self.open.trains:
             merged = reduce(Measures.merge, (each.measures for each in self.visited))

@@ -19,7 +19,7 @@ DATA = small.labelled(classes=3, each=60)
 SPLIT = small.labelled(classes=3, each=60, test=0.5)
 WIDE = small.labelled(classes=3, each=120)
 TO_AND_FRO = Drift(
-    WIDE, 20, (2, 1, 1), (0, 0, 1), held_out=4, period=8, support=16, queries=8
+    WIDE, 20, 4, (2, 1, 1), (0, 0, 1), period=8, support=16, queries=8
 )  # fmt: skip
 
 
@@ -46,7 +46,7 @@ mixes = st.tuples(*[st.floats(0, 10)] * 3).filter(lambda mix: sum(mix) > 0.1)
 def test_visits_are_whole_distinct_and_apart_from_those_held_out(
     first: Any, second: Any, period: int, support: int, queries: int, data: Any, round: int
 ) -> None:
-    task = Drift(data, 12, first, second, held_out=4, period=period,
+    task = Drift(data, 12, 4, first, second, period=period,
                  support=support, queries=queries, held_out_samples=0.5)  # fmt: skip
     table = task.table(RUN, round, range(12))
     assert np.diff(table.starts).reshape(-1, 2).tolist() == task.counts(RUN, range(12)).tolist()
@@ -70,6 +70,7 @@ def test_samples_come_in_a_drawn_order_and_anew_in_each_round() -> None:
 @pytest.mark.parametrize(
     ("values", "error", "message"),
     [
+        ({"first_mix": ()}, ExperimentError, r"first_mix = \[\] must be 3 weights"),
         ({"first_mix": (1, 1)}, ExperimentError, r"first_mix = \[1, 1\] must be 3 weights"),
         ({"second_mix": (1, 1, -1)}, ExperimentError, "second_mix.*none below 0"),
         ({"second_mix": (0, 0, 0)}, ExperimentError, "second_mix.*one above"),

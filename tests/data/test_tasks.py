@@ -13,7 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedtiny import rng
-from fedtiny.data.digits import FewShotDigits, LabelSkewDigits
+from fedtiny.data.digits import FewShotDigits, digits
+from fedtiny.data.partitions import LabelSkew
 from fedtiny.data.tables import PARTS, Task
 from fedtiny.data.tasks import SampledTask, SineTask, build_task, task_of
 from fedtiny.errors import DataError, ExperimentError
@@ -26,7 +27,7 @@ RUN = 11
 TASKS: list[Task] = [
     SineTask(support=5, query=3),
     FewShotDigits(devices=40, held_out=8, ways=3, shots=2, queries=4),
-    LabelSkewDigits(devices=40, held_out=8),
+    LabelSkew(digits(), devices=40, held_out=8),
 ]
 
 
@@ -126,7 +127,7 @@ def test_an_episode_has_every_class_alike_and_no_sample_twice(
 
 def digit_labels() -> Array:
     """The class of each row: a task that deals out everything says so."""
-    everything = LabelSkewDigits(devices=1, query_share=0.0).table(RUN, 0, [0])
+    everything = LabelSkew(digits(), devices=1, query_share=0.0).table(RUN, 0, [0])
     labels = np.empty(len(everything.x), int)
     labels[everything.rows] = everything.labels
     return labels
@@ -209,7 +210,7 @@ def test_an_impossible_episode_is_refused_with_the_numbers(
 def test_every_digit_is_dealt_out_once(
     devices: int, concentration: float, query_share: float, run: int
 ) -> None:
-    task = LabelSkewDigits(devices, concentration=concentration, query_share=query_share)
+    task = LabelSkew(digits(), devices, concentration=concentration, query_share=query_share)
     table = task.table(run, 0, np.arange(devices))
     assert sorted(table.rows.tolist()) == list(range(1797))
     counts = task.counts(run, np.arange(devices))
@@ -219,7 +220,7 @@ def test_every_digit_is_dealt_out_once(
 
 def test_a_small_concentration_gives_each_device_few_classes() -> None:
     def classes_of_a_device(concentration: float) -> float:
-        task = LabelSkewDigits(devices=20, concentration=concentration)
+        task = LabelSkew(digits(), devices=20, concentration=concentration)
         parts = (task.samples(RUN, 0, device, SUPPORT)[1] for device in range(20))
         counts = [np.bincount(labels, minlength=10) for labels in parts]
         return float(np.mean([(count >= 0.05 * count.sum()).sum() for count in counts]))
@@ -229,7 +230,7 @@ def test_a_small_concentration_gives_each_device_few_classes() -> None:
 
 @pytest.mark.parametrize("concentration", [0.3, 2.0])
 def test_the_shares_have_the_moments_of_a_dirichlet(concentration: float) -> None:
-    task = LabelSkewDigits(devices=10, concentration=concentration, query_share=0.0)
+    task = LabelSkew(digits(), devices=10, concentration=concentration, query_share=0.0)
     labels = digit_labels()
     share = np.stack(
         [
@@ -247,7 +248,7 @@ def test_the_shares_have_the_moments_of_a_dirichlet(concentration: float) -> Non
 
 
 def test_a_device_may_have_nothing_at_all() -> None:
-    task = LabelSkewDigits(devices=300, concentration=0.02)
+    task = LabelSkew(digits(), devices=300, concentration=0.02)
     empty = np.flatnonzero(task.counts(RUN, np.arange(300)).sum(axis=1) == 0)
     assert empty.size
     x, labels = task.samples(RUN, 0, int(empty[0]), SUPPORT)
@@ -258,7 +259,7 @@ def test_a_device_may_have_nothing_at_all() -> None:
 @pytest.mark.parametrize("values", [{"concentration": 0.0}, {"query_share": 1.0}, {"devices": 0}])
 def test_an_impossible_partition_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ExperimentError, match=next(iter(values))):
-        LabelSkewDigits(**{"devices": 5, **values})
+        LabelSkew(digits(), **{"devices": 5, **values})
 
 
 # ---- tasks of one's own, and by name ---------------------------------------------------------

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedtiny.data.digits import LabelSkewDigits
+from fedtiny.data.digits import digits
+from fedtiny.data.partitions import LabelSkew
 from fedtiny.data.tasks import SineTask
 from fedtiny.errors import DataError, ExperimentError, StrategyError
 from fedtiny.experiment import Experiment
@@ -265,7 +266,7 @@ def test_the_task_is_built_from_its_section() -> None:
     assert Experiment.parse(TEXT).build_task() == SineTask(support=32)
     skewed = {"data": {"source": "label-skew-digits", "concentration": 0.1}}
     task = Experiment.of({**BASE, **skewed, "fleet": {"devices": 20, "held_out": 4}}).build_task()
-    assert task == LabelSkewDigits(devices=20, held_out=4, concentration=0.1)
+    assert task == LabelSkew(digits(), devices=20, held_out=4, concentration=0.1)
 
 
 @pytest.mark.parametrize(

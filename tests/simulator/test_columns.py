@@ -40,7 +40,9 @@ def test_one_table_gives_columns_and_objects_the_same_history(
         for sessions in (columns, objects):
             if event == Event.INSTRUCTED:
                 leases = lease_id(3, devices)
-                sessions.instruct(devices.astype(int), leases, np.full(devices.size, now + 9.0), now)
+                sessions.instruct(
+                    devices.astype(int), leases, np.full(devices.size, now + 9.0), now
+                )
             else:
                 sessions.apply(devices.astype(int), event, now)
         np.testing.assert_array_equal(columns.states(), objects.states())

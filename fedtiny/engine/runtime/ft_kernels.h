@@ -2,8 +2,9 @@
  *
  * Each kernel has two forms with the same bits: vectors in register blocks (ft_linear.c,
  * ft_elementwise.c, ft_loss.c, ft_update.c), and with FT_SMALL plain loops (ft_small.c), which are
- * also the shortest statement of what each one means. Shapes are row-major: x[rows, in],
- * w[in, out], y[rows, out]. A kernel trusts its arguments: ft_check has proved them.
+ * also the shortest statement of what each one means; the losses of a batch are one text over two
+ * forms of a row. Shapes are row-major: x[rows, in], w[in, out], y[rows, out]. A kernel trusts its
+ * arguments: ft_check has proved them.
  */
 #ifndef FT_KERNELS_H
 #define FT_KERNELS_H

@@ -2,7 +2,7 @@
  * what a row's loss needs is read before its gradient is written. */
 #include "ft_blocks.h"
 
-/* ---- one row, in lanes (ft_small.c has the plain loops) ------------------------------------- */
+/* ---- one row, in lanes (ft_small.c has the plain loops) ------------------------------------ */
 
 #ifndef FT_SMALL
 

@@ -136,7 +136,7 @@ void ft_sigmoid_dx_f32(const float *dy, const float *y, float *dx, uint32_t size
   for (uint32_t i = 0; i < size; i++) dx[i] = dy[i] * (y[i] * (1.0f - y[i]));
 }
 
-/* ---- one row of a loss -------------------------------------------------------------------------------- */
+/* ---- one row of a loss --------------------------------------------------------------------- */
 
 float ft_mse_row_f32(const float *prediction, const float *target, uint32_t outputs) {
   float lane[8] = {0};
