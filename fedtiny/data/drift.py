@@ -24,7 +24,7 @@ class Drift(Tabled):
     """Every device draws anew in each round, by a mix of labels that goes to and fro.
 
     It goes in a straight line from ``first_mix`` to ``second_mix`` and back in ``period`` rounds;
-    a mix is one weight a class. A visit has ``support`` and ``queries`` samples, all different, as
+    a mix is one weight a class. A visit has ``support`` and ``query`` samples, all different, as
     near to the mix as whole numbers are. Held-out devices draw from the test samples; where there
     are none, from the share ``held_out_samples`` of each class.
     """
@@ -36,7 +36,7 @@ class Drift(Tabled):
     second_mix: tuple[float, ...] = ()
     period: int = 100
     support: int = 32
-    queries: int = 32
+    query: int = 32
     held_out_samples: float = 0.25
 
     @property
@@ -57,10 +57,10 @@ class Drift(Tabled):
     def __post_init__(self) -> None:
         for name in ("first_mix", "second_mix"):
             self._check_mix(name, getattr(self, name))
-        if min(self.period - 1, self.support, self.queries) < 1:
+        if min(self.period - 1, self.support, self.query) < 1:
             raise ExperimentError(
                 f"period = {self.period} must be 2 or more, support = {self.support} and "
-                f"queries = {self.queries} 1 or more"
+                f"query = {self.query} 1 or more"
             )
         check_share("held_out_samples", self.held_out_samples)
         self._check_supply()
@@ -68,12 +68,12 @@ class Drift(Tabled):
     def _check_supply(self) -> None:
         # Every mix between the two has at most the larger share of a class.
         most = np.maximum(_shares(self.first_mix), _shares(self.second_mix))
-        needed = np.ceil(most * self.support) + np.ceil(most * self.queries)
+        needed = np.ceil(most * self.support) + np.ceil(most * self.query)
         for kind, size in zip(KINDS, self._pools().size[: 1 + bool(self.held_out)], strict=False):
             for c in np.flatnonzero(size < needed)[:1]:
                 raise DataError(
                     f"up to {needed[c]:.0f} samples of class {self.data.class_names[c]!r} are "
-                    f"drawn for a visit; {kind} devices have {size[c]}: lower support or queries, "
+                    f"drawn for a visit; {kind} devices have {size[c]}: lower support or query, "
                     "or change held_out_samples"
                 )
 
@@ -96,12 +96,12 @@ class Drift(Tabled):
 
     def counts(self, run: int, devices: Sequence[int] | Int64) -> Int64:
         """Support and query samples of each device: [devices, 2]."""
-        return np.tile(np.array([self.support, self.queries]), (len(devices), 1))
+        return np.tile(np.array([self.support, self.query]), (len(devices), 1))
 
     def table(self, run: int, round: int, devices: Sequence[int] | Int64) -> RowTable:
         """The samples of a cohort, in a drawn order within each part."""
         device, mix = np.asarray(devices), self.mix(round)
-        support, query = (_whole(mix, n) for n in (self.support, self.queries))
+        support, query = (_whole(mix, n) for n in (self.support, self.query))
         label = np.concatenate([np.repeat(np.arange(self.classes), n) for n in (support, query)])
         draw = np.concatenate([_up(np.zeros_like(support), support), _up(support, query)])
         kind = (device >= self.devices - self.held_out).astype(np.int64)[:, None]
@@ -112,10 +112,10 @@ class Drift(Tabled):
         rows = self.data.rows_by_class(run)[pools.start[kind, label] + drawn]
         turns = (
             draws.shuffle(np.arange(self.support), self.support, keys[:, :1]),
-            draws.shuffle(np.arange(self.queries), self.queries, keys[:, 1:2]) + self.support,
+            draws.shuffle(np.arange(self.query), self.query, keys[:, 1:2]) + self.support,
         )
         rows = np.take_along_axis(rows, np.concatenate(turns, axis=1), axis=1).ravel()
-        starts = even_starts(len(device), self.support, self.queries)
+        starts = even_starts(len(device), self.support, self.query)
         return RowTable(self.data.x, None, self.data.label[rows], rows, starts)
 
     native = table

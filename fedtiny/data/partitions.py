@@ -218,14 +218,18 @@ class Clients(Partition):
     """Each device is one natural client, drawn among those with ``least`` samples or more.
 
     The query has its share of each class, the last samples where they are in the order of time.
-    Samples take turns by class, as in a stream: the first k of c balanced classes are k / c each.
+    Samples take turns by class, as in a stream; with ``support`` only so many of them, the first
+    ones, are the support, as many of each class as there can be.
     Of overlapping samples the last one of a class before the query is left out, so that support
     and query share no raw sample.
     """
 
     least: int = 1
+    support: int = 0
 
     def _check(self) -> None:
+        if self.support < 0:
+            raise ExperimentError(f"support = {self.support} must be 0, for all, or more")
         for split, devices in self._shares():
             found = len(self._eligible(np.flatnonzero(self.data.split == split)))
             kind = f"{KINDS[split]} " if self.data.has_test and self.held_out else ""
@@ -259,7 +263,11 @@ class Clients(Partition):
             before = np.bincount(cell, weights=part == _SUPPORT)[cell]
             borders = (rank == before - 1) & (before < np.bincount(cell)[cell])
             part = np.where(borders, _NEITHER, part)
-        return part, rank * self.classes + label
+        turn = rank * self.classes + label
+        if self.support:
+            place = _ranked(3 * owner + part, turn)
+            part = np.where((part == _SUPPORT) & (place >= self.support), _NEITHER, part)
+        return part, turn
 
 
 # ---- gamma variates --------------------------------------------------------------------------

@@ -158,7 +158,9 @@ def build_task(source: str, arguments: Mapping[str, Any], devices: int, held_out
             f"{', '.join(TASKS)}; your own is named as 'your_module:object'"
         )
     row = TASKS[source]
-    made = row.partitioned(values.pop("partition", None)) if isinstance(row, Source) else row
+    made: type[Any] = (
+        row.partitioned(values.pop("partition", None)) if isinstance(row, Source) else row
+    )
     names = [f.name for f in fields(made)]
     of_fleet: dict[str, Any] = (
         {"devices": devices, "held_out": held_out} if "devices" in names else {}

@@ -19,7 +19,7 @@ DATA = small.labelled(classes=3, each=60)
 SPLIT = small.labelled(classes=3, each=60, test=0.5)
 WIDE = small.labelled(classes=3, each=120)
 TO_AND_FRO = Drift(
-    WIDE, 20, 4, (2, 1, 1), (0, 0, 1), period=8, support=16, queries=8
+    WIDE, 20, 4, (2, 1, 1), (0, 0, 1), period=8, support=16, query=8
 )  # fmt: skip
 
 
@@ -47,7 +47,7 @@ def test_visits_are_whole_distinct_and_apart_from_those_held_out(
     first: Any, second: Any, period: int, support: int, queries: int, data: Any, round: int
 ) -> None:
     task = Drift(data, 12, 4, first, second, period=period,
-                 support=support, queries=queries, held_out_samples=0.5)  # fmt: skip
+                 support=support, query=queries, held_out_samples=0.5)  # fmt: skip
     table = task.table(RUN, round, range(12))
     assert np.diff(table.starts).reshape(-1, 2).tolist() == task.counts(RUN, range(12)).tolist()
     rows = table.rows.reshape(12, support + queries)
@@ -76,11 +76,11 @@ def test_samples_come_in_a_drawn_order_and_anew_in_each_round() -> None:
         ({"second_mix": (0, 0, 0)}, ExperimentError, "second_mix.*one above"),
         ({"first_mix": (1, 1, float("nan"))}, ExperimentError, "first_mix"),
         ({"period": 1}, ExperimentError, "period = 1"),
-        ({"queries": 0}, ExperimentError, "queries = 0"),
+        ({"query": 0}, ExperimentError, "query = 0"),
         ({"held_out_samples": 1.5}, ExperimentError, "held_out_samples = 1.5"),
         # 45 of the 60 samples of a class train; a mix of one class draws 40 + 6 of it.
-        ({"support": 40, "queries": 6}, DataError, "46 samples of class 'class 0'.*have 45"),
-        ({"support": 10, "queries": 6}, DataError, "16 samples.*held-out devices have 15"),
+        ({"support": 40, "query": 6}, DataError, "46 samples of class 'class 0'.*have 45"),
+        ({"support": 10, "query": 6}, DataError, "16 samples.*held-out devices have 15"),
     ],
 )
 def test_an_impossible_drift_is_refused(
@@ -88,4 +88,4 @@ def test_an_impossible_drift_is_refused(
 ) -> None:
     with pytest.raises(error, match=message):
         Drift(**{"data": DATA, "devices": 8, "held_out": 2, "first_mix": (1, 0, 0),
-                 "second_mix": (0, 1, 0), "support": 4, "queries": 4, **values})  # fmt: skip
+                 "second_mix": (0, 1, 0), "support": 4, "query": 4, **values})  # fmt: skip

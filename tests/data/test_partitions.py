@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ DIARY = replace(
     overlapping=True,
 )
 
-LAWS = [LabelSkew, Shards, QuantitySkew]
+LAWS: list[Callable[..., Partition]] = [LabelSkew, Shards, QuantitySkew]
 law_of_any = st.one_of(
     st.tuples(st.just(LabelSkew), st.fixed_dictionaries({"concentration": st.floats(0.01, 100)})),
     st.tuples(st.just(Shards), st.fixed_dictionaries({"shards": st.integers(1, 9)})),
@@ -54,7 +55,7 @@ def support_of(task: Partition, device: int) -> Array:
 @settings(max_examples=60)
 @given(law_of_any, st.integers(1, 90), st.floats(0, 0.9), st.integers(0, 2**64 - 1))
 def test_every_sample_is_dealt_out_once(
-    law: tuple[type[Partition], dict[str, Any]], devices: int, query_share: float, run: int
+    law: tuple[Callable[..., Partition], dict[str, Any]], devices: int, query_share: float, run: int
 ) -> None:
     kind, values = law
     task = kind(PLAIN, devices, query_share=query_share, **values)
@@ -64,7 +65,7 @@ def test_every_sample_is_dealt_out_once(
 
 
 @pytest.mark.parametrize("law", LAWS)
-def test_held_out_devices_own_the_test_samples(law: type[Partition]) -> None:
+def test_held_out_devices_own_the_test_samples(law: Callable[..., Partition]) -> None:
     task = law(SPLIT, 20, held_out=5)
     test = np.flatnonzero(SPLIT.split == 1)
     assert sorted(rows_of(task, range(15, 20)).tolist()) == test.tolist()
@@ -162,6 +163,15 @@ def test_the_support_of_a_client_takes_turns_by_class() -> None:
         np.testing.assert_array_equal(labels[: 3 * least], np.tile(np.arange(3), least))
 
 
+def test_a_support_can_be_small_and_the_query_stays() -> None:
+    whole, few = Clients(PEOPLE, 12), Clients(PEOPLE, 12, support=6)
+    for device in range(12):
+        assert support_of(few, device).tolist() == support_of(whole, device)[:6].tolist()
+        for part, same in zip(PARTS, (False, True), strict=True):
+            found = [task.samples(RUN, 0, device, part)[0].tolist() for task in (whole, few)]
+            assert (found[0] == found[1]) is same
+
+
 def test_a_client_is_judged_on_every_class_and_on_what_came_later() -> None:
     task = Clients(DIARY, 4, query_share=0.25)
     table = task.table(RUN, 0, range(4))
@@ -188,13 +198,14 @@ def test_a_client_is_judged_on_every_class_and_on_what_came_later() -> None:
         (Shards, PLAIN, {"shards": 0}, "shards = 0"),
         (QuantitySkew, PLAIN, {"sigma": -1.0}, "sigma = -1.0"),
         (QuantitySkew, PLAIN, {"sigma": float("nan")}, "sigma = nan"),
+        (Clients, PEOPLE, {"support": -1}, "support = -1"),
         (Clients, PLAIN, {}, "5 devices need .*; the data has 0"),
         (Clients, SPLIT_PEOPLE, {"held_out": 4}, "4 held-out devices .* has 3"),
         (Clients, SPLIT_PEOPLE, {"devices": 12, "held_out": 2}, "10 training devices .* has 9"),
     ],
 )
 def test_an_impossible_partition_is_refused(
-    law: type[Partition], data: Labelled, values: dict[str, Any], message: str
+    law: Callable[..., Partition], data: Labelled, values: dict[str, Any], message: str
 ) -> None:
     with pytest.raises((ExperimentError, DataError), match=message):
         law(data, **{"devices": 5, **values})

@@ -152,8 +152,8 @@ def test_a_device_keeps_to_its_pool_of_classes() -> None:
     labels = digit_labels()
     pools: list[set[int]] = [set() for _ in range(30)]
     for round in range(20):
-        for pool, digits in zip(pools, labels[rows_of(task, round, range(30))], strict=True):
-            pool |= set(digits.ravel().tolist())
+        for pool, episode in zip(pools, labels[rows_of(task, round, range(30))], strict=True):
+            pool |= set(episode.ravel().tolist())
     assert {len(pool) for pool in pools} == {3}
     assert len({tuple(sorted(pool)) for pool in pools}) > 10
 
