@@ -80,7 +80,8 @@ def _facts(row: DataSet, data: Labelled) -> Iterator[tuple[str, str]]:
     yield "samples", f"{len(data.x):,}, of {data.features:,} values"
     yield "values", f"{data.x.min():.3g} to {data.x.max():.3g}"
     yield "training, test", " and ".join(f"{n:,}" for n in np.bincount(data.split, minlength=2))
-    yield "classes", f"{data.classes:,}: {', '.join(data.class_names[:6])}, ..."
+    more = ", ..." if data.classes > 6 else ""
+    yield "classes", f"{data.classes:,}: {', '.join(data.class_names[:6])}{more}"
     yield "samples a class", _spread(np.bincount(data.label, minlength=data.classes))
     if (data.client >= 0).any():
         _, counts = np.unique(data.client[data.client >= 0], return_counts=True)
@@ -94,4 +95,4 @@ def _spread(counts: object) -> str:
     import numpy as np
 
     low, middle, high = np.quantile(np.asarray(counts), [0, 0.5, 1])
-    return f"{low:.0f} to {high:.0f}, median {middle:g}"
+    return f"{low:,.0f} to {high:,.0f}, median {middle:,g}"

@@ -97,20 +97,20 @@ def _mix(x: UInt32) -> UInt32:
 def shuffle(at: Integers, n: Integers | int, key: UInt32) -> UInt32:
     """`rng.shuffle` of each position; ``at``, ``n`` and ``key[..., 4]`` are broadcast."""
     shape = np.broadcast_shapes(np.shape(at), np.shape(n), key.shape[:-1])
-    out = np.array(np.broadcast_to(np.asarray(at, _u), shape))
-    size = np.broadcast_to(np.asarray(n, _u), shape)
-    half = np.ceil(np.log2(np.maximum(size, 1).astype(np.float64)) / 2).astype(_u)
-    mask = (_u(1) << half) - _u(1)
-    keys = np.broadcast_to(key, (*shape, 4))
-    walking = np.ones(shape, bool)
-    while walking.any():
-        h, m = half[walking], mask[walking]
-        left, right = out[walking] >> h, out[walking] & m
+    half = np.ceil(np.log2(np.maximum(n, 1).astype(np.float64)) / 2).astype(_u)
+    out, size, half = (np.array(np.broadcast_to(np.asarray(a, _u), shape)).ravel()
+                       for a in (at, n, half))  # fmt: skip
+    keys = np.broadcast_to(key, (*shape, 4)).reshape(-1, 4).T
+    walking = np.arange(out.size)
+    while walking.size:
+        h, value = half[walking], out[walking]
+        mask = (_u(1) << h) - _u(1)
+        left, right = value >> h, value & mask
         for k in range(4):
-            left, right = right, left ^ (_mix(right ^ keys[walking, k]) & m)
-        out[walking] = (left << h) | right
-        walking &= out >= size
-    return out
+            left, right = right, left ^ (_mix(right ^ keys[k][walking]) & mask)
+        out[walking] = value = (left << h) | right
+        walking = walking[value >= size[walking]]
+    return out.reshape(shape)
 
 
 def lowest(run: int, round: int, device: Integers, count: int) -> npt.NDArray[np.uint32]:

@@ -37,7 +37,7 @@ def test_the_list_says_what_is_here_and_where_it_is_from(folder: Path) -> None:
     assert re.search(r"omniglot +omniglot\.npz +no .*MIT", result.stdout)
     size = (folder / "uci_har.npz").stat().st_size
     assert re.search(rf"uci-har +uci_har\.npz +{size:,} B +30 subjects", result.stdout)
-    assert "omniglot: https://github.com/brendenlake/omniglot" in result.stdout
+    assert "omniglot: https://github.com/AntreasAntoniou/MatchingNetworks" in result.stdout
 
 
 def test_right_files_pass_the_check(folder: Path) -> None:
@@ -61,7 +61,7 @@ def test_a_description_has_the_figures(folder: Path) -> None:
     for fact in (
         r"samples +24, of 784 values",
         r"training, test +12 and 12",
-        r"classes +6: Alpha 0, Alpha 1",
+        r"classes +6: Alpha 0, Alpha 1, .*Beta 5 *\n",
         r"samples a class +4 to 4, median 4",
         r"clients +8 ",
         r"samples a client +3 to 3",

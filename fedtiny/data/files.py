@@ -96,7 +96,7 @@ DATA_SETS: Mapping[str, DataSet] = {
             "ec59d08c847b9db8d94beb10c9972738bc68a2f413463d08785b1ff984ae524f",
             "1,000 drawers of an alphabet",
             "MIT, Copyright (c) 2015 Brenden Lake",
-            "https://github.com/brendenlake/omniglot",
+            "https://github.com/AntreasAntoniou/MatchingNetworks",
             readers.read_omniglot,
         ),
         DataSet(
@@ -132,7 +132,7 @@ DATA_SETS: Mapping[str, DataSet] = {
             "a679d4ad91d127e000998fdc4e75907e4618f42dc1dd63d03576932aa193df08",
             "none",
             "MIT, Copyright (c) 2017 Zalando SE",
-            "https://github.com/zalandoresearch/fashion-mnist",
+            "https://github.com/ymattu/fashion-mnist-csv",
             readers.read_fashion_mnist,
         ),
         DataSet(

@@ -33,7 +33,7 @@ def _scale(profiles: list[Mapping[str, Any]]) -> float:
     """The bytes that the full width stands for."""
     largest = max(p["report"]["ram_bytes"] for p in profiles)
     given = (p["ram_given_bytes"] for p in profiles)
-    return float(max(1.1 * largest, *(budget for budget in given if budget <= _MOST * largest)))
+    return float(max([1.1 * largest, *(nbytes for nbytes in given if nbytes <= _MOST * largest)]))
 
 
 def _row(profile: Mapping[str, Any], scale_bytes: float) -> str:

@@ -107,7 +107,9 @@ def test_pictures_of_cifar_are_rows_columns_colours(folder: Path) -> None:
 
 def test_a_missing_folder_is_named_with_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEDTINY_DATA", raising=False)
-    with pytest.raises(DataError, match=r"omniglot\.npz; set FEDTINY_DATA.*brendenlake/omniglot"):
+    with pytest.raises(
+        DataError, match=r"omniglot\.npz; set FEDTINY_DATA.*AntreasAntoniou/MatchingNetworks"
+    ):
         data_set("omniglot").load()
 
 

@@ -59,27 +59,24 @@ class Device:
         self.learner = Learner(next(p.program for p in simulation.fleet.profiles if p.program))
         self.command = Command.NONE
 
-    def happens(self, event: Event, lease: Lease | None = None) -> None:
+    def happens(self, event: Event, lease: Lease | None = None) -> Command:
         self.session, self.command = advance(self.session, event, self.now, lease)
+        return self.command
 
     def get_lease(self, now: float) -> None:
         self.now = now
-        self.happens(Event.WAKE)
-        assert self.command == Command.CHECK_IN
+        assert self.happens(Event.WAKE) == Command.CHECK_IN
         answer = self.link.check_in()
         assert isinstance(answer, tuple)
         self.lease, self.instruction = answer
-        self.happens(Event.INSTRUCTED, self.lease)
-        assert self.command == Command.FETCH
+        assert self.happens(Event.INSTRUCTED, self.lease) == Command.FETCH
         self.model = self.link.fetch(self.lease.version)
-        self.happens(Event.FETCHED)
+        assert self.happens(Event.FETCHED) == Command.WORK
 
     def offer(self, now: float) -> Receipt:
         self.now = now
-        assert self.command == Command.WORK
         update = self.work(self.instruction)
-        self.happens(Event.FINISHED)
-        assert self.command == Command.SUBMIT
+        assert self.happens(Event.FINISHED) == Command.SUBMIT
         receipt = self.link.submit(update)
         self.happens(Event.ACCEPTED if receipt.status == ACCEPTED else Event.REFUSED)
         return receipt
