@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from enum import StrEnum
 from itertools import count
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import click
 import typer
@@ -115,7 +117,8 @@ def simulate(
     folder = resume or out or _new_folder(experiment)
     console = Console(stderr=as_json)
     started = perf_counter()
-    with watched(console) as pace:
+    _say_if_slow()
+    with _resumable(folder), watched(console) as pace:
         result = run_experiment(experiment, out=folder, resume=bool(resume), progress=pace.take)
     wall_s = perf_counter() - started
     run = RunFolder.open(folder)
@@ -129,8 +132,36 @@ def simulate(
     if result.dropped and result.dropped.rows:
         typer.echo(f"{folder}: {result.dropped}", err=True)
     if result.interrupted:
-        typer.echo(f"interrupted; go on with: fedtiny simulate --resume {folder}", err=True)
-        raise typer.Exit(INTERRUPTED)
+        _end_interrupted(folder)
+
+
+@contextmanager
+def _resumable(folder: Path) -> Iterator[None]:
+    """A second Ctrl-C ends at once, and also says how to go on where there is a run by then."""
+    from fedtiny.runs import RunFolder
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if not RunFolder(folder).exists:
+            raise
+        _end_interrupted(folder)
+
+
+def _end_interrupted(folder: Path) -> NoReturn:
+    typer.echo(f"interrupted; go on with: fedtiny simulate --resume {folder}", err=True)
+    raise typer.Exit(INTERRUPTED)
+
+
+def _say_if_slow() -> None:
+    """One line in place of the library's warning, which would come with a line of source."""
+    from fedtiny.engine import native
+
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        native.available()
+    for warning in told:
+        typer.echo(f"fedtiny: {warning.message}", err=True)
 
 
 def _experiment(file: Path | None, resume: Path | None) -> Experiment:

@@ -15,7 +15,7 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from fedtiny.report.record import RAM_PARTS, Record
-from fedtiny.report.units import si
+from fedtiny.report.units import binary, si
 from fedtiny.simulator.clock import format_time
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ def _facts(record: Record) -> Iterator[tuple[str, str]]:
     failed = f", {s['failed_rounds']:,} failed" if s["failed_rounds"] else ""
     yield "rounds", f"{s['rounds']:,} of {planned:,}{failed}"
     yield "updates", f"{s['updates']:,} accepted, {s['refused']:,} refused"
+    yield from (("", why) for why in record.refusals)
     yield "virtual time", format_time(s["time_s"])
     yield "bytes", f"{si(s['bytes_down'], 'B')} down, {si(s['bytes_up'], 'B')} up"
     yield "energy", si(s["energy_j"], "J")
@@ -157,9 +158,9 @@ def _explained(row: Row) -> Iterator[tuple[str, str]]:
     for part in RAM_PARTS:
         yield part, f"{report[f'{part}_bytes']:,} B"
     yield "RAM needed", f"{report['ram_bytes']:,} B"
-    yield "RAM given", f"{row.ram_given_bytes:,} B"
+    yield "RAM given", binary(row.ram_given_bytes)
     yield "flash needed", f"{report['flash_bytes']:,} B"
-    yield "flash given", f"{row.flash_given_bytes:,} B"
+    yield "flash given", binary(row.flash_given_bytes)
     yield "share of devices", f"{100 * row.share:.3g} %"
     yield "fits", "yes" if row.fits else "[red]no[/]"
     if not row.fits:

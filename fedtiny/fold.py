@@ -88,10 +88,11 @@ class FoldRule:
         exact = np.rint(asked * 2.0**WEIGHT_BITS) * 2.0**-WEIGHT_BITS
         wrong = ~((exact > 0) & (asked <= self.weight_cap))
         if wrong.any():
+            weight = asked[wrong].flat[0]
+            less = "let weight() return less, or raise weight_cap"
+            remedy = less if weight > self.weight_cap else "let weight() return a positive number"
             raise UpdateError(
-                f"the weight {asked[wrong].flat[0]} is outside 2^-{WEIGHT_BITS} ... "
-                f"{self.weight_cap:,}; let the strategy's weight() return less, or raise its "
-                "weight_cap"
+                f"the weight {weight} is outside 2^-{WEIGHT_BITS} ... {self.weight_cap:,}; {remedy}"
             )
         return np.minimum(exact, self.weight_cap)
 

@@ -20,6 +20,7 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import IO, Any, Protocol
 from zipfile import BadZipFile, ZipFile, ZipInfo
@@ -88,12 +89,13 @@ class RunFolder:
     def create(cls, path: str | Path, experiment: Described) -> RunFolder:
         """A new folder, or one that is empty. Raises RunError for any other."""
         run = cls(Path(path))
-        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
-            remedy = "resume it, or choose another" if run._facts.exists() else "choose another"
-            raise RunError(f"{path} is there already and is not an empty folder; {remedy}")
-        run._models.mkdir(parents=True, exist_ok=True)
-        run._toml.write_text(experiment.text, encoding="utf-8")
-        run._history.touch()
+        with naming_files("choose a folder that can be written"):
+            if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+                remedy = "resume it, or choose another" if run.exists else "choose another"
+                raise RunError(f"{path} is there already and is not an empty folder; {remedy}")
+            run._models.mkdir(parents=True, exist_ok=True)
+            run._toml.write_text(experiment.text, encoding="utf-8")
+            run._history.touch()
         facts = {"digest": experiment.digest, "folder": experiment.folder}
         _write_json(run._facts, {**facts, "experiment": experiment.to_json()})
         return run
@@ -102,7 +104,7 @@ class RunFolder:
     def open(cls, path: str | Path) -> RunFolder:
         """The folder of an earlier run, to be read. Raises RunError when it is none."""
         run = cls(Path(path))
-        if not run._facts.exists():
+        if not run.exists:
             raise RunError(f"{path} is not the folder of a run: it has no {run._facts.name}")
         return run
 
@@ -119,9 +121,19 @@ class RunFolder:
         return run, dropped
 
     @property
+    def exists(self) -> bool:
+        """Whether a run was begun here."""
+        with naming_files("choose a folder that can be read"):
+            return self._facts.exists()
+
+    @property
     def source(self) -> tuple[str, str, str]:
         """Text, name and folder of the experiment: the arguments of `Experiment.parse`."""
-        return self._toml.read_text(encoding="utf-8"), str(self._toml), self._said("folder")
+        try:
+            text = _read(self._toml).decode()
+        except UnicodeDecodeError as error:
+            raise RunError(f"{self._toml} is damaged: {error}; {_RESTORE}") from None
+        return text, str(self._toml), self._said("folder")
 
     @property
     def experiment(self) -> dict[str, Any]:
@@ -132,16 +144,16 @@ class RunFolder:
 
     def append(self, row: Json) -> None:
         """Add one row to the history; it is with the operating system when this returns."""
-        with self._history.open("ab") as file:
+        with naming_files(_MAKE_ROOM), self._history.open("ab") as file:
             file.write(_dump(row).encode() + b"\n")
 
     def history(self) -> list[dict[str, Any]]:
         """Every whole row; a last row that a crash cut short is left out."""
-        lines = self._history.read_bytes().split(b"\n")
+        lines = _read(self._history).split(b"\n")
         try:
             return [json.loads(line) for line in lines[:-1]]
-        except json.JSONDecodeError as error:
-            raise RunError(f"{self._history} is damaged: {error}") from None
+        except ValueError as error:
+            raise RunError(f"{self._history} is damaged: {error}; {_RESTORE}") from None
 
     # ---- models ----
 
@@ -242,30 +254,58 @@ class RunFolder:
 
     def _cut_history(self) -> Dropped:
         vouched = self._read_checkpoint()[1].get("history_bytes", 0)
-        present = self._history.stat().st_size
+        tail = _read(self._history)
+        present = len(tail)
         if present < vouched:
             raise RunError(
                 f"{self._history} has {present:,} B, but the checkpoint was made when it had "
                 f"{vouched:,} B; it was changed since"
             )
-        tail = self._history.read_bytes()[vouched:]
+        tail = tail[vouched:]
         torn = bool(tail) and not tail.endswith(b"\n")
-        os.truncate(self._history, vouched)
+        with naming_files(_MAKE_ROOM):
+            os.truncate(self._history, vouched)
         return Dropped(tail.count(b"\n") + torn, len(tail), torn)
 
 
 # ---- files -----------------------------------------------------------------------------------
 
 
+_RESTORE = "restore it, or run the experiment anew"
+_MAKE_ROOM = "make room there, or the right to write"
+
+
+@contextmanager
+def naming_files(remedy: str) -> Iterator[None]:
+    """Turns the errors of the operating system into a RunError with the path and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{error.filename or 'a file'}: {error.strerror}; {remedy}") from error
+
+
+def _read(path: Path) -> bytes:
+    with naming_files(_RESTORE):
+        return path.read_bytes()
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A file that takes the place of ``path`` when all of it is on the disk."""
+    """A file that takes the place of ``path`` when all of it is on the disk.
+
+    Raises RunError where it cannot be written.
+    """
     temporary = path.with_name(path.name + ".new")
-    with temporary.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file)
-    os.replace(temporary, path)
+    with naming_files(_MAKE_ROOM):
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file)
+        os.replace(temporary, path)
+        _sync_folder(path)
+
+
+def _sync_folder(path: Path) -> None:
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)
@@ -284,10 +324,10 @@ def write_npz(path: Path, arrays: Arrays) -> None:
 
 def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        with np.load(BytesIO(_read(path)), allow_pickle=False) as archive:
             return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, TypeError, EOFError, BadZipFile) as error:
-        raise RunError(f"{path} is damaged: {error}") from None
+    except (ValueError, TypeError, EOFError, NotImplementedError, BadZipFile):
+        raise RunError(f"{path} is damaged: it is no whole .npz of arrays; {_RESTORE}") from None
 
 
 def _write_json(path: Path, document: Json) -> None:
@@ -297,9 +337,9 @@ def _write_json(path: Path, document: Json) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(path.read_bytes()))
-    except (OSError, ValueError, TypeError) as error:
-        raise RunError(f"{path} is damaged: {error}") from None
+        return dict(json.loads(_read(path)))
+    except (ValueError, TypeError) as error:
+        raise RunError(f"{path} is damaged: {error}; {_RESTORE}") from None
 
 
 def _dump(document: Json, indent: int | None = None) -> str:

@@ -11,6 +11,8 @@ from array import array
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, cast
 
+from fedtiny.errors import DataError
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
@@ -62,34 +64,48 @@ def zeros(count: int) -> memoryview[float]:
 def floats(values: Any) -> memoryview[float]:
     """A flat float32 view of an array of float32 or of raw bytes, or of a copy of other numbers.
 
-    A float64 array is rounded to float32, as a device would store it.
+    A float64 array is rounded to float32, as a device would store it. Raises DataError for what
+    are no numbers, and for lists of lists.
     """
-    if isinstance(values, bytes | bytearray):
-        return float_view(values)
-    try:
-        view = memoryview(values)
-    except TypeError:  # a plain sequence of numbers
-        return float_view(array("f", values))
-    if view.format == "f" and view.c_contiguous:
-        return float_view(view)
-    if has_numpy():
-        import numpy as np
-
-        return float_view(np.ascontiguousarray(values, dtype=np.float32))
-    return float_view(array("f", view.tolist()))
+    return float_view(_typed(values, "f"))
 
 
 def ints(values: Any) -> memoryview[int]:
-    """A flat int32 view of an array of int32 or of raw bytes, or of a copy of other integers."""
+    """A flat int32 view of an array of int32 or of raw bytes, or of a copy of other integers.
+
+    Raises DataError for what are no integers, for those that int32 does not hold, and for lists
+    of lists.
+    """
+    return int_view(_typed(values, "i"))
+
+
+_TYPES = {"f": "float32", "i": "int32"}
+
+
+def _typed(values: Any, form: str) -> Buffer:
     if isinstance(values, bytes | bytearray):
-        return int_view(values)
+        return values
+    try:
+        return _contiguous(values, form)
+    except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
+        kind = type(values).__name__
+        raise DataError(f"the {kind} cannot be read as {_TYPES[form]}: {error}") from None
+
+
+def _contiguous(values: Any, form: str) -> Buffer:
+    """The values themselves, or a copy where they are not in a row or of another type."""
     try:
         view = memoryview(values)
     except TypeError:  # a plain sequence of numbers
-        return int_view(array("i", values))
-    if view.format == "i" and view.c_contiguous:
-        return int_view(view)
-    return int_view(array("i", view.tolist()))
+        return array(form, values)
+    if view.format == form and view.c_contiguous:
+        return view
+    if form == "f" and has_numpy():
+        import numpy as np
+
+        return np.ascontiguousarray(values, dtype=np.float32)
+    flat = view if view.ndim == 1 else memoryview(view.tobytes()).cast(cast("Any", view.format))
+    return array(form, flat.tolist())
 
 
 def vector(buffer: Buffer) -> Vector:

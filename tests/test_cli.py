@@ -16,7 +16,9 @@ from typer.testing import CliRunner
 
 import fedtiny
 from fedtiny.cli import INTERRUPTED, USAGE, app
+from fedtiny.engine import native
 from fedtiny.errors import FedtinyError
+from fedtiny.experiment import Experiment
 from fedtiny.runs import RunFolder
 from tests.synthetic_run import synthetic_run
 
@@ -160,6 +162,18 @@ def test_a_second_interruption_ends_at_once(tiny: Path, monkeypatch: pytest.Monk
     assert result.stderr == "fedtiny: interrupted\n"
 
 
+def test_a_second_interruption_says_how_to_go_on_where_a_run_was_begun(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fedtiny.simulator.simulation.Simulation.step", interrupted)
+    result = _fedtiny("simulate", tiny, "--out", "here")
+    assert result.exit_code == INTERRUPTED
+    assert result.stderr == "interrupted; go on with: fedtiny simulate --resume here\n"
+
+
 def test_a_run_goes_on_with_its_own_experiment_only(tiny: Path) -> None:
     _json("simulate", tiny, "--out", "here", "--json")
     result = _fedtiny("simulate", tiny, "--set", "seed=8", "--resume", "here")
@@ -185,6 +199,64 @@ def test_a_run_whose_adaptation_diverges_has_results_and_a_report(tiny: Path) ->
     assert re.search(told, result.stdout)
     assert re.search(told, _fedtiny("report", "here").stdout)
     assert '<td class="after">diverged</td>' in Path("here/report.html").read_text()
+    row = _json("simulate", tiny, *wild, "--json")["evaluations"]["wild"]
+    assert row["loss_before"] > 0
+    assert (row["loss_after"], row["loss_after_ci"]) == (None, None)
+    printed = str(fedtiny.simulate(Experiment.load(tiny).override(*wild[1::2])))
+    assert re.search(r"wild: diverged on \d+ \(\d+ devices\)$", printed)
+
+
+def test_a_run_that_judges_on_no_sample_has_results_and_a_report(tiny: Path) -> None:
+    result = _fedtiny("simulate", tiny, "--set", "data.query=0", "--out", "here")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"stream +12 +0 +nobody judged +nobody judged", result.stdout)
+    assert "nobody judged" in Path("here/report.html").read_text()
+
+
+def test_budgets_far_beyond_the_need_have_a_report(tiny: Path) -> None:
+    tiny.write_text(re.sub(r"profiles = .*", "profiles = { cortex-m4 = 1.0 }", TINY))
+    # 262,144 B are more than 4 times the 30,100 B that the model needs.
+    result = _fedtiny("simulate", tiny, "--set", "device.ram=256KiB", "--out", "here")
+    assert result.exit_code == 0, result.output
+    assert 'class="budget open"' in Path("here/report.html").read_text()
+
+
+def test_without_the_runtime_one_plain_line_says_that_it_is_slow(
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("FEDTINY_RUNTIME", raising=False)
+    monkeypatch.setattr(native, "LIBRARIES", Path("nowhere"))
+    native.library.cache_clear()
+    native.available.cache_clear()
+    try:
+        result = _fedtiny("simulate", tiny, "--set", "run.rounds=1")
+    finally:
+        native.library.cache_clear()
+        native.available.cache_clear()
+    assert result.exit_code == 0, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("fedtiny: no C runtime: running on the reference executor")
+    assert line.endswith(native.REBUILD)
+
+
+@pytest.mark.parametrize("lost", ["history.jsonl", "experiment.toml"])
+def test_a_folder_that_lost_a_file_is_told_with_the_path(tiny: Path, lost: str) -> None:
+    _json("simulate", tiny, "--out", "here", "--set", "run.rounds=1", "--json")
+    Path("here", lost).unlink()
+    for arguments in (["report", "here"], ["simulate", "--resume", "here"]):
+        result = _fedtiny(*arguments)
+        assert result.exit_code == 9
+        told = f"fedtiny: here/{lost}: No such file or directory; restore it"
+        assert result.stderr.startswith(told)
+
+
+def test_explain_fits_a_terminal_of_80_columns(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    boards = ["cortex-m4", "esp32-s3", "pi-zero-2w", "pi-4"]
+    shares = ", ".join(f"{name} = 0.25" for name in boards)
+    result = _fedtiny("explain", tiny, "--set", f"fleet.profiles={{ {shares} }}")
+    assert re.search(r"RAM given +262,144 B +524,288 B +512 MiB +4 GiB\n", result.stdout)
+    assert re.search(r"flash given +1 MiB +8 MiB +16 GiB +32 GiB\n", result.stdout)
 
 
 # ---- explain, report, export -----------------------------------------------------------------
@@ -194,7 +266,7 @@ def test_explain_says_what_fits_and_the_least_budget(tiny: Path) -> None:
     result = _fedtiny("explain", tiny)
     assert result.exit_code == 0, result.output
     assert re.search(r"RAM needed +30,100 B +30,100 B +30,100 B", result.stdout)
-    assert re.search(r"RAM given +262,144 B +4,294,967,296 B +16,384 B", result.stdout)
+    assert re.search(r"RAM given +262,144 B +4 GiB +16,384 B", result.stdout)
     assert re.search(r"fits +yes +yes +no", result.stdout)
     assert re.search(r"bytes a visit +9,224 B +9,224 B +-", result.stdout)  # 1,153 floats each way
     assert 'thimble: ram = "30100B", flash = "14' in result.stdout
@@ -215,6 +287,14 @@ def test_explain_as_json_adds_up(tiny: Path) -> None:
         parts = ("parameters", "arena", "state", "sample", "stack", "reserve")
         assert sum(report[f"{part}_bytes"] for part in parts) == report["ram_bytes"]
         assert profile["fits"] is (report["ram_bytes"] <= profile["ram_given_bytes"])
+
+
+def test_report_says_why_updates_were_refused(tmp_path: Path) -> None:
+    run = synthetic_run(tmp_path / "run")
+    reasons = {"device N [sic]": {"count": 12, "example": "device 3 [sic]"}}
+    run.save_summary({**(run.summary() or {}), "reasons": reasons})
+    printed = _fedtiny("report", run.path).stdout
+    assert re.search(r"40 refused *\n +12 refused, such as for: device 3 \[sic\] *\n", printed)
 
 
 def test_report_writes_the_page_anew(tmp_path: Path) -> None:
@@ -251,6 +331,9 @@ def test_export_says_where_the_model_is(tmp_path: Path) -> None:
         (["explain", "tiny.toml", "--set", "device.plan=named:fc9.*"], 4, "named:fc9"),
         (["simulate", "tiny.toml", "--set", "strategy.name=tinyreptil"], 8, "'tinyreptile'"),
         (["simulate", "--resume", "nowhere"], 9, "nowhere is not the folder of a run"),
+        (["simulate", "tiny.toml", "--out", "/proc/x"], 9, "/proc/x: No such file or directory"),
+        (["simulate", "tiny.toml", "--out", "tiny.toml/x"], 9, "choose a folder that can be"),
+        (["explain", "tiny.toml", "--set", "strategy.alpha=1e400"], 3, "is not a finite number"),
         (["report", "nowhere"], 9, "nowhere is not the folder of a run"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fedtiny.report import write_report
 from fedtiny.report.record import RAM_PARTS, Record
-from fedtiny.report.units import measured, percent, scale, si, time_scale, with_interval
+from fedtiny.report.units import binary, measured, percent, scale, si, time_scale, with_interval
 from fedtiny.runs import RunFolder
 from tests.synthetic_run import REASON, program, synthetic_run
 
@@ -118,6 +118,33 @@ def test_an_interrupted_run_has_a_report_of_what_there_is(tmp_path: Path) -> Non
     assert "<h2>Learning</h2>" in page
 
 
+REASONS = {
+    "device N moved by N": {"count": 2, "example": "device 7 moved by 9e9"},
+    "device N has <NaN>": {"count": 12, "example": "device 3 has <NaN>"},
+}
+TOLD = [
+    "12 refused, such as for: device 3 has <NaN>",
+    "2 refused, such as for: device 7 moved by 9e9",
+]
+
+
+def test_the_reasons_of_refusals_stand_on_the_page_the_most_frequent_first(tmp_path: Path) -> None:
+    run = synthetic_run(tmp_path / "run")
+    run.save_summary({**(run.summary() or {}), "reasons": REASONS})
+    assert Record.read(run).refusals == TOLD
+    training = _page(run).partition("<h2>Training</h2>")[2].partition("<h2>")[0]
+    assert re.findall(r'<p class="reason">(.*?)</p>', training) == [escape(why) for why in TOLD]
+
+
+def test_reasons_add_up_over_the_rounds_of_an_interrupted_run(tmp_path: Path) -> None:
+    run = synthetic_run(tmp_path / "run", ended=False)
+    first = Record.read(run).rounds[0]
+    for counts in ((1, 5), (1, 7)):
+        told = {k: {**why, "count": n} for (k, why), n in zip(REASONS.items(), counts, strict=True)}
+        run.append({**first, "reasons": told})
+    assert Record.read(run).refusals == TOLD
+
+
 def test_a_run_without_a_round_has_a_report(tmp_path: Path) -> None:
     page = _page(synthetic_run(tmp_path / "run", rounds=0))
     assert "<h2>Training</h2>" not in page
@@ -190,6 +217,12 @@ def test_the_same_history_gives_the_same_bytes(tmp_path: Path) -> None:
 )
 def test_figures_have_three_digits_and_a_prefix(value: float, unit: str, text: str) -> None:
     assert si(value, unit) == text
+
+
+def test_sizes_from_a_mebibyte_on_are_told_in_binary_units() -> None:
+    sizes = (0, 2**20 - 1, 2**20, 3 * 2**19, 4 * 2**30, 5 * 2**50)
+    told = ["0 B", "1,048,575 B", "1 MiB", "1.5 MiB", "4 GiB", "5120 TiB"]
+    assert [binary(size) for size in sizes] == told
 
 
 @given(st.floats(1e-3, 1e15))

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import pickle
@@ -74,6 +75,24 @@ def test_a_folder_with_something_in_it_is_left_alone(tmp_path: Path, run: RunFol
 def test_a_folder_that_is_no_run_is_not_opened(tmp_path: Path) -> None:
     with pytest.raises(RunError, match=r"is not the folder of a run: it has no experiment\.json"):
         RunFolder.open(tmp_path)
+
+
+def test_a_text_that_is_damaged_is_named(run: RunFolder) -> None:
+    (run.path / "experiment.toml").write_bytes(b"\xff")
+    with pytest.raises(RunError, match=r"experiment\.toml is damaged: .*; restore it"):
+        assert run.source
+
+
+@pytest.mark.parametrize("step", ["fsync", "replace"])
+def test_a_file_that_cannot_be_written_is_told_with_its_path(
+    run: RunFolder, step: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "summary.json")
+
+    monkeypatch.setattr(os, step, full)
+    with pytest.raises(RunError, match=r"summary\.json: No space left on device; make room"):
+        run.save_summary({})
 
 
 def test_a_damaged_experiment_is_named(run: RunFolder) -> None:
@@ -244,8 +263,9 @@ def test_a_damaged_checkpoint_is_named(run: RunFolder, damage: bytes) -> None:
         np.save(written, np.zeros(3))
         damage = written.getvalue()
     (run.path / "checkpoint.npz").write_bytes(damage)
-    with pytest.raises(RunError, match=r"checkpoint\.npz is damaged"):
+    with pytest.raises(RunError, match=r"checkpoint\.npz is damaged: it is no whole \.npz") as told:
         RunFolder.resume(run.path, EXPERIMENT)
+    assert "pickle" not in str(told.value)
 
 
 def test_a_pickle_is_neither_written_nor_read(run: RunFolder) -> None:

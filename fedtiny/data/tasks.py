@@ -100,30 +100,44 @@ class SampledTask:
 
     def samples(self, run: int, round: int, device: int, part: str) -> Samples:
         """The user's samples, checked: DataError says what is wrong with them."""
-        x, y = self.sampler.samples(run, round, device, part)
-        x = np.ascontiguousarray(x, np.float32)
-        if self.classes is None:
-            y = np.ascontiguousarray(y, np.float32)
-        else:
-            y = np.ascontiguousarray(y, np.int32)
+        kind: Any = np.float32 if self.classes is None else np.int32
+        try:
+            given_x, given_y = self.sampler.samples(run, round, device, part)
+            x, y = np.ascontiguousarray(given_x, np.float32), np.ascontiguousarray(given_y, kind)
+        except Exception as error:
+            raise DataError(
+                f"samples() of device {device}'s {part} failed: {type(error).__name__}: {error}"
+            ) from error
         shape = (len(x), self.outputs) if self.classes is None else (len(x),)
         if x.shape != (len(x), self.features) or y.shape != shape:
             raise DataError(
                 f"device {device} gave x {x.shape} and targets {y.shape} as its {part}; the task "
                 f"says x (n, {self.features}) and targets {('n', *shape[1:])}"
             )
-        wrong = x.size - np.count_nonzero(np.isfinite(x))
-        if wrong:
-            raise DataError(
-                f"{wrong} of {x.size} values of device {device}'s {part} are not finite; "
-                "clean them in samples()"
-            )
+        for what, values in (("values", x), ("targets", y)):
+            wrong = values.size - np.count_nonzero(np.isfinite(values))
+            if wrong:
+                raise DataError(
+                    f"{wrong} of {values.size} {what} of device {device}'s {part} are not finite; "
+                    "clean them in samples()"
+                )
         return x, y
 
     def counts(self, run: int, devices: Sequence[int] | Int64) -> Int64:
-        """Support and query samples of each device in round 0: [devices, 2]."""
-        starts = self.table(run, 0, devices).starts.astype(np.int64)
-        return np.diff(starts).reshape(-1, 2)
+        """Support and query samples of each device in round 0: [devices, 2].
+
+        A device whose samples are bad counts as one without; DataError when all are.
+        """
+        counts = np.zeros((len(devices), len(PARTS)), np.int64)
+        bad: list[DataError] = []
+        for row, device in zip(counts, devices, strict=True):
+            try:
+                row[:] = [len(self.samples(run, 0, int(device), part)[0]) for part in PARTS]
+            except DataError as error:
+                bad.append(error)
+        if bad and len(bad) == len(devices):
+            raise bad[0]
+        return counts
 
     def table(self, run: int, round: int, devices: Sequence[int] | Int64) -> RowTable:
         """The samples of a cohort, in its order."""

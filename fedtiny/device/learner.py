@@ -11,10 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fedtiny import rng
+from fedtiny.device.inputs import Input
 from fedtiny.engine import native
 from fedtiny.engine.program import Executor, Moments, Program
-from fedtiny.errors import DataError
-from fedtiny.tensors import float_view, floats, has_numpy, ints, vector
+from fedtiny.errors import DataError, RunError
+from fedtiny.tensors import float_view, floats, has_numpy, vector
 from fedtiny.values import (
     CALIBRATE,
     EVALUATE,
@@ -70,6 +71,11 @@ def make_executor(program: Program, executor: str) -> Executor:
         raise DataError(f"there is no executor {executor!r}; there are {EXECUTORS}")
     if executor == "native" or (not executor and native.available()):
         return native.NativeExecutor(program.image)
+    if not has_numpy():
+        raise RunError(
+            f"the reference executor needs NumPy, and there is none here; {native.REBUILD}, "
+            "or install numpy"
+        )
     from fedtiny.engine.reference import ReferenceExecutor
 
     return ReferenceExecutor(program.image)
@@ -86,8 +92,8 @@ class Learner:
     def __init__(self, program: Program, executor: str = "") -> None:
         self.program = program
         self.executor = make_executor(program, executor)
-        self._labels = program.loss == "cross_entropy"
-        self._width = math.prod(program.sample_shape)
+        self._x, self._y = Input.features(program), Input.labels(program)
+        self._width = self._x.width
         self._outputs = math.prod(program.output_shape)
 
     def load(self, vector: Buffer) -> None:
@@ -106,7 +112,7 @@ class Learner:
                 f"a step takes {self.program.batch} samples, got {samples.count}; "
                 "use train() for more, or compile with another batch"
             )
-        phase = Phase(lr, 1, sgd=sgd or self.program.sgd)
+        phase = _checked(Phase(lr, 1, sgd=sgd or self.program.sgd))
         return self.executor.step(samples.x, samples.y, self.program.hyper(phase))
 
     def train(
@@ -120,7 +126,8 @@ class Learner:
         ``key``; ``groups`` limits what trains; ``sgd`` defaults to what the Program was compiled
         with.
         """
-        phase = Phase(lr, steps, groups=tuple(groups), shuffle=shuffle, sgd=sgd or self.program.sgd)
+        sgd = sgd or self.program.sgd
+        phase = _checked(Phase(lr, steps, groups=tuple(groups), shuffle=shuffle, sgd=sgd))
         loss_sum, taken = 0.0, 0
         for loss in self._run_phase(phase, self.samples(xs, ys), key or Key()):
             loss_sum, taken = loss_sum + loss, taken + 1
@@ -128,8 +135,8 @@ class Learner:
 
     def predict(self, x: Any) -> Vector:
         """The outputs of any number of samples: float32[count, outputs]."""
-        features = floats(x)
-        samples = Samples(features, floats(()), self._count(features))
+        features, count = self._x.take(x)
+        samples = Samples(features, floats(()), count)
         out = bytearray()
         for batch, _, valid in self._batches(samples):
             out += bytes(self.executor.predict(batch)[: valid * self._outputs])
@@ -141,12 +148,15 @@ class Learner:
         return self._evaluate(self.samples(x, y))
 
     def samples(self, x: Any, y: Any) -> Samples:
-        """Samples of the Program's shapes; DataError with both shapes if they do not fit."""
-        features = floats(x)
-        count = self._count(features)
-        labels: Any = ints(y) if self._labels else floats(y)
-        wanted = count * (1 if self._labels else self._outputs)
-        if len(labels) != wanted:
+        """Samples of the Program's shapes; DataError if they do not fit or are not finite.
+
+        ``x`` is [count, *shape of a sample] or flat rows, and one sample alone is one row; so is
+        ``y``. Class labels are integers, one for each sample.
+        """
+        features, count = self._x.take(x)
+        labels, labelled = self._y.take(y)
+        if labelled != count:
+            wanted = count * self._y.width
             raise DataError(f"{count} samples need {wanted} label values; got {len(labels)}")
         return Samples(features, labels, count)
 
@@ -181,11 +191,15 @@ class Learner:
         steps, samples = self._used(instruction, samples_of)
         ranges = self.program.sent_ranges(instruction)
         gradient = instruction.returns == GRADIENT
-        full = self.executor.store_gradient() if gradient else self.executor.store()
+        full = trained = self.executor.store()
+        _check_finite(trained, "parameters")
+        if gradient:
+            full = self.executor.store_gradient()
+            _check_finite(full, "gradients")
         return Outcome(
             _taken(full, ranges), ranges, samples,
             {"loss_sum": loss_sum, "steps": steps},
-            _taken(self.executor.store(), self.program.local_ranges),
+            _taken(trained, self.program.local_ranges),
         )  # fmt: skip
 
     def _evaluate_visit(self, instruction: Instruction, samples_of: Any, key: Key) -> Outcome:
@@ -285,14 +299,6 @@ class Learner:
             return x, samples.y[first * width : (first + n) * width]
         return _rows(samples.x, self._width, rows), _rows(samples.y, width, rows)
 
-    def _count(self, features: memoryview[float]) -> int:
-        if len(features) % self._width:
-            raise DataError(
-                f"a sample has {self._width} values {self.program.sample_shape}; "
-                f"{len(features)} values are no whole number of samples"
-            )
-        return len(features) // self._width
-
 
 _KINDS: Mapping[str, Callable[..., Outcome]] = {
     TRAIN: Learner._train,
@@ -300,6 +306,26 @@ _KINDS: Mapping[str, Callable[..., Outcome]] = {
     CALIBRATE: Learner._calibrate,
     SCORE: Learner._score,
 }
+
+
+def _checked(phase: Phase) -> Phase:
+    """The phase, if a person may ask for it."""
+    if not (math.isfinite(phase.lr) and phase.lr >= 0):
+        raise DataError(f"lr = {phase.lr} must be a finite number >= 0")
+    if phase.steps < 0:
+        raise DataError(f"steps = {phase.steps} must be >= 0; 0 is one pass over the samples")
+    return phase
+
+
+def _check_finite(full: bytearray, what: str) -> None:
+    """All of them, personal ones too: what has diverged is of no use to a later visit."""
+    values = float_view(full)
+    wrong = len(values) - sum(map(math.isfinite, values))
+    if wrong:
+        raise DataError(
+            f"{wrong:,} of {len(values):,} {what} are not finite after training; lower the "
+            "learning rate or clip the gradient"
+        )
 
 
 def _order(length: int, count: int, shuffle: bool, key: Key) -> Iterator[int]:

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 ABI = 2
 USE_CORRECTION = 1  # of ft_hyper.flags
 LIBRARIES = Path(__file__).with_name("runtime") / "lib"
+NO_RUNTIME = "no C runtime: running on the reference executor, which is slow"
 REBUILD = "install a C compiler and run python -m fedtiny.engine.runtime.build"
 
 # What x86-64-v3 stands for, in the words of /proc/cpuinfo.
@@ -167,7 +168,8 @@ def library() -> ctypes.CDLL:
     paths = list(_candidates())
     path = next((p for p in paths if p.exists()), None)
     if path is None:
-        raise RunError(f"there is no native runtime at {', '.join(map(str, paths))}; {REBUILD}")
+        where = paths[0] if len(paths) == 1 else paths[0].with_name("libfedtiny_*.so")
+        raise RunError(f"there is no native runtime at {where}; {REBUILD}")
     try:
         loaded = ctypes.CDLL(str(path))
         abi = int(loaded.ft_abi())
@@ -192,7 +194,7 @@ def available() -> bool:
     try:
         library()
     except RunError as error:
-        warnings.warn(f"{error}. Runs on the reference executor.", RuntimeWarning, stacklevel=2)
+        warnings.warn(f"{NO_RUNTIME}; {error}", RuntimeWarning, stacklevel=2)
         return False
     return True
 

@@ -9,6 +9,7 @@ import hashlib
 import json
 import re
 import sys
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -19,13 +20,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fedtiny import references
 from fedtiny.data.tasks import build_task
 from fedtiny.engine.builder import Net
-from fedtiny.errors import (
-    DataError,
-    ExperimentError,
-    FedtinyError,
-    StrategyError,
-    did_you_mean,
-)  # fmt: skip
+from fedtiny.errors import ExperimentError, FedtinyError, did_you_mean
 from fedtiny.experiment import reading
 from fedtiny.experiment.reading import Keys, Origin, Table, dotted, kinds
 from fedtiny.experiment.schema import Board, Budget, Data, Device, Evaluation, Fleet, Model, Run
@@ -37,6 +32,7 @@ from fedtiny.strategies.table import build as build_strategy
 if TYPE_CHECKING:
     from fedtiny.data.tables import Task
 
+_PACKAGE = Path(__file__).parents[1]
 _SECTIONS = ("seed", "model", "data", "device", "strategy", "fleet", "run", "evaluate")
 _FIGURES = {
     "ram": "ram_bytes", "flash": "flash_bytes", "macs_per_s": "macs_per_s",
@@ -110,6 +106,7 @@ class Experiment:
         for key in given:
             if key not in _SECTIONS:
                 raise origin.unknown((key,), _SECTIONS)
+        reading.check_finite(given, origin)
         tables = {key: given.get(key, {}) for key in _SECTIONS[1:]}
         top = reading.read(_Top, {k: v for k, v in given.items() if k == "seed"}, origin, ())
         device, boards = _read_device(tables["device"], origin)
@@ -195,10 +192,15 @@ class Experiment:
         self._add_folder()
         try:
             yield
-        except (ExperimentError, StrategyError, DataError, TypeError, ValueError) as error:
-            kind = type(error) if isinstance(error, FedtinyError) else ExperimentError
-            place = self.origin.place((section, *_named(table, str(error))))
-            raise kind(f"{place}: {error}") from error
+        except FedtinyError as error:  # stays of its kind, with the figures that it carries
+            error.args = (f"{self._place(section, table, error)}: {error}",)
+            raise
+        except Exception as error:
+            told = f"{self._place(section, table, error)}: {_cause(error)}"
+            raise ExperimentError(told) from error
+
+    def _place(self, section: str, table: Table, error: Exception) -> str:
+        return self.origin.place((section, *_named(table, str(error))))
 
     def _add_folder(self) -> None:
         # At the end: a file beside the experiment must not hide an installed module.
@@ -349,6 +351,15 @@ def _board_contradictions(e: Experiment, name: str) -> Iterator[tuple[Keys, str]
                     f"make a board of your own with like = {name!r}"
                 ),
             )
+
+
+def _cause(error: Exception) -> str:
+    """What went wrong; in a user's own object with its type, file and line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if not Path(frame.filename).is_relative_to(_PACKAGE)]
+    if not outside:
+        return str(error)
+    return f"{type(error).__name__} in {outside[-1].filename}, line {outside[-1].lineno}: {error}"
 
 
 def _named(table: Table, message: str) -> Keys:

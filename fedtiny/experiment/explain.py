@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-import numpy as np
-
 from fedtiny.engine.program import Program
 from fedtiny.experiment.workload import Profile, Workload
-from fedtiny.registry.cost import BoardColumns, visit_cost
-from fedtiny.tensors import FLOAT_BYTES
-from fedtiny.values import length
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +41,7 @@ def explain(workload: Workload) -> list[Row]:
     shares = experiment.fleet.profiles
     able = sum(shares[profile.name] for profile in workload.profiles if profile.program)
     visits = experiment.run.rounds * workload.strategy.cohort / (able or 1)
-    counted = workload.samples(np.arange(experiment.fleet.devices))
-    counts = {part: float(column.mean()) for part, column in counted.items()}
+    counts = {part: float(column.mean()) for part, column in workload.counts.items()}
     return [_row(workload, profile, counts, visits) for profile in workload.profiles]
 
 
@@ -68,18 +62,8 @@ def _row(workload: Workload, profile: Profile, counts: Mapping[str, float], visi
 def _with_costs(
     row: Row, workload: Workload, program: Program, counts: Mapping[str, float], visits: float
 ) -> Row:
-    experiment, instruction = workload.experiment, workload.instruction
-    download_bytes = workload.layout.nbytes
-    upload_bytes = FLOAT_BYTES * length(program.sent_ranges(instruction))
-    cost = visit_cost(
-        BoardColumns.of([experiment.profile(row.profile)]),
-        macs=instruction.macs(counts, program.footprint),
-        download_bytes=download_bytes,
-        upload_bytes=upload_bytes,
-        samples=instruction.used(counts, program.batch)[1],
-        sample_period_s=experiment.data.sample_period,
-    )
-    visit_bytes = download_bytes + upload_bytes
+    cost = workload.cost(row.profile, program, counts)
+    visit_bytes = workload.layout.nbytes + workload.upload_bytes(program)
     return replace(
         row,
         seconds=float(cost.seconds[0]),

@@ -86,7 +86,7 @@ def parse_toml(text: str, name: str) -> dict[str, Any]:
     """The tables of a TOML text; raises ExperimentError with its name, line and column."""
     try:
         return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError, or an integer of too many digits
         raise ExperimentError(f"{name}: not a TOML file: {error}") from None
 
 
@@ -148,7 +148,10 @@ class Kind:
 def exactly(kind: type[T], value: Any) -> T:
     """The value if it is of that type. An integer is also a float; a boolean is no number."""
     if kind is float and type(value) is int:
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            raise ValueError from None
     if type(value) is not kind:
         raise ValueError
     return value
@@ -246,6 +249,18 @@ Shares = Annotated[
 ]
 Arguments = Annotated[Mapping[str, Any], Kind("a table", lambda value: exactly(dict, value))]
 Plan = Annotated[str, Kind("'all', 'biases', 'last:2' or 'named:fc.*,head.bias'", matching(_PLAN))]
+
+
+def check_finite(value: Any, origin: Origin, keys: Keys = ()) -> None:
+    """Raises ExperimentError for the first NaN or infinity, at whatever depth; 1e400 is one."""
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            check_finite(inner, origin, (*keys, key))
+    elif isinstance(value, list | tuple):
+        for inner in value:
+            check_finite(inner, origin, keys)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise origin.error(keys, f"{dotted(keys)} = {value} is not a finite number")
 
 
 # ---- reading ---------------------------------------------------------------------------------

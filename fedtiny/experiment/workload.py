@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
 from fedtiny.data.tables import Task
 from fedtiny.engine.builder import Net
 from fedtiny.engine.compile import compile
-from fedtiny.engine.program import Program
-from fedtiny.errors import BudgetError, ExperimentError
+from fedtiny.engine.program import FEATURES, Program
+from fedtiny.errors import BudgetError, ExperimentError, StrategyError
 from fedtiny.experiment import Experiment
+from fedtiny.registry.cost import BoardColumns, VisitCost, visit_cost
 from fedtiny.registry.match import misfits
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import Round, Strategy
-from fedtiny.values import QUERY, SUPPORT, Instruction, Layout, Sgd
+from fedtiny.tensors import FLOAT_BYTES
+from fedtiny.values import QUERY, SUPPORT, TRAIN, Instruction, Layout, Sgd, length
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Float32, Int64
@@ -49,6 +52,11 @@ class Workload:
     @classmethod
     def of(cls, experiment: Experiment) -> Workload:
         """Build the model, the task and the strategy. Raises ExperimentError or StrategyError."""
+        if experiment.fleet.drop_out >= 1:
+            raise ExperimentError(
+                f"fleet.drop_out = {experiment.fleet.drop_out:g}: no device would ever come back; "
+                "it must be in [0, 1)"
+            )
         net, task = experiment.build_net(), experiment.build_task()
         _check_fit(experiment, net, task)
         return cls(experiment, net, task, experiment.build_strategy())
@@ -65,15 +73,75 @@ class Workload:
 
     @cached_property
     def instruction(self) -> Instruction:
-        """What the first round asks: it tells what memory the Programs must reserve."""
+        """What the first round asks."""
         rounds = max(1, self.experiment.run.rounds)
         state = calls.start(self.strategy, self.layout, np.zeros(self.layout.size, np.float32))
-        return calls.ask(self.strategy, Round(0, rounds), state)
+        return calls.ask(self.strategy, Round(0, rounds), state, self.layout)
+
+    @property
+    def reserved(self) -> Sgd:
+        """What the Programs are compiled with: for the first round, and what else may come."""
+        pairs = ((getattr(sgd, f.name) for sgd in (self.instruction.sgd, self.strategy.reserve))
+                 for f in fields(Sgd))  # fmt: skip
+        return Sgd(*map(max, pairs))
 
     @cached_property
     def profiles(self) -> tuple[Profile, ...]:
         """The boards of the fleet, each with its Program for the strategy's rounds."""
-        return tuple(self.fit(name) for name in self.experiment.fleet.profiles)
+        return tuple(self._fit_rounds(name) for name in self.experiment.fleet.profiles)
+
+    def _fit_rounds(self, name: str) -> Profile:
+        """The board with its Program, which must also be of use to the rounds."""
+        fitted = self.fit(name)
+        if fitted.reasons:
+            return fitted
+        return replace(fitted, reasons=tuple(self._hindrances(name, fitted.needed)))
+
+    def _hindrances(self, name: str, program: Program) -> Iterator[str]:
+        """Why a Program that fits the board would do nothing for a round."""
+        if self.instruction.kind == TRAIN and not program.sent_ranges(self.instruction):
+            yield (
+                f"{name}: its plan trains only parameters that stay on the device: nothing to "
+                "send; choose another plan"
+            )
+        shortest_s, deadline_s = self._shortest_s(name, program), self.experiment.run.deadline
+        if shortest_s >= deadline_s:
+            yield (
+                f"{name}: its shortest visit takes {shortest_s:.3g} s, the deadline is "
+                f"{deadline_s:g} s; raise run.deadline, or train on fewer samples"
+            )
+
+    def _shortest_s(self, name: str, program: Program) -> float:
+        """Seconds of the visit with the fewest samples among those that have any."""
+        support = self.counts[SUPPORT] + self.counts[QUERY]
+        some = {part: column[support > 0] for part, column in self.counts.items()}
+        cost = self.cost(name, program, some)
+        return float(cost.seconds.min(initial=np.inf)) if some[SUPPORT].size else 0.0
+
+    def cost(self, name: str, program: Program, counts: Mapping[str, Any]) -> VisitCost:
+        """What visits of the first round with so many samples cost a board of that name."""
+        return visit_cost(
+            BoardColumns.of([self.experiment.profile(name)]),
+            macs=self.instruction.macs(counts, program.footprint),
+            download_bytes=self.layout.nbytes,
+            upload_bytes=self.upload_bytes(program),
+            samples=self.instruction.used(counts, program.batch)[1],
+            sample_period_s=self.experiment.data.sample_period,
+        )
+
+    def upload_bytes(self, program: Program) -> int:
+        """Bytes that a visit of the first round sends back."""
+        return FLOAT_BYTES * length(program.sent_ranges(self.instruction))
+
+    def check(self, round: Round, asked: Instruction) -> None:
+        """StrategyError if a Program of the fleet cannot carry out what a round asks."""
+        if asked == self.instruction:  # the Programs are made for it
+            return
+        for program in (p.program for p in self.profiles if p.program):
+            for flaw in _flaws(program, asked):
+                raise StrategyError(
+                    f"{type(self.strategy).__name__}.ask in round {round.t:,} of {round.T:,} {flaw}"
+                )
 
     def fit(self, name: str, batch: int = 0, sgd: Sgd | None = None) -> Profile:
         """The board of that name, with a Program of another batch or other rules if given."""
@@ -86,7 +154,7 @@ class Workload:
                 flash=budget.flash_bytes,
                 batch=batch or budget.batch,
                 plan=budget.plan,
-                sgd=sgd or self.instruction.sgd,
+                sgd=sgd or self.reserved,
                 reserve=budget.reserve_bytes,
             )
         except BudgetError as error:
@@ -99,8 +167,10 @@ class Workload:
         """The model before the first round."""
         return np.asarray(self.profiles[0].needed.initial(self.experiment.seed))
 
-    def samples(self, devices: Int64) -> dict[str, Int64]:
-        """How many samples each device has, by part."""
+    @cached_property
+    def counts(self) -> dict[str, Int64]:
+        """How many samples each device has, by part; columns."""
+        devices = np.arange(self.experiment.fleet.devices)
         support, query = self.task.counts(self.experiment.seed, devices).T
         return {SUPPORT: support, QUERY: query}
 
@@ -113,4 +183,21 @@ def _check_fit(experiment: Experiment, net: Net, task: Task) -> None:
             f"the model {experiment.model.build} takes {takes} features and gives {gives}; the "
             f"data {experiment.data.source} have {task.features} features and need {task.outputs} "
             "outputs"
+        )
+
+
+def _flaws(program: Program, asked: Instruction) -> Iterator[str]:
+    """What of an instruction the Program cannot carry out."""
+    # The gradient is returned in the memory of the momentum.
+    sgd, bits = asked.sgd, FEATURES | {"gradient": FEATURES["momentum"]}
+    for feature, bit in bits.items():
+        if getattr(sgd, feature) and not program.tables.features & bit:
+            yield (
+                f"uses {feature}, for which the Programs have no memory; ask for it in round 0 "
+                f"too, or declare `reserve: ClassVar[Sgd] = Sgd({feature}=...)`"
+            )
+    if asked.kind == TRAIN and not program.sent_ranges(asked):
+        yield (
+            "trains groups of which a Program of the fleet sends nothing; name others, or change "
+            "the plan"
         )

@@ -15,11 +15,14 @@ from fedtiny.engine.runtime import build
 from fedtiny.errors import RunError
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.workload import Workload
-from fedtiny.runs import RunFolder, write_npz
+from fedtiny.runs import RunFolder, naming_files, write_npz
 from fedtiny.tensors import FLOAT_BYTES
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Float32
+
+
+_ELSEWHERE = "choose a place that can be written with --out"
 
 
 def export_npz(run: RunFolder, out: Path | None = None, round: int | None = None) -> Path:
@@ -65,7 +68,8 @@ def _program(workload: Workload, name: str) -> tuple[str, Program]:
 def _new(path: Path) -> Path:
     if path.exists():
         raise RunError(f"{path} is there already; remove it, or choose another with --out")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    with naming_files(_ELSEWHERE):
+        path.parent.mkdir(parents=True, exist_ok=True)
     return path
 
 
@@ -74,15 +78,16 @@ def _new(path: Path) -> Path:
 
 def write_c(program: Program, vector: Float32, path: Path) -> None:
     """The program's image and the vector as C arrays, with all that is needed to run them."""
-    with as_file(files(__package__).joinpath("c")) as template:
+    written = {"model.h": _header(program), "model.c": _source(program, vector)}
+    with naming_files(_ELSEWHERE), as_file(files(__package__).joinpath("c")) as template:
         shutil.copytree(template, _new(path))
-    runtime = path / "runtime"
-    runtime.mkdir()
-    for source in build.sources((".c", ".h")):
-        if source.parent == build.HERE:
-            shutil.copy(source, runtime)
-    (path / "model.h").write_text(_header(program))
-    (path / "model.c").write_text(_source(program, vector))
+        runtime = path / "runtime"
+        runtime.mkdir()
+        for source in build.sources((".c", ".h")):
+            if source.parent == build.HERE:
+                shutil.copy(source, runtime)
+        for name, text in written.items():
+            (path / name).write_text(text)
 
 
 def _header(program: Program) -> str:

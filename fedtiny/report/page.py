@@ -125,6 +125,7 @@ def _training(record: Record) -> Iterator[str]:
     named = (("series-0", "accepted"), ("series-1", "refused"), ("unanswered", "unanswered"))
     yield legend(swatch(*pair) for pair in named)
     yield _figures([plot for plot in (loss, fleet) if plot])
+    yield from (f'<p class="reason">{escape(why)}</p>' for why in record.refusals)
 
 
 def _figures(drawn: Iterable[Plot]) -> str:

@@ -82,6 +82,18 @@ class Record:
         return next(found, None)
 
     @property
+    def refusals(self) -> list[str]:
+        """How many updates were refused for one reason, with an example; the most frequent first.
+
+        The kind of a reason is its text without the numbers, so an example tells it as well.
+        """
+        found = self.summary.get("reasons", {}).values()
+        return [
+            f"{why['count']:,} refused, such as for: {why['example']}"
+            for why in sorted(found, key=lambda why: -int(why["count"]))
+        ]
+
+    @property
     def is_complete(self) -> bool:
         """Whether all rounds were run."""
         return int(self.summary["rounds"]) >= int(self.experiment["run"]["rounds"])
@@ -125,5 +137,15 @@ def _so_far(history: list[dict[str, Any]]) -> dict[str, Any]:
         "time_s": history[-1]["time_s"] if history else 0.0,
         "updates": sum(row["accepted"] for row in rounds),
         **totals,
+        "reasons": _reasons(rounds),
         "profiles": [],
     }
+
+
+def _reasons(rounds: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """The reasons of all rounds, each with its first example."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rounds:
+        for kind, why in row.get("reasons", {}).items():
+            found.setdefault(kind, {**why, "count": 0})["count"] += why["count"]
+    return found

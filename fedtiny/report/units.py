@@ -17,6 +17,14 @@ def si(value: float, unit: str) -> str:
     return f"{value:.3g} {_PREFIXES[power + 1]}{unit}"
 
 
+def binary(nbytes: int) -> str:
+    """``262,144 B``; from a mebibyte on ``4 GiB``, ``1.5 MiB``."""
+    if nbytes < 2**20:
+        return f"{nbytes:,} B"
+    power = min((nbytes.bit_length() - 1) // 10, 4)
+    return f"{nbytes / 2 ** (10 * power):.4g} {'KMGT'[power - 1]}iB"
+
+
 def percent(share: float) -> str:
     """``250 %``, ``15 %``, ``1.5 %``, ``under 0.1 %``."""
     if share < 0.001:

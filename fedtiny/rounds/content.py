@@ -13,7 +13,7 @@ from fedtiny.errors import UpdateError
 from fedtiny.fold import FoldRule, Total, delta_of
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import Round, Strategy
-from fedtiny.values import GRADIENT, TRAIN, Instruction, Update
+from fedtiny.values import GRADIENT, TRAIN, Instruction, Layout, Update
 
 if TYPE_CHECKING:
     from fedtiny.strategies.base import Contribution, State
@@ -51,9 +51,11 @@ class OpenRound:
     state: State
 
     @classmethod
-    def of(cls, strategy: Strategy, round: Round, model: Float32, state: State) -> OpenRound:
+    def of(
+        cls, strategy: Strategy, round: Round, layout: Layout, model: Float32, state: State
+    ) -> OpenRound:
         """The round as the strategy asks for it."""
-        return cls(strategy, round, calls.ask(strategy, round, state), model, state)
+        return cls(strategy, round, calls.ask(strategy, round, state, layout), model, state)
 
     @property
     def trains(self) -> bool:
@@ -89,6 +91,8 @@ class OpenRound:
             if update.nbytes:
                 raise UpdateError(f"{update.nbytes:,} bytes of values in a round that measures")
             return None
+        if update.samples < 1:
+            raise UpdateError(f"{update.samples:,} samples; an update is made of at least one")
         if isinstance(part, Total):
             weight = self.weights(np.array([update.samples], np.float64))
             return part.add(update, self.base, float(weight[0]))

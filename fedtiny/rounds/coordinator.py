@@ -62,7 +62,7 @@ class Coordinator:
         devices: int,
         now: float = 0.0,
     ) -> None:
-        self.rules, self.strategy, self.journal = rules, strategy, journal
+        self.rules, self.strategy, self.layout, self.journal = rules, strategy, layout, journal
         self.rounds = records.recover(rules, journal)
         *_, (self.model, self.strategy_state) = records.replay(
             journal, rules.rounds, strategy, layout, model
@@ -141,7 +141,7 @@ class Coordinator:
 
     def _begin_round(self) -> None:
         turn = Round(self.rounds.round, self.rules.rounds)
-        self.open = OpenRound.of(self.strategy, turn, self.model, self.strategy_state)
+        self.open = OpenRound.of(self.strategy, turn, self.layout, self.model, self.strategy_state)
 
     def _grant(self, command: Grant, now: float) -> None:
         if not command.repeated:

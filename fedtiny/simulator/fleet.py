@@ -52,7 +52,7 @@ class Fleet:
 
     @property
     def unfit(self) -> int:
-        """How many devices no Program fits."""
+        """How many devices cannot take part."""
         unfit = np.array([bool(p.reasons) for p in self.profiles])
         return int(unfit[self.profile].sum())
 

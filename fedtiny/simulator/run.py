@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
-from fedtiny.errors import ExperimentError, RunError
+from fedtiny.errors import ExperimentError, RunError, StrategyError
 from fedtiny.experiment import Experiment
 from fedtiny.runs import Checkpoint, Dropped, RunFolder
 from fedtiny.simulator.clock import format_time
@@ -62,9 +62,18 @@ class Result:
             f"{s['rounds']:,} rounds, {s['updates']:,} updates in {format_time(s['time_s'])} of "
             f"virtual time; {s['bytes_up'] / 1e6:,.1f} MB up, {s['energy_j']:,.1f} J"
         ]
+        if s["rounds"] and s["failed_rounds"] == s["rounds"]:
+            lines.append(f"every round failed: {_most_frequent(s['reasons'])}")
         for name, row in s["evaluations"].items():
             lines.append(f"{name}: {_told(row)} ({row['devices']} devices)")
         return "\n".join(lines)
+
+
+def _most_frequent(reasons: Mapping[str, Mapping[str, Any]]) -> str:
+    if not reasons:
+        return "too few updates arrived before the deadline; raise run.deadline or lower minimum"
+    most = max(reasons.values(), key=lambda entry: int(entry["count"]))
+    return f"{most['count']:,} updates were refused, such as for: {most['example']}"
 
 
 def _told(row: Mapping[str, Any]) -> str:
@@ -97,6 +106,7 @@ def simulate(
             "objects" (one session and one learner at a time). Both give the same result.
 
     On Ctrl-C the round is finished, a checkpoint is saved, and the result says ``interrupted``.
+    When the strategy raises, the checkpoint is that of the last round that it finished.
     """
     if devices not in get_args(DeviceForm):
         raise ExperimentError(f"devices = {devices!r} is not 'columns' or 'objects'")
@@ -107,7 +117,7 @@ def simulate(
     started = time.perf_counter()
     making = Simulation(made, devices, log.append, log.checkpoint(resume))
     with closing(making) as simulation, _interruption() as interrupted:
-        while not interrupted.is_set() and (row := simulation.step()) is not None:
+        while not interrupted.is_set() and (row := log.step(simulation)) is not None:
             log.keep(simulation, row["round"] + 1, last=interrupted.is_set())
             if progress:
                 progress(_progress(simulation, row, time.perf_counter() - started))
@@ -165,6 +175,21 @@ class _Log:
         if self.folder:
             self.folder.append(row)
 
+    def step(self, simulation: Simulation) -> dict[str, Any] | None:
+        """The next round; if its strategy raises, the round before it is where to go on."""
+        if not self.folder:
+            return simulation.step()
+        before = simulation.checkpoint() if simulation.standing.round else None
+        try:
+            return simulation.step()
+        except StrategyError as error:
+            if before:
+                self.folder.save_checkpoint(before)
+            raise StrategyError(
+                f"{error}; nothing before this round is lost: repair the strategy and go on with "
+                f"fedtiny simulate --resume {self.folder.path}"
+            ) from error
+
     def keep(self, simulation: Simulation, done: int, last: bool) -> None:
         """Save the model and the checkpoint when they are due."""
         run = self.experiment.run
@@ -200,6 +225,7 @@ def _summary(simulation: Simulation, rows: list[dict[str, Any]]) -> dict[str, An
         "updates": total.accepted,
         "refused": total.refused,
         "late": total.late,
+        "reasons": simulation.standing.ledger.to_json()["reasons"],
         "bytes_down": total.bytes_down,
         "bytes_up": total.bytes_up,
         "energy_j": total.energy_j,

@@ -29,8 +29,10 @@ class Sessions(Protocol):
     def apply(self, devices: Int64, event: Event, now: float) -> None:
         """The event happens to these devices."""
 
-    def instruct(self, devices: Int64, leases: Int64, deadlines: Float64, now: float) -> None:
-        """Their check-ins are answered with these leases."""
+    def instruct(
+        self, devices: Int64, leases: Int64, deadlines: Float64, version: int, now: float
+    ) -> None:
+        """Their check-ins are answered with these leases, on the model of that version."""
 
 
 class ColumnSessions:
@@ -47,8 +49,10 @@ class ColumnSessions:
         """The event happens to these devices."""
         self._states[devices] = _NEXT[self._states[devices], event]
 
-    def instruct(self, devices: Int64, leases: Int64, deadlines: Float64, now: float) -> None:
-        """Their check-ins are answered with these leases."""
+    def instruct(
+        self, devices: Int64, leases: Int64, deadlines: Float64, version: int, now: float
+    ) -> None:
+        """Their check-ins are answered with these leases, on the model of that version."""
         self.apply(devices, Event.INSTRUCTED, now)
 
 
@@ -70,11 +74,13 @@ class ObjectSessions:
         for device in devices.tolist():
             self._sessions[device], _ = session.advance(self._sessions[device], event, now)
 
-    def instruct(self, devices: Int64, leases: Int64, deadlines: Float64, now: float) -> None:
-        """Their check-ins are answered with these leases."""
+    def instruct(
+        self, devices: Int64, leases: Int64, deadlines: Float64, version: int, now: float
+    ) -> None:
+        """Their check-ins are answered with these leases, on the model of that version."""
         columns = zip(devices.tolist(), leases.tolist(), deadlines.tolist(), strict=True)
         for device, lease, deadline in columns:
-            given = Lease(lease, device, round_of(lease), 0, deadline)
+            given = Lease(lease, device, round_of(lease), version, deadline)
             self._sessions[device], _ = session.advance(
                 self._sessions[device], Event.INSTRUCTED, now, given
             )

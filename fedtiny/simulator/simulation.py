@@ -4,6 +4,10 @@ The loop is that of any coordinator: a command of `fedtiny.rounds.machine` is ca
 there is none left, time moves to whatever happens next. Contact is ideally paced: as many devices
 check in as there are leases to give, in a drawn order. A visit is computed when its update is
 admitted, so that what nobody reads costs nothing.
+
+That has a price: a visit without samples, or one that diverges, is found out when its update is
+admitted. Its device counts as one that has finished and was refused, with the bytes of an update,
+where a real device would have failed and sent none.
 """
 
 from __future__ import annotations
@@ -51,7 +55,14 @@ from fedtiny.simulator.flights import Flights
 from fedtiny.simulator.sessions import ColumnSessions, ObjectSessions, Sessions
 from fedtiny.simulator.standing import Standing
 from fedtiny.simulator.traces import availability_of
-from fedtiny.simulator.visits import Cohort, ColumnWorkers, ObjectWorkers, Visited, Workers
+from fedtiny.simulator.visits import (
+    Cohort,
+    ColumnWorkers,
+    ObjectWorkers,
+    Visited,
+    Workers,
+    in_pieces,
+)
 from fedtiny.strategies.base import Round
 from fedtiny.tensors import FLOAT_BYTES
 from fedtiny.values import ACCEPTED, DUPLICATE, LATE, length
@@ -84,7 +95,6 @@ class Simulation:
         self.work = Workload.of(experiment)
         self.fleet = Fleet.of(self.work)
         self.layout = self.work.layout
-        self.counts = self.work.samples(np.arange(experiment.fleet.devices))
         self.rules = _rules(self.work)
         self.standing = (
             Standing.restored(self.work, checkpoint) if checkpoint else Standing.at_start(self.work)
@@ -124,7 +134,7 @@ class Simulation:
 
     def checkpoint(self) -> Checkpoint:
         """All that is needed to go on after the last committed round."""
-        self.standing.states = self.sessions.states()
+        self.standing.states = self.sessions.states().copy()
         return self.standing.checkpoint()
 
     def close(self) -> None:
@@ -224,13 +234,16 @@ class Simulation:
             return
         turn = Round(command.round, self.rules.rounds)
         stands = self.standing
-        self.open = OpenRound.of(self.work.strategy, turn, stands.model, stands.state)
+        self.open = OpenRound.of(self.work.strategy, turn, self.layout, stands.model, stands.state)
+        self.work.check(turn, self.open.instruction)
         self.visited = []
 
     def _grant(self, command: Grant) -> None:
         devices = command.devices
         self.contact.served(devices)
-        self.sessions.instruct(devices, command.leases, command.deadlines, self.standing.now)
+        self.sessions.instruct(
+            devices, command.leases, command.deadlines, command.version, self.standing.now
+        )
         self.sessions.apply(devices, Happens.FETCHED, self.standing.now)
         lost = self._drop_out(command)
         seconds, upload_bytes, joules = self._costs(devices, lost)
@@ -281,18 +294,20 @@ class Simulation:
         return cost.seconds, upload_bytes, cost.joules
 
     def _counts_of(self, devices: Int64) -> dict[str, Int64]:
-        return {part: column[devices] for part, column in self.counts.items()}
+        return {part: column[devices] for part, column in self.work.counts.items()}
 
     def _fold(self, command: Fold) -> None:
         refused: list[Int64] = []
         reasons: tuple[str, ...] = ()
         for profile, at in self.fleet.split(command.devices):
             assert profile.program is not None
-            cohort = self._cohort(profile.program, command.leases[at], command.devices[at])
-            done = self.workers.visit(cohort)
-            self.visited.append(done)
-            refused.append(cohort.leases[list(done.refused)])
-            reasons += done.reasons
+            row_bytes = self.layout.nbytes if self.standing.personal else 0
+            for piece in in_pieces(at, row_bytes):
+                leases, devices = command.leases[piece], command.devices[piece]
+                done = self.workers.visit(self._cohort(profile.program, leases, devices))
+                self.visited.append(done)
+                refused.append(leases[list(done.refused)])
+                reasons += done.reasons
         bad = np.concatenate(refused)
         self.standing.ledger.refuse(reasons)
         good = command.leases[~np.isin(command.leases, bad)] if bad.size else command.leases
@@ -322,6 +337,8 @@ class Simulation:
         stands.model, stands.state = done.model, done.state
         self._tell(Committed(stands.now, done.changed))
         stands.round, stands.version = command.round + 1, stands.version + done.changed
+        if stands.personal:
+            stands.personal.commit()
         self._row = {
             "kind": "round", "round": command.round, "time_s": stands.now,
             "version": stands.version,
@@ -336,7 +353,8 @@ class Simulation:
         """The mean training loss of the round, or what it measured."""
         steps = sum(each.steps for each in self.visited)
         loss_sum = math.fsum(each.loss_sum for each in self.visited)
-        figures: dict[str, Any] = {"loss": loss_sum / steps if steps else None}
+        is_told = bool(steps) and math.isfinite(loss_sum)
+        figures: dict[str, Any] = {"loss": loss_sum / steps if is_told else None}
         if self.visited and not self.open.trains:
             merged = reduce(Measures.merge, (each.measures for each in self.visited))
             figures["measures"] = merged.values()

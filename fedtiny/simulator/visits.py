@@ -16,8 +16,9 @@ import numpy as np
 
 from fedtiny.data.tables import Task
 from fedtiny.device.learner import Key, Learner, Outcome, Samples
+from fedtiny.engine.native import Status
 from fedtiny.engine.program import Program
-from fedtiny.errors import DataError, RunError, UpdateError
+from fedtiny.errors import DataError, UpdateError
 from fedtiny.fold import Total
 from fedtiny.rounds.content import OpenRound, Part
 from fedtiny.rounds.measures import Measures
@@ -95,11 +96,16 @@ class Workers(Protocol):
 
 @dataclass(eq=False)
 class Personal:
-    """The local parameters that each device has kept: float32 [devices, local]."""
+    """The local parameters that each device has kept: float32 [devices, local].
+
+    What a round keeps counts when it commits, so that between two rounds nothing of an open one
+    is seen; a device whose update is accepted has no second visit in a round.
+    """
 
     ranges: Ranges
     values: Float32
     known: Bools
+    open: list[tuple[Int64, Float32]] = field(default_factory=list)
 
     @classmethod
     def empty(cls, ranges: Ranges, devices: int) -> Personal:
@@ -107,13 +113,29 @@ class Personal:
         return cls(ranges, np.zeros((devices, length(ranges)), np.float32), np.zeros(devices, bool))
 
     def keep(self, devices: Int64, values: Float32) -> None:
-        """Remember the local values of these devices."""
-        self.values[devices] = values
-        self.known[devices] = True
+        """Remember the local values of these devices, from the next commit on."""
+        self.open.append((devices, values))
+
+    def commit(self) -> None:
+        """The round is over."""
+        for devices, values in self.open:
+            self.values[devices] = values
+            self.known[devices] = True
+        self.open.clear()
 
     def of(self, device: int) -> bytes:
         """One device's values; empty when it has kept none."""
         return self.values[device].tobytes() if self.known[device] else b""
+
+
+ROWS_BYTES = 64 * 2**20
+"""The most that the rows of a fleet with personal parameters take at a time."""
+
+
+def in_pieces(devices: Int64, row_bytes: int) -> list[Int64]:
+    """The devices cut so that each piece has at most ROWS_BYTES of rows; at least one device."""
+    size = max(1, ROWS_BYTES // row_bytes) if row_bytes else max(1, devices.size)
+    return [devices[at : at + size] for at in range(0, max(1, devices.size), size)]
 
 
 # ---- one at a time ---------------------------------------------------------------------------
@@ -146,6 +168,15 @@ class ObjectWorkers:
         return Visited(
             part, measures, tuple(refused), tuple(refused.values()), float(losses.sum()), steps
         )
+
+    def refusal(self, cohort: Cohort, at: int) -> str:
+        """Why a visit that trains would be refused; "" if it would not."""
+        try:
+            found = self._visit(cohort, at)
+            cohort.open.add(cohort.open.nothing, cohort.update(at, found.values, found.ranges))
+        except (DataError, UpdateError) as error:
+            return str(error)
+        return ""
 
     def evaluate(
         self, program: Program, task: Task, instruction: Instruction, model: Float32, devices: Int64
@@ -210,12 +241,16 @@ class ColumnWorkers:
 
     def visit(self, cohort: Cohort) -> Visited:
         """Make the visits; fold what they send back, or merge what they measure."""
-        round = cohort.open
+        round, t = cohort.open, cohort.open.round.t
         if not round.trains:
             return self._objects.visit(cohort)
-        rows, t = self._rows(cohort.devices, round.model), round.round.t
+        try:
+            samples = self.task.native(self.run, t, cohort.devices)
+        except DataError:  # one device's samples are bad: the objects find out whose
+            return self._objects.visit(cohort)
+        rows = self._rows(cohort.devices, round.model)
         done = self._call(cohort.program).run(
-            round.instruction, self.task.native(self.run, t, cohort.devices), round.model,
+            round.instruction, samples, round.model,
             self.run, t, cohort.devices, rule=round.rule, weight=cohort.weights,
             personal=rows, keep_vectors=round.strategy.needs == "all",
         )  # fmt: skip
@@ -226,7 +261,9 @@ class ColumnWorkers:
         return Visited(
             _part(cohort, done.sums, done.vectors, ok),
             refused=tuple(refused.tolist()),
-            reasons=tuple(self._reason(cohort, at) for at in refused),
+            reasons=tuple(
+                self._reason(cohort, at, done.outcomes["status"][at]) for at in refused.tolist()
+            ),
             loss_sum=float(done.outcomes["loss_sum"][ok].sum()),
             steps=int(done.outcomes["steps"][ok].sum()),
         )
@@ -235,8 +272,22 @@ class ColumnWorkers:
         self, program: Program, task: Task, instruction: Instruction, model: Float32, devices: Int64
     ) -> Scores:
         """Adapt and measure on each device; nothing is kept."""
+        parts = [
+            self._evaluate(program, task, instruction, model, piece)
+            for piece in in_pieces(devices, model.nbytes if self.personal else 0)
+        ]
+        columns = ([getattr(part, f.name) for part in parts] for f in fields(Scores))
+        return Scores(*map(np.concatenate, columns))
+
+    def _evaluate(
+        self, program: Program, task: Task, instruction: Instruction, model: Float32, devices: Int64
+    ) -> Scores:
+        try:
+            samples = task.native(self.run, 0, devices)
+        except DataError:  # one device's samples are bad: the objects find out whose
+            return self._objects.evaluate(program, task, instruction, model, devices)
         done = self._call(program).run(
-            instruction, task.native(self.run, 0, devices), model, self.run, 0, devices,
+            instruction, samples, model, self.run, 0, devices,
             personal=self._rows(devices, model),
         )  # fmt: skip
         before, after = done.outcomes["before"], done.outcomes["after"]
@@ -267,12 +318,9 @@ class ColumnWorkers:
         rows[np.ix_(known, coordinates(self.personal.ranges))] = kept
         return rows
 
-    def _reason(self, cohort: Cohort, at: np.int64) -> str:
+    def _reason(self, cohort: Cohort, at: int, status: int) -> str:
         """Why C refused a visit, in the words of the objects."""
-        again = self._objects.visit(cohort.take(np.array([at])))
-        if not again.reasons:
-            raise RunError(f"device {cohort.devices[at]} failed in C, but not in Python")
-        return again.reasons[0]
+        return self._objects.refusal(cohort, at) or Status(status).meaning
 
 
 def _part(cohort: Cohort, sums: Int64 | None, vectors: Float32 | None, ok: Bools) -> Part:

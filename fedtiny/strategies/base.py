@@ -51,7 +51,8 @@ class Strategy:
     """What every strategy has. Override `ask` and `finish`, and what else differs.
 
     ``cohort`` updates complete a round. An update whose delta has a norm above ``update_clip`` is
-    refused (0: only the fold's bound of 1024 a coordinate counts).
+    refused (0: only the fold's bound of 1024 a coordinate counts). The Programs have memory for
+    what `ask` wants in round 0, and for ``reserve``: what it wants only later.
     """
 
     cohort: int = 10
@@ -59,6 +60,7 @@ class Strategy:
 
     needs: ClassVar[Literal["sum", "all"]] = "sum"
     weight_cap: ClassVar[float] = 65536.0
+    reserve: ClassVar[Sgd] = Sgd()
 
     def __post_init__(self) -> None:
         require(self, "cohort", self.cohort >= 1, "at least 1")

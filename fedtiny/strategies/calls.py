@@ -1,23 +1,38 @@
 """Calling a strategy that somebody else wrote: what goes wrong is said with its name and round.
 
-Nothing of a round is lost when its strategy raises: the accepted updates stay in the journal, and
-a repaired strategy finishes the round after a restart.
+Nothing of a round that a coordinator runs is lost when its strategy raises: the accepted updates
+stay in the journal, and a repaired strategy finishes the round after a restart.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from fedtiny.errors import FedtinyError, StrategyError
+from fedtiny.errors import FedtinyError, StrategyError, UpdateError
 from fedtiny.strategies.base import Round, Strategy
-from fedtiny.values import Instruction, Layout
+from fedtiny.values import (
+    CALIBRATE,
+    EVALUATE,
+    GRADIENT,
+    QUERY,
+    SCORE,
+    SUPPORT,
+    TRAIN,
+    VALUES,
+    Instruction,
+    Layout,
+    Phase,
+)
 
 if TYPE_CHECKING:
     from fedtiny.strategies.base import Contribution, State
     from fedtiny.tensors import Float32, Float64
+
+KINDS, RETURNS, PARTS = (TRAIN, EVALUATE, CALIBRATE, SCORE), (VALUES, GRADIENT), (SUPPORT, QUERY)
 
 Result = TypeVar("Result")
 
@@ -28,22 +43,62 @@ def start(strategy: Strategy, layout: Layout, model: Float32) -> State:
     return _checked_state(strategy, "before round 0", state)
 
 
-def ask(strategy: Strategy, round: Round, state: State) -> Instruction:
-    """Its instruction for the round."""
+def ask(strategy: Strategy, round: Round, state: State, layout: Layout) -> Instruction:
+    """Its instruction for the round, which devices with this layout can carry out."""
     when = _when(round)
     asked = _call(strategy, "ask", when, lambda: strategy.ask(round, state))
     if not isinstance(asked, Instruction):
         raise _wrong(strategy, "ask", when, f"an Instruction, not {type(asked).__name__}")
+    for flaw in _flaws(asked, layout):
+        raise StrategyError(f"{type(strategy).__name__}.ask {when}: {flaw}")
     return asked
+
+
+def _flaws(asked: Instruction, layout: Layout) -> Iterator[str]:
+    """What no device could carry out; each names its field."""
+    for name, known in (("kind", KINDS), ("returns", RETURNS), ("part", PARTS)):
+        if getattr(asked, name) not in known:
+            yield f"{name} = {getattr(asked, name)!r}; it must be one of {', '.join(known)}"
+    if asked.kind == TRAIN and not asked.phases:
+        yield "phases = (); to train takes at least one Phase"
+    if asked.kind == SCORE and not asked.candidates:
+        yield "candidates = (); to score takes at least one"
+    for index, phase in enumerate(asked.phases):
+        yield from (f"phases[{index}].{flaw}" for flaw in _phase_flaws(phase, layout))
+    if asked.correction is None and any(phase.corrected for phase in asked.phases):
+        yield "correction = None; a phase is corrected, give the vector"
+    vectors = {"correction": asked.correction} if asked.correction is not None else {}
+    vectors |= {f"candidates[{i}]": c for i, c in enumerate(asked.candidates)
+                if not isinstance(c, int)}  # fmt: skip
+    for name, vector in vectors.items():
+        if len(vector) != layout.nbytes:
+            yield f"{name} has {len(vector):,} B; the model has {layout.nbytes:,} B of float32"
+
+
+def _phase_flaws(phase: Phase, layout: Layout) -> Iterator[str]:
+    if not (math.isfinite(phase.lr) and phase.lr >= 0):
+        yield f"lr = {phase.lr}; it must be a finite number >= 0"
+    if phase.steps < 0:
+        yield f"steps = {phase.steps}; it must be >= 0, where 0 is one pass"
+    if phase.part not in PARTS:
+        yield f"part = {phase.part!r}; it must be one of {', '.join(PARTS)}"
+    unknown = [group for group in phase.groups if group not in layout.groups]
+    if unknown:
+        yield f"groups = {phase.groups}; the model has {', '.join(layout.groups)}"
 
 
 def weight(strategy: Strategy, round: Round, samples: Float64) -> Float64:
     """Its weights, a column like ``samples``, on the grid of its fold rule."""
     when = _when(round)
-    weights = np.asarray(_call(strategy, "weight", when, lambda: strategy.weight(samples)))
+    weights = _call(
+        strategy, "weight", when, lambda: np.asarray(strategy.weight(samples), np.float64)
+    )
     if weights.shape != samples.shape:
         raise _wrong(strategy, "weight", when, f"{samples.size} weights, not {weights.size}")
-    return strategy.fold_rule.weights(weights)
+    try:
+        return strategy.fold_rule.weights(weights)
+    except UpdateError as error:
+        raise StrategyError(f"{type(strategy).__name__}.weight {when}: {error}") from None
 
 
 def finish(
@@ -78,10 +133,7 @@ def _call(strategy: Strategy, method: str, when: str, call: Callable[[], Result]
         raise
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"
-        raise StrategyError(
-            f"{type(strategy).__name__}.{method} failed {when}: {cause}; nothing of the round is "
-            "lost: repair the strategy and go on"
-        ) from error
+        raise StrategyError(f"{type(strategy).__name__}.{method} failed {when}: {cause}") from error
 
 
 def _checked_state(strategy: Strategy, when: str, state: object) -> State:

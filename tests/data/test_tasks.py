@@ -297,6 +297,26 @@ class Broken(Lines):
         return x + self.value, y
 
 
+@dataclass(frozen=True)
+class Failing(Lines):
+    """Device 7 fails: its targets are ``value``, or it gives nothing at all."""
+
+    value: float | None = None
+
+    def samples(self, run: int, round: int, device: int, part: str) -> Any:
+        x, y = super().samples(run, round, device, part)
+        if device == 7:
+            return None if self.value is None else (x, y * self.value + self.value)
+        return x, y
+
+
+def test_a_device_whose_samples_are_bad_counts_as_one_without() -> None:
+    task = task_of(Failing())
+    assert task.counts(RUN, [6, 7]).tolist() == [[2, 2], [0, 0]]
+    with pytest.raises(DataError, match="device 7"):
+        task.counts(RUN, [7])
+
+
 @pytest.mark.parametrize(
     ("sampler", "message"),
     [
@@ -304,6 +324,8 @@ class Broken(Lines):
         (Lines(outputs=3), r"targets \(2, 1\) as its support.*targets \('n', 3\)"),
         (Lines(classes=3), r"targets \(2, 1\)"),
         (Broken(value=math.inf), "2 of 2 values of device 7's support are not finite"),
+        (Failing(value=math.nan), "2 of 2 targets of device 7's support are not finite"),
+        (Failing(), r"samples\(\) of device 7's support failed: TypeError"),
     ],
 )
 def test_wrong_samples_are_refused_with_their_device(sampler: Lines, message: str) -> None:

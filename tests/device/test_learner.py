@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
@@ -10,11 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedtiny import rng
+from fedtiny.device.inputs import Input
 from fedtiny.device.learner import Key, Learner, Samples
 from fedtiny.engine.compile import compile
 from fedtiny.engine.program import Program
 from fedtiny.engine.zoo import mlp
 from fedtiny.errors import DataError
+from fedtiny.tensors import floats
 from fedtiny.values import GRADIENT, QUERY, SUPPORT, Instruction, Phase, Sgd
 
 EXECUTORS = ("native", "reference")
@@ -198,7 +201,20 @@ def test_plain_lists_are_samples_too(program: Program) -> None:
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (np.zeros((2, 4)), [0, 1], r"a sample has 3 values \(3,\); 8 values are no whole number"),
+        (np.zeros(8), [0, 1], r"x: a sample has 3 values \(3,\); 8 values are no whole number"),
+        (np.zeros((2, 4)), [0, 1], r"x has the shape \(2, 4\), a sample of it \(3,\)"),
+        (np.zeros((3, 2)), [0, 1], r"x has the shape \(3, 2\), a sample of it \(3,\); give \[n, 3"),
+        (np.zeros((3, 2, 3)), [0, 1], r"x has the shape \(3, 2, 3\)"),
+        ([[0.0] * 3] * 2, [0, 1], "x: the list cannot be read as float32: .*flat rows of numbers"),
+        (["a", "b", "c"], [0], "x: the list cannot be read as float32"),
+        (np.array(["a", "b", "c"]), [0], "x: the ndarray cannot be read as float32"),
+        ([0.0, np.nan, np.inf], [0], "x: 1 of 3 values are NaN and 1 are infinite; leave"),
+        (np.zeros((2, 3)), [0.0, 1.0], "y: the list cannot be read as int32: .*astype"),
+        (np.zeros((2, 3)), np.zeros(2), "y: the ndarray .* int32: .*one integer from 0 to 3"),
+        (np.zeros((2, 3)), np.eye(4, dtype=int)[:2], r"y has the shape \(2, 4\).*argmax\(1\)"),
+        (np.zeros((2, 3)), [[0], [1]], "y: the list cannot be read as int32"),
+        (np.zeros((2, 3)), [0, 2**31], "y: the list cannot be read as int32"),
+        (np.zeros((2, 3)), np.array([0, 2**31]), "y: the ndarray cannot be read as int32"),
         (np.zeros((2, 3)), [0], "2 samples need 2 label values; got 1"),
         (np.zeros((0, 3)), [], "there are no samples to train on"),
         (np.zeros((5, 3)), [0, 1, 2, 3, 4], "label 4"),
@@ -211,6 +227,41 @@ def test_bad_samples_are_refused(
     with pytest.raises(DataError, match=message):
         learner.train(x, y, 0.1)
     assert bytes(learner.vector()) == before
+
+
+def test_samples_come_flat_in_rows_in_their_shape_or_as_one(program: Program) -> None:
+    learner = Learner(program)
+    x, y = data(2)
+    flat = bytes(learner.samples(x, y).x)
+    for same in (x.ravel(), x, x.ravel().tolist(), x.astype(np.float64), np.asfortranarray(x)):
+        assert bytes(learner.samples(same, y[:, None]).x) == flat
+    assert learner.samples(x[0], y[0]).count == learner.samples(x[:1], y[:1]).count == 1
+
+    images = Input("x", (2, 3, 1), floats, "")
+    pixels = np.arange(12, dtype=np.float32)
+    for shape in ((12,), (2, 6), (2, 2, 3, 1)):
+        assert images.take(pixels.reshape(shape))[1] == 2
+    assert images.take(pixels[:6].reshape(2, 3, 1))[1] == 1
+    with pytest.raises(DataError, match=r"\(2, 1, 2, 3\)"):
+        images.take(pixels.reshape(2, 1, 2, 3))
+
+
+def test_values_to_learn_must_be_finite_and_have_their_shape() -> None:
+    learner = Learner(compile(mlp((3, 8, 2)), loss="mse", ram="64KiB"))
+    x, _ = data(4)
+    with pytest.raises(DataError, match="y: 3 of 8 values are NaN and 0 are infinite"):
+        learner.train(x, [0.0, np.nan] * 3 + [0.0] * 2, 0.1)
+    with pytest.raises(DataError, match=r"y has the shape \(2, 4\), a sample of it \(2,\)"):
+        learner.train(x, np.zeros((2, 4)), 0.1)
+
+
+@pytest.mark.parametrize("lr", [-0.1, math.nan, math.inf])
+def test_a_learning_rate_is_finite_and_not_negative(learner: Learner, lr: float) -> None:
+    for call in (learner.train, learner.step):
+        with pytest.raises(DataError, match=rf"lr = {lr} must be a finite number >= 0"):
+            call(*data(5), lr)
+    with pytest.raises(DataError, match="steps = -1 must be >= 0; 0 is one pass"):
+        learner.train(*data(5), 0.1, steps=-1)
 
 
 def test_a_step_takes_exactly_one_batch(learner: Learner) -> None:

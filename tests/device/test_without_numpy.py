@@ -72,6 +72,41 @@ def device(image: Path, loss: str, numpy: str) -> dict[str, Any]:
     return result
 
 
+REFUSED = """
+import sys
+sys.modules["numpy"] = None
+from fedtiny.device.learner import Learner
+from fedtiny.engine.program import Program
+from fedtiny.errors import FedtinyError
+from array import array
+
+program = Program(open(sys.argv[1], "rb").read())
+for call in (
+    lambda: Learner(program, "reference"),
+    lambda: Learner(program, "native").samples([0.0, float("nan"), 1.0], [0.0, 0.0]),
+    lambda: Learner(program, "native").samples(array("d", [0.0, 1.0]), [0.0, 0.0]),
+):
+    try:
+        call()
+    except FedtinyError as error:
+        print(error)
+"""
+
+
+def test_what_is_refused_without_numpy_is_told_plainly(tmp_path: Path) -> None:
+    if not native.available():
+        pytest.skip("the reference executor needs NumPy")
+    image = tmp_path / "program.image"
+    image.write_bytes(compile(mlp(NETS["mse"]), loss="mse", ram="64KiB").image)
+    command = [sys.executable, "-c", REFUSED, str(image)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    told = printed.stdout.splitlines()
+    assert told[0].startswith("the reference executor needs NumPy, and there is none here; install")
+    assert told[1].startswith("x: 1 of 3 values are NaN")
+    assert told[2].startswith("x: a sample has 3 values")
+
+
 @pytest.mark.parametrize("loss", NETS)
 def test_a_visit_without_numpy_gives_the_same_bits(loss: str, tmp_path: Path) -> None:
     if not native.available():

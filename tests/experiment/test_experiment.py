@@ -1,3 +1,4 @@
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 from fedtiny.data.digits import digits
 from fedtiny.data.partitions import LabelSkew
 from fedtiny.data.tasks import SineTask
-from fedtiny.errors import DataError, ExperimentError, StrategyError
+from fedtiny.errors import CompileError, DataError, ExperimentError, StrategyError
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.schema import Budget, Evaluation
 from fedtiny.registry.profiles import BOARDS, board
@@ -329,6 +330,52 @@ def test_a_cohort_that_cannot_be_filled_is_refused(settings: list[str], message:
     experiment = Experiment.parse(TEXT).override(*settings)
     with pytest.raises(ExperimentError, match=message):
         experiment.build_strategy()
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("{}['width']", "KeyError in {file}, line 2: 'width'"),
+        ("raise RuntimeError('no net today')", "RuntimeError in {file}, line 2: no net today"),
+        ("raise ValueError('odd')", "ValueError in {file}, line 2: odd"),
+    ],
+)
+def test_a_build_that_fails_is_told_with_both_lines(line: str, told: str, tmp_path: Path) -> None:
+    name = f"a_net_that_fails_{abs(hash(line))}"
+    file = tmp_path / f"{name}.py"
+    file.write_text(f"def build():\n    {line}\n")
+    given = '"mlp"\nwidths = [1, 8, 1]\nactivation = "tanh"'
+    (tmp_path / "a.toml").write_text(TEXT.replace(given, f'"{name}:build"'))
+    try:
+        with pytest.raises(ExperimentError) as failed:
+            Experiment.load(tmp_path / "a.toml").build_net()
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert re.search(r"a\.toml, line [34]: ", str(failed.value))
+    assert str(failed.value).endswith(told.format(file=file))
+
+
+def test_a_model_that_cannot_be_made_is_told_with_its_line() -> None:
+    text = TEXT.replace("widths = [1, 8, 1]", "widths = [1]")
+    with pytest.raises(CompileError, match=r"a\.toml, line \d: an mlp needs two or more"):
+        Experiment.parse(text, "a.toml").build_net()
+
+
+@pytest.mark.parametrize("value", ["1e400", "-inf", "nan", "[1.0, 1e400]", "{ a = inf }"])
+def test_a_number_that_is_not_finite_is_refused_with_its_line(value: str) -> None:
+    text = TEXT.replace("alpha = 0.5", f"alpha = {value}")
+    line = line_with("alpha", text)
+    with pytest.raises(ExperimentError, match=rf"a\.toml, line {line}: strategy\.alpha.* finite"):
+        Experiment.parse(text, "a.toml")
+
+
+def test_an_integer_too_large_for_a_float_is_refused_with_its_line() -> None:
+    text = TEXT.replace("lr = 0.02", f"lr = 1{'0' * 400}")
+    line = line_with("lr = ", text)
+    with pytest.raises(ExperimentError, match=rf"a\.toml, line {line}: .*is not a number > 0"):
+        Experiment.parse(text, "a.toml")
+    with pytest.raises(ExperimentError, match=r"a\.toml: not a TOML file"):
+        Experiment.parse(f"seed = 1{'0' * 5000}", "a.toml")
 
 
 def test_files_are_found_beside_the_experiment(tmp_path: Path) -> None:

@@ -126,7 +126,7 @@ def test_updates_are_handed_over_in_the_order_of_their_leases() -> None:
         ({"values": np.full(6, 1e6, np.float32).tobytes()}, "the bound is 1024"),
         ({"values": bytes(20)}, "20 bytes of values, its ranges need 24"),
         ({"ranges": ((0, 9),)}, "ranges"),
-        ({"samples": 0}, "weight 0.0 is outside"),
+        ({"samples": 0}, "0 samples; an update is made of at least one"),
         ({"measures": {"loss_sum": math.nan}}, "loss_sum is nan"),
     ],
 )

@@ -37,7 +37,7 @@ HARD: dict[str, Any] = SINE | {
     },
     "device": {"ram": "64KiB", "esp32-s3": {"batch": 4}, "pi-4": {"ram": "4KiB"}},
     "strategy": {"name": "fedadam", "cohort": 40, "beta": 0.02, "clip": 5.0},
-    "run": {"rounds": 4, "over_selection": 1.3, "minimum": 30, "deadline": 0.4},
+    "run": {"rounds": 4, "over_selection": 1.3, "minimum": 30, "deadline": 0.6},
 }
 
 

@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from fedtiny.device.session import Event, State
 from fedtiny.simulator.contact import Contact
 from fedtiny.simulator.flights import Flights
-from fedtiny.simulator.ledger import Figures, Ledger
+from fedtiny.simulator.ledger import KINDS, OTHERS, Figures, Ledger
 from fedtiny.simulator.sessions import ColumnSessions, ObjectSessions
 from fedtiny.simulator.traces import Always, Diurnal
+from fedtiny.simulator.visits import ROWS_BYTES, Personal, in_pieces
 from fedtiny.values import lease_id, round_of
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ def test_one_table_gives_columns_and_objects_the_same_history(
             if event == Event.INSTRUCTED:
                 leases = lease_id(3, devices)
                 sessions.instruct(
-                    devices.astype(int), leases, np.full(devices.size, now + 9.0), now
+                    devices.astype(int), leases, np.full(devices.size, now + 9.0), 2, now
                 )
             else:
                 sessions.apply(devices.astype(int), event, now)
@@ -139,9 +140,46 @@ def test_a_ledger_adds_up_its_rounds_and_survives_json() -> None:
     for accepted in (2, 3):
         ledger.open.accepted += accepted
         ledger.open.energy_j += 0.5
-        ledger.refuse(("broken", "broken"))
+        ledger.refuse(("device 3 moved by 1.5e+06", "device 12 moved by 2,000"))
         row = ledger.close(failed=False)
         assert row["accepted"] == accepted
-        assert row["reasons"] == {"broken": 2}
+        assert row["reasons"] == {
+            "device N moved by N": {"count": 2, "example": "device 3 moved by 1.5e+06"}
+        }
+    assert ledger.reasons["device N moved by N"]["count"] == 4
     assert astuple(ledger.total) == astuple(Figures(accepted=5, refused=4, energy_j=1.0))
     assert Ledger.from_json(ledger.to_json()) == ledger
+
+
+def test_a_ledger_tells_a_bounded_number_of_reasons_apart() -> None:
+    ledger = Ledger()
+    ledger.refuse("x" * length for length in range(1, KINDS + 11))
+    reasons = ledger.close(failed=False)["reasons"]
+    assert len(reasons) == KINDS + 1
+    assert reasons[OTHERS]["count"] == 10
+    assert ledger.total.refused == KINDS + 10
+
+
+def test_a_lease_has_the_version_of_its_model() -> None:
+    sessions = ObjectSessions(7, np.zeros(3, np.int8))
+    sessions.apply(np.array([1]), Event.WAKE, 0.0)
+    sessions.instruct(np.array([1]), np.array([lease_id(5, 0)]), np.array([9.0]), 4, 0.0)
+    lease = sessions._sessions[1].lease
+    assert lease is not None
+    assert (lease.round, lease.version) == (5, 4)
+
+
+def test_personal_values_count_from_the_commit_on() -> None:
+    personal = Personal.empty(((2, 4),), 3)
+    personal.keep(np.array([1]), np.ones((1, 2), np.float32))
+    assert personal.of(1) == b""
+    personal.commit()
+    assert personal.of(1) == np.ones(2, np.float32).tobytes()
+
+
+@given(st.integers(1, 50), st.integers(1, 2**26))
+def test_pieces_are_all_devices_in_order_and_within_the_bound(count: int, row_bytes: int) -> None:
+    devices = np.arange(count)
+    pieces = in_pieces(devices, row_bytes)
+    assert np.concatenate(pieces).tolist() == devices.tolist()
+    assert all(piece.size * row_bytes <= ROWS_BYTES for piece in pieces)

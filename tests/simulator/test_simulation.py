@@ -13,14 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedtiny.engine.native import Status
 from fedtiny.errors import ExperimentError, RunError, StrategyError
 from fedtiny.experiment import Experiment
 from fedtiny.fold import Total
 from fedtiny.registry.profiles import board
 from fedtiny.simulator.run import simulate
 from fedtiny.simulator.simulation import DeviceForm, Simulation
+from fedtiny.simulator.visits import ObjectWorkers
 from fedtiny.strategies.base import Averaging, Round, Strategy, deltas
-from fedtiny.values import Instruction, Phase
+from fedtiny.values import Instruction, Phase, Sgd
 from tests.simulator.experiments import HARD, SINE, run
 
 if TYPE_CHECKING:
@@ -258,7 +260,7 @@ def test_a_round_closes_at_its_deadline_with_the_minimum() -> None:
 
 
 def test_a_round_that_gets_too_few_fails_and_leaves_the_model() -> None:
-    result = run(SINE, "run.deadline='1ms'", "run.rounds=2")
+    result = run(SINE, "fleet.drop_out=0.99", "run.minimum=20", "run.rounds=2")
     assert result.summary["failed_rounds"] == 2
     assert [r["version"] for r in result.history if r["kind"] == "round"] == [0, 0]
     np.testing.assert_array_equal(result.model, Simulation(
@@ -338,9 +340,9 @@ def test_bad_updates_are_refused_with_reasons_and_the_round_goes_on(devices: Dev
                 "evaluate={}", "strategy.cohort=12", "run.minimum=10", "run.rounds=1"]  # fmt: skip
     (row,) = run(SINE, *settings, devices=devices).history
     assert row["accepted"] == 10
-    reasons = dict(row["reasons"])
-    assert any("no samples" in reason for reason in reasons)
-    assert any("not finite" in reason for reason in reasons)
+    assert [entry["count"] for entry in row["reasons"].values()] == [1, 1]
+    assert any("no samples" in reason for reason in row["reasons"])
+    assert any("N of N parameters are not finite" in reason for reason in row["reasons"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -361,12 +363,149 @@ def test_a_strategy_that_raises_is_named_and_nothing_is_lost(tmp_path: Path) -> 
     assert [row["round"] for row in rows if row["kind"] == "round"] == [0, 1]
 
 
+def test_a_run_whose_strategy_raises_goes_on_from_the_last_round_that_it_finished(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experiment = Experiment.of(HARD).override(
+        f"strategy={{build='{HERE}:Failing', cohort=40}}", "run.checkpoint_every=100"
+    )
+    with pytest.raises(StrategyError, match=f"simulate --resume {tmp_path / 'cut'}"):
+        simulate(experiment, out=tmp_path / "cut")
+    monkeypatch.setattr(Failing, "finish", Averaging.finish)  # repaired
+    resumed = simulate(experiment, out=tmp_path / "cut", resume=True)
+    assert resumed.dropped is not None
+    assert resumed.dropped.rows == 0  # neither of the two rounds is done again
+    assert resumed.history == simulate(experiment).history
+
+
+class Careless:
+    """Devices 1 to 4 give nothing, raise, or are not finite; the others learn y = x."""
+
+    features, outputs, classes = 1, 1, None
+
+    def samples(self, run: int, round: int, device: int, part: str) -> Any:
+        x = np.full((4, 1), 1.0, np.float32)
+        bad = {1: None, 2: (x, x / 0), 3: (x, x * np.nan)}
+        return bad[device] if device in bad else (x, x * (1 // (device - 4)))
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+@pytest.mark.parametrize("devices", ["columns", "objects"])
+def test_a_device_whose_samples_are_bad_is_refused_alone(devices: DeviceForm) -> None:
+    settings = [f"data={{source='{HERE}:Careless'}}", "fleet.devices=12", "fleet.held_out=0",
+                "evaluate={}", "strategy.cohort=12", "run.minimum=8", "run.rounds=1"]  # fmt: skip
+    (row,) = run(SINE, *settings, devices=devices).history
+    assert row["accepted"] == 8
+    assert sum(entry["count"] for entry in row["reasons"].values()) == row["refused"] >= 4
+
+
+class Distant:
+    """Targets whose squared distance is no float32."""
+
+    features, outputs, classes = 1, 1, None
+
+    def samples(self, run: int, round: int, device: int, part: str) -> Samples:
+        x = np.ones((4, 1), np.float32)
+        return x, x * np.float32(1e25)
+
+
+@pytest.mark.parametrize("devices", ["columns", "objects"])
+def test_a_loss_that_is_not_finite_is_told_as_none(devices: DeviceForm) -> None:
+    settings = [f"data={{source='{HERE}:Distant'}}", "strategy.beta=1e-26", "evaluate={}"]
+    for row in run(SINE, *settings, "run.rounds=1", devices=devices).history:
+        assert row["accepted"] == 20
+        assert row["loss"] is None
+
+
+def test_what_only_the_runtime_refuses_is_told_by_its_status(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(ObjectWorkers, "refusal", lambda *_: "")
+    row = run(SINE, "strategy.beta=1e30", "evaluate={}", "run.rounds=1").history[0]
+    assert list(row["reasons"]) == [Status.NOT_FINITE.meaning]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HeadLost(Averaging):
+    """Trains everything gently, then drives the local head to infinity."""
+
+    def ask(self, round: Round, state: object) -> Instruction:
+        wild = Phase(1e38, 3, groups=("local",), sgd=Sgd(weight_decay=1.0))
+        return Instruction(phases=(Phase(self.beta, 1), wild))
+
+
+def test_a_visit_that_loses_any_parameter_is_refused_in_columns_and_objects() -> None:
+    """What the head lost is not sent, but the device would keep it."""
+    settings = ["model.build='tests.simulator.experiments:personal_mlp'",
+                "data={source='label-skew-digits'}", "evaluate={}", "run.rounds=1",
+                f"strategy={{build='{HERE}:HeadLost', cohort=20}}"]  # fmt: skip
+    columns, objects = (run(SINE, *settings, devices=kind) for kind in ("columns", "objects"))
+    assert columns.history == objects.history
+    assert "every round failed" in str(columns)
+    assert any(
+        reason.startswith("N of N parameters are not finite after training; lower")
+        for reason in columns.summary["reasons"]
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LaterMomentum(Averaging):
+    """Wants momentum from round 2 on."""
+
+    def ask(self, round: Round, state: object) -> Instruction:
+        sgd = Sgd(momentum=0.9 if round.t >= 2 else 0.0)
+        return Instruction(phases=(Phase(self.beta, sgd=sgd),))
+
+
+class Reserving(LaterMomentum):
+    """Says so."""
+
+    reserve = Sgd(momentum=0.9)
+
+
+def test_what_a_strategy_wants_only_later_must_be_reserved() -> None:
+    name = "LaterMomentum.ask in round 2 of 5 uses momentum.*reserve: ClassVar"
+    with pytest.raises(StrategyError, match=name):
+        run(SINE, f"strategy={{build='{HERE}:LaterMomentum', cohort=5}}")
+    reserved = run(SINE, f"strategy={{build='{HERE}:Reserving', cohort=5}}")
+    assert reserved.summary["updates"] == 25
+
+
+def test_a_profile_that_would_send_nothing_is_unfit() -> None:
+    settings = ["model.build='tests.simulator.experiments:personal_mlp'",
+                "data={source='label-skew-digits'}", "evaluate={}", "run.rounds=1",
+                "fleet.profiles={cortex-m4=0.5, pi-4=0.5}"]  # fmt: skip
+    columns, objects = (
+        run(SINE, *settings, "device.pi-4.plan='last:1'", devices=kind)
+        for kind in ("columns", "objects")
+    )
+    assert columns.history == objects.history
+    assert columns.summary["unfit_devices"] == 100
+    (unfit,) = [p for p in columns.summary["profiles"] if p["reasons"]]
+    assert "stay on the device: nothing to send" in unfit["reasons"][0]
+
+
+def test_a_profile_that_is_too_slow_for_the_deadline_is_unfit() -> None:
+    # HARD's visit takes a cortex-m4 0.504 s
+    summary = run(HARD, "run.deadline=0.5").summary
+    (slow,) = [p for p in summary["profiles"] if p["name"] == "cortex-m4"]
+    assert "shortest visit takes 0.504 s, the deadline is 0.5 s" in slow["reasons"][0]
+    assert summary["unfit_devices"] == 300 + 400
+
+
+@pytest.mark.parametrize("setting", ["run.deadline='1ms'", "data.sample_period='1h'"])
+def test_a_deadline_that_no_board_can_meet_is_refused_before_anything_runs(setting: str) -> None:
+    with pytest.raises(RunError, match=r"none of the 200 devices.*shortest visit takes.*raise run"):
+        run(SINE, setting)
+
+
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
         (["strategy={name='fedagv'}"], StrategyError, "did you mean 'fedavg'"),
         (["strategy.cohort=500"], ExperimentError, "cohort"),
         (["run.minimum=21"], ExperimentError, "minimum"),
+        (["fleet.drop_out=1.0"], ExperimentError, r"drop_out.* \[0, 1\)"),
         (["evaluate={few={lr=0.1, support=5}}", "data={source='few-shot-digits'}",
           "model={build='digits_mlp', classes=5}"], ExperimentError, "evaluate.few"),
         (["model={build='digits_mlp'}"], ExperimentError,

@@ -10,6 +10,7 @@ from fedtiny.errors import StrategyError
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import Round
 from fedtiny.strategies.fedavg import FedAvg
+from fedtiny.values import Instruction, Phase
 from tests.harness.toys import INITIAL, LAYOUT, Run
 from tests.strategies.own import Failing
 
@@ -67,6 +68,49 @@ def test_what_the_other_methods_return_is_checked() -> None:
     with pytest.raises(StrategyError, match="before round 0 must give a mapping, not list"):
         calls.start(strategy, LAYOUT, INITIAL)
     with pytest.raises(StrategyError, match="ask in round 0 of 5 must give an Instruction"):
-        calls.ask(strategy, Round(0, 5), {})
+        calls.ask(strategy, Round(0, 5), {}, LAYOUT)
     with pytest.raises(StrategyError, match="must give 3 weights, not 2"):
         calls.weight(strategy, Round(0, 5), np.ones(3))
+
+
+ONE = (Phase(0.1),)
+
+
+@pytest.mark.parametrize(
+    ("asked", "match"),
+    [
+        (Instruction("trian", ONE), "kind = 'trian'; it must be one of train, evaluate"),
+        (Instruction(phases=ONE, returns="delta"), "returns = 'delta'"),
+        (Instruction("calibrate", part="test"), "part = 'test'"),
+        (Instruction(), r"phases = \(\)"),
+        (Instruction("score"), r"candidates = \(\)"),
+        (Instruction(phases=(*ONE, Phase(float("nan")))), r"phases\[1\].lr = nan"),
+        (Instruction(phases=(Phase(-1.0),)), r"phases\[0\].lr = -1.0"),
+        (Instruction(phases=(Phase(0.1, -2),)), r"phases\[0\].steps = -2"),
+        (Instruction(phases=(Phase(0.1, part="all"),)), r"phases\[0\].part = 'all'"),
+        (
+            Instruction(phases=(Phase(0.1, groups=("head",)),)),
+            r"phases\[0\].groups = .*the model has shared",
+        ),
+        (Instruction(phases=(Phase(0.1, corrected=True),)), "correction = None"),
+        (Instruction(phases=ONE, correction=bytes(8)), "correction has 8 B; the model has 24 B"),
+        (Instruction("score", candidates=(3, bytes(4))), r"candidates\[1\] has 4 B"),
+    ],
+)
+def test_an_instruction_that_no_device_could_carry_out_names_its_field(
+    asked: Instruction, match: str
+) -> None:
+    with pytest.raises(StrategyError, match=rf"Returning.ask in round 2 of 5: {match}"):
+        calls.ask(Returning(answer=asked), Round(2, 5), {}, LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("weight", "remedy"),
+    [(0.0, "return a positive number"), (float("nan"), "return a positive number"),
+     (1e9, "return less, or raise weight_cap")],
+)  # fmt: skip
+def test_a_weight_that_cannot_be_folded_names_the_strategy_and_the_round(
+    weight: float, remedy: str
+) -> None:
+    with pytest.raises(StrategyError, match=rf"Returning.weight in round 2 of 5: .*{remedy}"):
+        calls.weight(Returning(answer=[weight]), Round(2, 5), np.ones(1))

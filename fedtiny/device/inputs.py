@@ -1,0 +1,96 @@
+"""The arrays of samples that people give, as a Program takes them, and what is refused."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from fedtiny.errors import DataError
+from fedtiny.tensors import floats, has_numpy, ints
+
+if TYPE_CHECKING:
+    from fedtiny.engine.program import Program
+
+
+@dataclass(frozen=True, slots=True)
+class Input:
+    """One of the two arrays: how it is called, the shape of one sample, and how it is read."""
+
+    name: str
+    shape: tuple[int, ...]
+    read: Callable[[Any], memoryview[Any]]
+    remedy: str
+
+    @classmethod
+    def features(cls, program: Program) -> Input:
+        """``x`` of a Program."""
+        shape = program.sample_shape
+        return cls("x", shape, floats, f"give [n, {_told(shape)}], or flat rows of numbers")
+
+    @classmethod
+    def labels(cls, program: Program) -> Input:
+        """``y`` of a Program: the values that it learns, or a class label for each sample."""
+        shape = program.output_shape
+        if program.loss != "cross_entropy":
+            return cls("y", shape, floats, f"give [n, {_told(shape)}], or flat rows of numbers")
+        classes = f"one integer from 0 to {math.prod(shape) - 1} for each sample"
+        return cls("y", (), ints, f"give {classes}: argmax(1) of one-hot rows, astype(int)")
+
+    @property
+    def width(self) -> int:
+        """Values of one sample."""
+        return math.prod(self.shape)
+
+    def take(self, values: Any) -> tuple[memoryview[Any], int]:
+        """The values, flat, and how many samples they are.
+
+        Raises DataError for a wrong shape, for what are no numbers, and for NaN and infinity.
+        """
+        try:
+            view = self.read(values)
+        except DataError as error:
+            raise DataError(f"{self.name}: {error}; {self.remedy}") from None
+        count = self._count(view, getattr(values, "shape", None))
+        if self.read is floats and not _all_finite(view):
+            raise DataError(self._not_finite(view))
+        return view, count
+
+    def _count(self, view: memoryview[Any], given: Any) -> int:
+        """Samples in it, by the shape in which it was given; None is flat."""
+        if given is None or len(given) == 1:
+            if len(view) % self.width:
+                raise DataError(
+                    f"{self.name}: a sample has {self.width} values {self.shape}; {len(view)} "
+                    f"values are no whole number of samples; {self.remedy}"
+                )
+            return len(view) // self.width
+        if tuple(given) == self.shape:
+            return 1
+        if tuple(given[1:]) in (self.shape, (self.width,)):
+            return int(given[0])
+        shape = tuple(given)
+        raise DataError(
+            f"{self.name} has the shape {shape}, a sample of it {self.shape}; {self.remedy}"
+        )
+
+    def _not_finite(self, view: memoryview[float]) -> str:
+        nan = sum(map(math.isnan, view))
+        infinite = sum(map(math.isinf, view))
+        return (
+            f"{self.name}: {nan:,} of {len(view):,} values are NaN and {infinite:,} are infinite; "
+            "leave those samples out, or mend them"
+        )
+
+
+def _told(shape: tuple[int, ...]) -> str:
+    return ", ".join(map(str, shape))
+
+
+def _all_finite(view: memoryview[float]) -> bool:
+    if not has_numpy():
+        return all(map(math.isfinite, view))
+    import numpy as np
+
+    return bool(np.isfinite(np.asarray(view)).all())
