@@ -19,6 +19,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from fedtiny import __version__
+from fedtiny.cli_data import app as data_app
 from fedtiny.errors import FedtinyError
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ app = typer.Typer(
     help="Federated meta-learning on tiny devices, simulated from one experiment file.",
     epilog="\n\n".join(["Exit codes:", *(f"{n:>3}  {text}" for n, text in sorted(_exit_codes()))]),
 )
+app.add_typer(data_app, name="data")
 
 _Set = Annotated[
     list[str] | None,
