@@ -40,7 +40,7 @@ HARD = {"availability": "diurnal", "drop_out": 0.1}
 
 
 def experiment(batch: int, **fleet: object) -> Experiment:
-    """Workload S as an experiment, on a fleet of ten thousand."""
+    """Workload S as an experiment, on a fleet of a hundred thousand."""
     return Experiment.of(
         {
             "seed": 1,
@@ -48,7 +48,7 @@ def experiment(batch: int, **fleet: object) -> Experiment:
             "data": {"source": "sine", "support": STEPS * batch},
             "device": {"ram": "256KiB", "batch": batch},
             "strategy": {"name": "fedavg", "cohort": COHORT, "beta": 0.01},
-            "fleet": {"devices": 10_000, "held_out": 0, "threads": THREADS, **fleet},
+            "fleet": {"devices": 100_000, "held_out": 0, "threads": THREADS, **fleet},
             "run": {"rounds": 1_000_000, "over_selection": 1.3 if fleet else 1.0},
         }
     )

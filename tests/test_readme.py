@@ -54,3 +54,8 @@ def test_its_code_is_as_short_as_it_says() -> None:
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8")))
 def test_its_links_lead_somewhere(link: str) -> None:
     assert (README.parent / link).exists()
+
+
+@pytest.mark.parametrize("page", ["README.md", "simulations/README.md"])
+def test_its_tables_are_filled(page: str) -> None:
+    assert not re.search(r"@\w+@", (README.parent / page).read_text(encoding="utf-8"))
