@@ -53,7 +53,7 @@ class Input:
         except DataError as error:
             raise DataError(f"{self.name}: {error}; {self.remedy}") from None
         count = self._count(view, getattr(values, "shape", None))
-        if self.read is floats and not _all_finite(view):
+        if self.read is floats and not all_finite(view):
             raise DataError(self._not_finite(view))
         return view, count
 
@@ -88,7 +88,8 @@ def _told(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape))
 
 
-def _all_finite(view: memoryview[float]) -> bool:
+def all_finite(view: memoryview[float]) -> bool:
+    """Whether no value is NaN or infinite."""
     if not has_numpy():
         return all(map(math.isfinite, view))
     import numpy as np

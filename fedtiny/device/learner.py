@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fedtiny import rng
-from fedtiny.device.inputs import Input
+from fedtiny.device.inputs import Input, all_finite
 from fedtiny.engine import native
 from fedtiny.engine.program import Executor, Moments, Program
 from fedtiny.errors import DataError, RunError
@@ -320,12 +320,13 @@ def _checked(phase: Phase) -> Phase:
 def _check_finite(full: bytearray, what: str) -> None:
     """All of them, personal ones too: what has diverged is of no use to a later visit."""
     values = float_view(full)
+    if all_finite(values):
+        return
     wrong = len(values) - sum(map(math.isfinite, values))
-    if wrong:
-        raise DataError(
-            f"{wrong:,} of {len(values):,} {what} are not finite after training; lower the "
-            "learning rate or clip the gradient"
-        )
+    raise DataError(
+        f"{wrong:,} of {len(values):,} {what} are not finite after training; lower the learning "
+        "rate or clip the gradient"
+    )
 
 
 def _order(length: int, count: int, shuffle: bool, key: Key) -> Iterator[int]:

@@ -232,6 +232,7 @@ _PLAN = r"all|biases|last:[1-9]\d*|named:.+"
 Text = Annotated[str, Kind("a text of one character or more", matching(r"(?s).+"))]
 Flag = Annotated[bool, Kind("true or false", lambda value: exactly(bool, value))]
 Natural = Annotated[int, Kind("an integer >= 0", integer(0))]
+DeviceCount = Annotated[int, Kind("an integer from 1 to 2^31 - 1", integer(1, 2**31 - 1))]
 Positive = Annotated[int, Kind("an integer >= 1", integer(1))]
 Seed = Annotated[int, Kind("an integer from 0 to 2^64 - 1", integer(0, 2**64 - 1))]
 Rate = Annotated[float, Kind("a number > 0", number(0, above=True))]

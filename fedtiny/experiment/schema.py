@@ -9,6 +9,7 @@ from fedtiny.experiment.reading import (
     Arguments,
     BitsPerSecond,
     Bytes,
+    DeviceCount,
     Duration,
     Factor,
     Flag,
@@ -109,7 +110,7 @@ class Fleet(Section):
         threads: Threads of the simulator; 0: one for each core. They change no result.
     """
 
-    devices: Positive = 100
+    devices: DeviceCount = 100
     held_out: Natural | None = None
     profiles: Shares = field(default_factory=lambda: {"cortex-m4": 1.0})
     availability: Literal["always", "diurnal", "traces"] = "always"

@@ -154,37 +154,44 @@ class _Log:
     """The history, in memory and in the run folder if there is one."""
 
     experiment: Experiment
-    folder: RunFolder | None
+    out: Path | str | None
+    folder: RunFolder | None = None
     rows: list[dict[str, Any]] = field(default_factory=list)
     dropped: Dropped | None = None
 
     @classmethod
     def open(cls, experiment: Experiment, out: Path | str | None, resume: bool) -> _Log:
-        if out is None:
-            return cls(experiment, None)
-        if not resume:
-            return cls(experiment, RunFolder.create(out, experiment))
+        if out is None or not resume:
+            return cls(experiment, out)
         folder, dropped = RunFolder.resume(out, experiment)
-        return cls(experiment, folder, folder.history(), dropped)
+        return cls(experiment, out, folder, folder.history(), dropped)
 
     def checkpoint(self, resume: bool) -> Checkpoint | None:
         return self.folder.checkpoint() if self.folder and resume else None
 
+    def begin(self) -> RunFolder | None:
+        """The folder; a new one is made with the first row, so that a failed start leaves none."""
+        if self.folder is None and self.out is not None:
+            self.folder = RunFolder.create(self.out, self.experiment)
+        return self.folder
+
     def append(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
-        if self.folder:
-            self.folder.append(row)
+        if folder := self.begin():
+            folder.append(row)
 
     def step(self, simulation: Simulation) -> dict[str, Any] | None:
-        """The next round; if its strategy raises, the round before it is where to go on."""
+        """The next round; if it fails, the round before it is where to go on."""
         if not self.folder:
             return simulation.step()
-        before = simulation.checkpoint() if simulation.standing.round else None
+        before, rows = simulation.checkpoint(), len(self.rows)
         try:
             return simulation.step()
-        except StrategyError as error:
-            if before:
+        except BaseException as error:  # a second Ctrl-C, too
+            if before.round and len(self.rows) == rows:
                 self.folder.save_checkpoint(before)
+            if not isinstance(error, StrategyError):
+                raise
             raise StrategyError(
                 f"{error}; nothing before this round is lost: repair the strategy and go on with "
                 f"fedtiny simulate --resume {self.folder.path}"
@@ -202,13 +209,13 @@ class _Log:
 
     def close(self, simulation: Simulation, interrupted: bool) -> Result:
         summary = _summary(simulation, self.rows)
-        if self.folder:
-            self.folder.save_checkpoint(simulation.checkpoint())
+        if folder := self.begin():
+            folder.save_checkpoint(simulation.checkpoint())
             if not interrupted:
                 state = simulation.layout.unflatten(simulation.standing.model)
-                self.folder.save_model(summary["rounds"], state)
-            self.folder.save_summary(summary)
-        path = self.folder.path if self.folder else None
+                folder.save_model(summary["rounds"], state)
+            folder.save_summary(summary)
+        path = folder.path if folder else None
         return Result(
             self.experiment, simulation.layout, simulation.standing.model, self.rows, summary,
             interrupted, path, self.dropped,

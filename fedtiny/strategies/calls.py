@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from numbers import Integral, Real
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from fedtiny.errors import FedtinyError, StrategyError, UpdateError
+from fedtiny.errors import StrategyError, UpdateError
 from fedtiny.strategies.base import Round, Strategy
 from fedtiny.values import (
     CALIBRATE,
@@ -59,12 +60,11 @@ def _flaws(asked: Instruction, layout: Layout) -> Iterator[str]:
     for name, known in (("kind", KINDS), ("returns", RETURNS), ("part", PARTS)):
         if getattr(asked, name) not in known:
             yield f"{name} = {getattr(asked, name)!r}; it must be one of {', '.join(known)}"
-    if asked.kind == TRAIN and not asked.phases:
-        yield "phases = (); to train takes at least one Phase"
+    for flaw in _phases_flaws(asked, layout):
+        yield flaw
+        return
     if asked.kind == SCORE and not asked.candidates:
         yield "candidates = (); to score takes at least one"
-    for index, phase in enumerate(asked.phases):
-        yield from (f"phases[{index}].{flaw}" for flaw in _phase_flaws(phase, layout))
     if asked.correction is None and any(phase.corrected for phase in asked.phases):
         yield "correction = None; a phase is corrected, give the vector"
     vectors = {"correction": asked.correction} if asked.correction is not None else {}
@@ -75,13 +75,28 @@ def _flaws(asked: Instruction, layout: Layout) -> Iterator[str]:
             yield f"{name} has {len(vector):,} B; the model has {layout.nbytes:,} B of float32"
 
 
+def _phases_flaws(asked: Instruction, layout: Layout) -> Iterator[str]:
+    if not isinstance(asked.phases, tuple | list):
+        yield f"phases is a {type(asked.phases).__name__}; give a tuple of Phases"
+    elif not all(isinstance(phase, Phase) for phase in asked.phases):
+        yield f"phases = {asked.phases!r}; give a tuple of Phases"
+    elif asked.kind == TRAIN and not asked.phases:
+        yield "phases = (); to train takes at least one Phase"
+    else:
+        for index, phase in enumerate(asked.phases):
+            yield from (f"phases[{index}].{flaw}" for flaw in _phase_flaws(phase, layout))
+
+
 def _phase_flaws(phase: Phase, layout: Layout) -> Iterator[str]:
-    if not (math.isfinite(phase.lr) and phase.lr >= 0):
-        yield f"lr = {phase.lr}; it must be a finite number >= 0"
-    if phase.steps < 0:
-        yield f"steps = {phase.steps}; it must be >= 0, where 0 is one pass"
+    if not (isinstance(phase.lr, Real) and math.isfinite(phase.lr) and phase.lr >= 0):
+        yield f"lr = {phase.lr!r}; it must be a finite number >= 0"
+    if not isinstance(phase.steps, Integral) or phase.steps < 0:
+        yield f"steps = {phase.steps!r}; it must be an integer >= 0, where 0 is one pass"
     if phase.part not in PARTS:
         yield f"part = {phase.part!r}; it must be one of {', '.join(PARTS)}"
+    if not isinstance(phase.groups, tuple | list):
+        yield f"groups = {phase.groups!r}; give a tuple of names"
+        return
     unknown = [group for group in phase.groups if group not in layout.groups]
     if unknown:
         yield f"groups = {phase.groups}; the model has {', '.join(layout.groups)}"
@@ -129,7 +144,7 @@ def _when(round: Round) -> str:
 def _call(strategy: Strategy, method: str, when: str, call: Callable[[], Result]) -> Result:
     try:
         return call()
-    except FedtinyError:
+    except StrategyError:
         raise
     except Exception as error:
         cause = f"{type(error).__name__}: {error}"

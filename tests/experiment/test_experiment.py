@@ -126,7 +126,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         ),
         ("lr = 0.02", "lr = 0", r"evaluate\.after-8\.lr = 0 is not a number > 0"),
         ('"diurnal"', '"nocturnal"', r".* not 'always' or 'diurnal' or 'traces'"),
-        ("devices = 1000", "devices = 0", r"fleet\.devices = 0 is not an integer >= 1"),
+        ("devices = 1000", "devices = 0", r"fleet\.devices = 0 is not an integer from 1 to"),
     ],
 )
 def test_a_mistake_is_named_with_its_line_and_what_is_right(

@@ -14,13 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedtiny.engine.native import Status
-from fedtiny.errors import ExperimentError, RunError, StrategyError
+from fedtiny.errors import DataError, ExperimentError, RunError, StrategyError
 from fedtiny.experiment import Experiment
 from fedtiny.fold import Total
 from fedtiny.registry.profiles import board
 from fedtiny.simulator.run import simulate
 from fedtiny.simulator.simulation import DeviceForm, Simulation
 from fedtiny.simulator.visits import ObjectWorkers
+from fedtiny.strategies import calls
 from fedtiny.strategies.base import Averaging, Round, Strategy, deltas
 from fedtiny.values import Instruction, Phase, Sgd
 from tests.simulator.experiments import HARD, SINE, run
@@ -545,3 +546,60 @@ def test_a_users_strategy_runs_by_its_name() -> None:
     result = run(SINE, f"strategy={{build='{HERE}:TrimmedMean', cohort=10}}")
     first, last = (result.evaluations()[i]["loss_after"] for i in (0, -1))
     assert last < first
+
+
+# ---- what a failure leaves behind ------------------------------------------------------------
+
+
+def test_a_failed_start_leaves_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(ExperimentError):
+        simulate(Experiment.of(SINE).override("model.build='nosuch'"), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+    simulate(SINE, out=tmp_path / "run")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Naming(Averaging):
+    """Raises an error of our own in round 2."""
+
+    def finish(self, round: Round, *rest: Any) -> Any:
+        if round.t == 2:
+            raise DataError("boo")
+        return super().finish(round, *rest)
+
+
+def test_whatever_a_strategy_raises_is_named_and_its_rounds_are_kept(tmp_path: Path) -> None:
+    experiment = Experiment.of(SINE).override(f"strategy={{build='{HERE}:Naming', cohort=5}}")
+    with pytest.raises(StrategyError, match=r"Naming.finish failed in round 2 of 5.*boo.*--resume"):
+        simulate(experiment, out=tmp_path / "run")
+    rows = history_of(tmp_path / "run")
+    assert [row["round"] for row in rows if row["kind"] == "round"] == [0, 1]
+    assert (tmp_path / "run/checkpoint.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("phases", "message"),
+    [
+        (Phase(0.1), "phases is a Phase"),
+        ((0.1,), r"phases = \(0.1,\)"),
+        ((Phase("0.1"),), r"phases\[0\].lr = '0.1'"),  # type: ignore[arg-type]
+        ((Phase(0.1, 2.5),), r"phases\[0\].steps = 2.5"),  # type: ignore[arg-type]
+        ((Phase(0.1, groups=None),), r"phases\[0\].groups = None"),  # type: ignore[arg-type]
+    ],
+)
+def test_an_instruction_of_the_wrong_type_names_its_field(phases: Any, message: str) -> None:
+    strategy = Asking(cohort=5)
+    object.__setattr__(strategy, "asked", Instruction(phases=phases))
+    layout = Simulation(Experiment.of(SINE), "columns", lambda row: None).layout
+    with pytest.raises(StrategyError, match=message):
+        calls.ask(strategy, Round(0, 1), {}, layout)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Asking(Averaging):
+    """Asks what it was given."""
+
+    asked: Instruction = dataclasses.field(default_factory=Instruction)
+
+    def ask(self, round: Round, state: Any) -> Instruction:
+        return self.asked
