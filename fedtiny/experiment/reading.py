@@ -99,8 +99,16 @@ def changed(table: Table, setting: str) -> dict[str, Any]:
         old = inner.get(key)
         inner[key] = dict(old) if isinstance(old, Mapping) else {}
         inner = inner[key]
+    inner.pop(_INSTEAD_OF.get(keys, ""), None)
     inner[keys[-1]] = value
     return result
+
+
+_INSTEAD_OF: Mapping[Keys, str] = {
+    ("strategy", "name"): "build",
+    ("strategy", "build"): "name",
+}
+"""A strategy is named in one of two ways: setting one takes the other back."""
 
 
 def parse_setting(setting: str) -> tuple[Keys, Any]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedtiny import draws
-from fedtiny.errors import RunError
+from fedtiny.errors import DataError, RunError
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.workload import Profile, Workload
 from fedtiny.registry.cost import BoardColumns
@@ -36,7 +36,10 @@ class Fleet:
 
     @classmethod
     def of(cls, workload: Workload) -> Fleet:
-        """The fleet of an experiment. Raises RunError when no device can take part."""
+        """The fleet of an experiment.
+
+        Raises RunError when no device can take part, DataError when none of them has a sample.
+        """
         experiment = workload.experiment
         names = tuple(experiment.fleet.profiles)
         profiles = workload.profiles
@@ -47,6 +50,12 @@ class Fleet:
         if not training.size:
             reasons = "; ".join(r for p in profiles for r in p.reasons)
             raise RunError(f"none of the {count:,} devices can take part: {reasons}")
+        samples = sum(column[training].sum() for column in workload.counts.values())
+        if not samples:
+            raise DataError(
+                f"none of the {training.size:,} devices that train has a sample; give the data "
+                f"{experiment.data.source} some, or lower fleet.devices"
+            )
         boards = BoardColumns.of([experiment.profile(name) for name in names]).take(profile)
         return cls(profiles, profile, training, np.arange(count - held_out, count), boards)
 

@@ -438,3 +438,11 @@ def test_the_digest_is_of_what_can_change_a_result() -> None:
     others = ["seed=8", "strategy.alpha=0.4", "device.pi-4.batch=9", "data.support=31"]
     digests = {experiment.override(setting).digest for setting in others}
     assert len(digests | {experiment.digest}) == 5
+
+
+def test_setting_a_strategys_name_takes_its_build_back_and_the_other_way_round() -> None:
+    tables = {"model": {"build": "sine_mlp"}, "data": {"source": "sine"}}
+    named = Experiment.of({**tables, "strategy": {"name": "fedavg"}})
+    built = named.override("strategy.build=mine:Own")
+    assert built.strategy == {"build": "mine:Own"}
+    assert built.override("strategy.name=reptile").strategy == {"name": "reptile"}

@@ -603,3 +603,15 @@ class Asking(Averaging):
 
     def ask(self, round: Round, state: Any) -> Instruction:
         return self.asked
+
+
+class Empty(Broken):
+    """Nobody has anything."""
+
+    def samples(self, run: int, round: int, device: int, part: str) -> Samples:
+        return np.zeros((0, 1), np.float32), np.zeros((0, 1), np.float32)
+
+
+def test_a_fleet_without_a_single_sample_is_refused_before_it_starts() -> None:
+    with pytest.raises(DataError, match="none of the 180 devices that train has a sample"):
+        run(SINE, f"data={{source='{HERE}:Empty'}}", "evaluate={}")
