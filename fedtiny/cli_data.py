@@ -1,4 +1,4 @@
-"""``fedtiny data``: the data sets that experiments can name."""
+"""``fedtiny data``: the data sets that lie as files in FEDTINY_DATA."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fedtiny.data.files import DataSet
     from fedtiny.data.labelled import Labelled
 
-app = typer.Typer(no_args_is_help=True, help="The data sets that experiments can name.")
+app = typer.Typer(no_args_is_help=True, help="The data sets that lie as files in FEDTINY_DATA.")
 
 _Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="All, if none.")]
 
@@ -43,11 +43,17 @@ def _here(row: DataSet) -> str:
 
 @app.command()
 def check(names: _Names = None) -> None:
-    """Compare files with their SHA-256 and read them; the exit code is 6 if one is wrong."""
+    """Compare files with their SHA-256 and read them; the exit code is 6 if one is wrong.
+
+    Without names, those that are here.
+    """
     from fedtiny.data.files import DATA_SETS, data_set
 
     wrong = 0
-    for row in [data_set(name) for name in names or DATA_SETS]:
+    here = [name for name, row in DATA_SETS.items() if _here(row) != "no"]
+    for name in [] if names else [name for name in DATA_SETS if name not in here]:
+        typer.echo(f"{name}: not here")
+    for row in [data_set(name) for name in names or here]:
         try:
             data = row.check()
         except DataError as error:

@@ -46,6 +46,14 @@ def test_right_files_pass_the_check(folder: Path) -> None:
     assert result.stdout == "omniglot: right, 24 samples\nuci-har: right, 36 samples\n"
 
 
+def test_what_is_not_here_is_wrong_only_when_it_is_asked_for(folder: Path) -> None:
+    (folder / "omniglot.npz").unlink()
+    result = CliRunner().invoke(app, ["check"])
+    assert result.exit_code == 0
+    assert result.stdout == "omniglot: not here\nuci-har: right, 36 samples\n"
+    assert CliRunner().invoke(app, ["check", "omniglot"]).exit_code == 6
+
+
 def test_another_file_of_the_same_form_is_not_the_right_one(folder: Path) -> None:
     small.write(folder / "uci_har.npz", small.uci_har() | {"start": small.uci_har()["subject"]})
     result = CliRunner().invoke(app, ["check"])
