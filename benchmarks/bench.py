@@ -3,7 +3,9 @@
     python benchmarks/bench.py [seconds a row]
 
 Workload S: 1-32-32-1, tanh, mean squared error; a device takes 32 steps on samples made on the fly.
-Two threads. Peers run in processes of their own, one after the other, between our rows.
+Workload C: two convolutions (8 and 16 channels, stride 2) and 62 classes on 28 x 28 pictures; a
+device takes ten steps of batch 10 on its hundred. Two threads. Peers run in processes of their own,
+one after the other, between our rows. Then single training steps beside torch's, on one core.
 """
 
 from __future__ import annotations
@@ -18,22 +20,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
+import steps
+from images import IMAGES, net
 from kernels import flop_per_step, peak_flops
 
 from fedtiny import Experiment
+from fedtiny.engine.compile import compile
 from fedtiny.engine.fleet_call import FleetCall
 from fedtiny.simulator.simulation import Simulation
 
 THREADS = 2
 STEPS = 32
 COHORT = 2000
+IMAGE_COHORT = 200
 PEERS = {
-    "numpy, batched": ("numpy", "numpy"),
-    "torch, one device after another": ("torch-loop", "torch"),
-    "torch, vmap over 1,000 devices": ("torch-vmap", "torch"),
-    "JAX, vmap and scan over 1,000 devices": ("jax", "jax"),
-    "Flower (Ray)": ("flower", "flwr"),
+    "numpy, batched": ("numpy", "numpy", "S"),
+    "torch, one device after another": ("torch-loop", "torch", "SC"),
+    "torch, vmap over all devices": ("torch-vmap", "torch", "SC"),
+    "JAX, vmap and scan over all devices": ("jax", "jax", "S"),
+    "Flower (Ray)": ("flower", "flwr", "SC"),
 }
+"""By row: the name that peers.py knows, the module that it needs, its workloads."""
 
 
 HARD = {"availability": "diurnal", "drop_out": 0.1}
@@ -54,6 +61,22 @@ def experiment(batch: int, **fleet: object) -> Experiment:
     )
 
 
+def images() -> Experiment:
+    """Workload C as an experiment, on two hundred devices."""
+    return Experiment.of(
+        {
+            "seed": 1,
+            "model": {"build": "images:net"},
+            "data": {"source": "images:task"},
+            "device": {"ram": "1MiB", "batch": 10},
+            "strategy": {"name": "fedavg", "cohort": IMAGE_COHORT, "beta": 0.01},
+            "fleet": {"devices": IMAGE_COHORT, "held_out": 0, "threads": THREADS,
+                      "profiles": {"pi-4": 1.0}},
+            "run": {"rounds": 1_000_000},
+        }
+    )  # fmt: skip
+
+
 class Stopwatch:
     """Time spent in the C calls."""
 
@@ -70,52 +93,71 @@ class Stopwatch:
         FleetCall._call = timed  # type: ignore[method-assign,assignment]
 
 
-def ours(batch: int, seconds: float, watch: Stopwatch, **fleet: object) -> tuple[float, float]:
+def ours(asked: Experiment, seconds: float, watch: Stopwatch) -> tuple[float, float]:
     """Median updates a second over the rounds; microseconds a participant outside the C calls."""
-    simulation = Simulation(experiment(batch, **fleet), "columns", lambda row: None)
+    simulation = Simulation(asked, "columns", lambda row: None)
     simulation.step()
+    cohort = IMAGE_COHORT if asked.fleet.devices == IMAGE_COHORT else COHORT
     rates, overheads = [], []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         started, inside = time.perf_counter(), watch.seconds
         simulation.step()
         wall = time.perf_counter() - started
-        rates.append(COHORT / wall)
-        overheads.append((wall - (watch.seconds - inside)) / COHORT * 1e6)
+        rates.append(cohort / wall)
+        overheads.append((wall - (watch.seconds - inside)) / cohort * 1e6)
     return median(rates), median(overheads)
 
 
-def peer(name: str, batch: int, seconds: float) -> str:
+def peer(name: str, workload: str, batch: int, seconds: float) -> str:
     """Updates a second of a peer, or why there is no figure."""
-    script, module = PEERS[name]
+    script, module, workloads = PEERS[name]
+    if workload not in workloads:
+        return ""
     if importlib.util.find_spec(module) is None:
         return "not installed"
-    command = [sys.executable, str(Path(__file__).with_name("peers.py")), script, str(batch)]
-    done = subprocess.run([*command, str(seconds)], capture_output=True, text=True, check=False)
+    command = [sys.executable, str(Path(__file__).with_name("peers.py")), script, workload]
+    done = subprocess.run(
+        [*command, str(batch), str(seconds)], capture_output=True, text=True, check=False
+    )
     return f"{float(done.stdout):,.0f}" if done.returncode == 0 else done.stderr.strip()[-200:]
+
+
+COLUMNS = (("S", 1), ("S", 10), ("C", 10))
+
+
+def asked(workload: str, batch: int) -> Experiment:
+    """The experiment of a column."""
+    return images() if workload == "C" else experiment(batch)
 
 
 def rows(seconds: float) -> Iterator[str]:
     """The table, row by row."""
     watch = Stopwatch()
-    peak = peak_flops() * THREADS
-    batches = (1, 10)
-    figures = [ours(batch, seconds, watch) for batch in batches]
-    yield "| updates/s, workload S | batch 1 | batch 10 |"
-    yield "| --- | ---: | ---: |"
+    figures = [ours(asked(*column), seconds, watch) for column in COLUMNS]
+    yield "| updates/s | S, batch 1 | S, batch 10 | C, batch 10 |"
+    yield "| --- | ---: | ---: | ---: |"
     yield "| **fedtiny, `simulate`** | " + " | ".join(f"**{r:,.0f}**" for r, _ in figures) + " |"
     for name in PEERS:
-        yield f"| {name} | " + " | ".join(peer(name, b, seconds) for b in batches) + " |"
-    again = [ours(batch, seconds, watch) for batch in batches]
+        yield f"| {name} | " + " | ".join(peer(name, *c, seconds) for c in COLUMNS) + " |"
+    again = [ours(asked(*column), seconds, watch) for column in COLUMNS]
     yield "| fedtiny, once more | " + " | ".join(f"{r:,.0f}" for r, _ in again) + " |"
-    work = flop_per_step([1, 32, 32, 1], 1)
-    shares = [r * STEPS * b * work / peak for (r, _), b in zip(figures, batches, strict=True)]
+    peak = peak_flops() * THREADS
+    shares = [r * flop_per_visit(*c) / peak for (r, _), c in zip(figures, COLUMNS, strict=True)]
     yield "| share of the arithmetic peak | " + " | ".join(f"{s:.0%}" for s in shares) + " |"
     overheads = [f"{o:.2f} us" for _, o in figures]
     yield "| simulator, a participant beside the C call | " + " | ".join(overheads) + " |"
-    hard = [ours(batch, seconds, watch, **HARD)[1] for batch in batches]
+    hard = [ours(experiment(batch, **HARD), seconds, watch)[1] for batch in (1, 10)]
     cells = " | ".join(f"{overhead:.2f} us" for overhead in hard)
-    yield f"| the same, diurnal, drop-out 0.1, over-selection 1.3 | {cells} |"
+    yield f"| the same, diurnal, drop-out 0.1, over-selection 1.3 | {cells} | |"
+
+
+def flop_per_visit(workload: str, batch: int) -> float:
+    """Multiplications and additions that the layers of a visit need."""
+    if workload == "C":
+        program = compile(net(), loss="cross_entropy", ram="1MiB")
+        return 2.0 * program.report()["macs_per_step"] * IMAGES
+    return STEPS * batch * flop_per_step([1, 32, 32, 1], 1)
 
 
 def processor() -> str:
@@ -131,6 +173,9 @@ def main() -> None:
     print(f"{processor()}, {os.cpu_count()} cores, {THREADS} threads")
     print(f"Python {platform.python_version()}, median of the rounds of {seconds:g} s\n")
     for row in rows(seconds):
+        print(row, flush=True)
+    print("\nOne training step, batch 1, one core: microseconds\n")
+    for row in steps.rows(seconds):
         print(row, flush=True)
 
 

@@ -1,6 +1,6 @@
-"""Workload S in other systems: prints updates a second.
+"""Workloads S and C in other systems: prints updates a second.
 
-python benchmarks/peers.py numpy|torch-loop|torch-vmap|jax|flower BATCH SECONDS
+python benchmarks/peers.py numpy|torch-loop|torch-vmap|jax|flower S|C BATCH SECONDS
 """
 
 from __future__ import annotations
@@ -10,12 +10,14 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 STEPS, LR, DEVICES = 32, 0.01, 1000
 SHAPES = ((1, 32), (32,), (32, 32), (32,), (32, 1), (1,))
+SIDE, CLASSES, IMAGES = 28, 62, 100
 
 
 def samples(device: int, batch: int) -> tuple[Any, Any]:
@@ -24,6 +26,13 @@ def samples(device: int, batch: int) -> tuple[Any, Any]:
     amplitude, phase = rng.uniform(0.1, 5.0), rng.uniform(0, 2 * np.pi)
     x = rng.uniform(-5, 5, (STEPS, batch, 1)).astype(np.float32)
     return x, (amplitude * np.sin(x + phase)).astype(np.float32)
+
+
+def images(device: int, batch: int) -> tuple[Any, Any]:
+    """x of [steps, batch, 1, 28, 28], labels of [steps, batch]; 50 devices' data, in turn."""
+    rng = np.random.default_rng(device % 50)
+    x = rng.random((IMAGES // batch, batch, 1, SIDE, SIDE), dtype=np.float32)
+    return x, rng.integers(0, CLASSES, x.shape[:2])
 
 
 def initial() -> list[Any]:
@@ -45,15 +54,30 @@ def rate(round: Callable[[], int], seconds: float) -> float:
     return count / (time.perf_counter() - started)
 
 
-def stacked(batch: int) -> tuple[Any, Any]:
-    """The samples of all devices: [STEPS, DEVICES, batch, 1]."""
-    pairs = [samples(device, batch) for device in range(DEVICES)]
-    return np.stack([x for x, _ in pairs], 1), np.stack([y for _, y in pairs], 1)
+@dataclass(frozen=True)
+class Workload:
+    """A net in torch, its loss, and what a device trains on."""
+
+    net: Callable[[], Any]
+    loss: str
+    samples: Callable[[int, int], tuple[Any, Any]]
+    devices: int  # trained at once, where that is possible
+
+    def stacked(self, batch: int) -> tuple[Any, Any]:
+        """The samples of all devices: [steps, devices, batch, ...]."""
+        pairs = [self.samples(device, batch) for device in range(self.devices)]
+        return np.stack([x for x, _ in pairs], 1), np.stack([y for _, y in pairs], 1)
+
+    def error(self, prediction: Any, y: Any) -> Any:
+        """The loss of a batch, in torch."""
+        import torch
+
+        return getattr(torch.nn.functional, self.loss)(prediction, y)
 
 
-def numpy_batched(batch: int) -> Callable[[], int]:
-    """Every device at once by stacked matrix products; samples made before."""
-    xs, ys = stacked(batch)
+def numpy_batched(work: Workload, batch: int) -> Callable[[], int]:
+    """Every device at once by stacked matrix products; samples made before. Workload S."""
+    xs, ys = work.stacked(batch)
 
     def turned(a: Any) -> Any:
         return a.transpose(0, 2, 1)
@@ -76,65 +100,78 @@ def numpy_batched(batch: int) -> Callable[[], int]:
     return round
 
 
-def torch_net() -> Any:
+def sine_net() -> Any:
     import torch
 
     layers = torch.nn.Linear(1, 32), torch.nn.Linear(32, 32), torch.nn.Linear(32, 1)
     return torch.nn.Sequential(layers[0], torch.nn.Tanh(), layers[1], torch.nn.Tanh(), layers[2])
 
 
-def torch_loop(batch: int) -> Callable[[], int]:
+def image_net() -> Any:
+    from torch import nn
+
+    convolutions = nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.ReLU()
+    return nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(16 * 6 * 6, CLASSES))
+
+
+WORKLOADS = {
+    "S": Workload(sine_net, "mse_loss", samples, DEVICES),
+    "C": Workload(image_net, "cross_entropy", images, 100),
+}
+
+
+def torch_loop(work: Workload, batch: int) -> Callable[[], int]:
     """One device after another, as a client program does it."""
     import torch
 
-    net, device = torch_net(), iter(range(10**9))
+    net, device = work.net(), iter(range(10**9))
     state = {name: p.detach().clone() for name, p in net.state_dict().items()}
 
     def round() -> int:
         net.load_state_dict(state)
         optimizer = torch.optim.SGD(net.parameters(), lr=LR)
-        x, y = (torch.from_numpy(a) for a in samples(next(device), batch))
-        for step in range(STEPS):
+        xs, ys = (torch.from_numpy(a) for a in work.samples(next(device), batch))
+        for x, y in zip(xs, ys, strict=True):
             optimizer.zero_grad(set_to_none=True)
-            torch.nn.functional.mse_loss(net(x[step]), y[step]).backward()
+            work.error(net(x), y).backward()
             optimizer.step()
         return 1
 
     return round
 
 
-def torch_vmap(batch: int) -> Callable[[], int]:
+def torch_vmap(work: Workload, batch: int) -> Callable[[], int]:
     """`torch.func`: vmap over devices, grad inside; samples made before."""
     import torch
     from torch.func import functional_call, grad, vmap
 
-    net = torch_net()
-    xs, ys = (torch.from_numpy(a) for a in stacked(batch))
+    net = work.net()
+    xs, ys = (torch.from_numpy(a) for a in work.stacked(batch))
 
     def loss(params: Any, x: Any, y: Any) -> Any:
-        return torch.nn.functional.mse_loss(functional_call(net, params, (x,)), y)
+        return work.error(functional_call(net, params, (x,)), y)
 
     gradient = vmap(grad(loss))
 
     def round() -> int:
         params = {
-            n: p.detach().expand(DEVICES, *p.shape).clone() for n, p in net.named_parameters()
+            n: p.detach().expand(work.devices, *p.shape).clone() for n, p in net.named_parameters()
         }
         with torch.no_grad():
             for x, y in zip(xs, ys, strict=True):
                 for name, g in gradient(params, x, y).items():
                     params[name].sub_(LR * g)
-        return DEVICES
+        return work.devices
 
     return round
 
 
-def jax_scan(batch: int) -> Callable[[], int]:
-    """Compiled: vmap over devices, scan over steps; samples made before."""
+def jax_scan(work: Workload, batch: int) -> Callable[[], int]:
+    """Compiled: vmap over devices, scan over steps; samples made before. Workload S."""
     import jax
     import jax.numpy as jnp
 
-    xs, ys = (jnp.asarray(a.transpose(1, 0, 2, 3)) for a in stacked(batch))
+    xs, ys = (jnp.asarray(a.transpose(1, 0, 2, 3)) for a in work.stacked(batch))
 
     def loss(p: Any, x: Any, y: Any) -> Any:
         h = jnp.tanh(jnp.tanh(x @ p[0] + p[1]) @ p[2] + p[3])
@@ -156,7 +193,7 @@ def jax_scan(batch: int) -> Callable[[], int]:
     return round
 
 
-def flower(batch: int, rounds: int = 4, cohort: int = 100) -> float:
+def flower(work: Workload, batch: int, rounds: int = 4, cohort: int = 100) -> float:
     """Flower's simulation on Ray, 100 of 1,000 clients a round; updates a second of its rounds."""
     os.environ |= {"FLWR_TELEMETRY_ENABLED": "0", "FLWR_DISABLE_UPDATE_CHECK": "1"}
     import torch
@@ -172,24 +209,24 @@ def flower(batch: int, rounds: int = 4, cohort: int = 100) -> float:
     @client.train()  # type: ignore[misc]
     def train(message: Message, context: Any) -> Message:
         torch.set_num_threads(1)
-        net = torch_net()
+        net = work.net()
         net.load_state_dict(message.content["arrays"].to_torch_state_dict())
         optimizer = torch.optim.SGD(net.parameters(), lr=LR)
-        x, y = (torch.from_numpy(a) for a in samples(context.node_config["partition-id"], batch))
-        for step in range(STEPS):
+        mine = work.samples(context.node_config["partition-id"], batch)
+        for x, y in zip(*map(torch.from_numpy, mine), strict=True):
             optimizer.zero_grad(set_to_none=True)
-            torch.nn.functional.mse_loss(net(x[step]), y[step]).backward()
+            work.error(net(x), y).backward()
             optimizer.step()
         content = {
             "arrays": ArrayRecord(net.state_dict()),
-            "metrics": MetricRecord({"num-examples": STEPS * batch}),
+            "metrics": MetricRecord({"num-examples": len(mine[0]) * batch}),
         }
         return Message(content=RecordDict(content), reply_to=message)
 
     @server.main()  # type: ignore[misc]
     def main(grid: Any, context: Any) -> None:
         strategy = FedAvg(fraction_train=cohort / DEVICES, fraction_evaluate=0.0)
-        initial = ArrayRecord(torch_net().state_dict())
+        initial = ArrayRecord(work.net().state_dict())
 
         def mark(round: int, arrays: Any) -> None:
             ends.append(time.perf_counter())
@@ -210,8 +247,9 @@ PEERS = {
 
 
 def main() -> None:
-    name, batch, seconds = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
-    found = flower(batch) if name == "flower" else rate(PEERS[name](batch), seconds)
+    name, work = sys.argv[1], WORKLOADS[sys.argv[2]]
+    batch, seconds = int(sys.argv[3]), float(sys.argv[4])
+    found = flower(work, batch) if name == "flower" else rate(PEERS[name](work, batch), seconds)
     print(found)
 
 

@@ -19,6 +19,7 @@ from rich.console import Console
 from typer.core import TyperGroup
 
 from fedtiny import __version__
+from fedtiny.cli_compile import compile_model
 from fedtiny.cli_data import app as data_app
 from fedtiny.errors import FedtinyError
 
@@ -185,6 +186,9 @@ def _new_folder(experiment: Experiment) -> Path:
 
 
 # ---- before and after ------------------------------------------------------------------------
+
+
+app.command("compile")(compile_model)
 
 
 @app.command()

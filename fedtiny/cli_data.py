@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
 from rich.box import SIMPLE
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from fedtiny.errors import DataError
@@ -18,6 +21,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(no_args_is_help=True, help="The data sets that lie as files in FEDTINY_DATA.")
 
+T = TypeVar("T")
+_Name = Annotated[str, typer.Argument(metavar="NAME", help="A data set.")]
 _Names = Annotated[list[str] | None, typer.Argument(metavar="[NAME]...", help="All, if none.")]
 
 
@@ -31,7 +36,7 @@ def list_sets() -> None:
         table.add_row(row.name, row.file, _here(row), row.clients, row.licence)
     Console().print(table)
     for row in DATA_SETS.values():
-        typer.echo(f"{row.name}: {row.source}")
+        typer.echo(f"{row.name}: {row.published}")
 
 
 def _here(row: DataSet) -> str:
@@ -45,7 +50,7 @@ def _here(row: DataSet) -> str:
 def check(names: _Names = None) -> None:
     """Compare files with their SHA-256 and read them; the exit code is 6 if one is wrong.
 
-    Without names, those that are here.
+    Without names, those that are here. A file that was converted has no SHA-256 to keep to.
     """
     from fedtiny.data.files import DATA_SETS, data_set
 
@@ -60,13 +65,49 @@ def check(names: _Names = None) -> None:
             wrong += 1
             typer.echo(f"{row.name}: WRONG: {error}", err=True)
         else:
-            typer.echo(f"{row.name}: right, {len(data.x):,} samples")
+            word = "converted" if row.is_converted() else "right"
+            typer.echo(f"{row.name}: {word}, {len(data.x):,} samples")
     if wrong:
         raise typer.Exit(DataError.exit_code)
 
 
+@app.command("convert")
+def convert_set(
+    name: _Name,
+    folder: Annotated[
+        Path, typer.Argument(metavar="FOLDER", help="Where what was downloaded is unpacked.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="What to write; if not given, its file in FEDTINY_DATA."),
+    ] = None,
+) -> None:
+    """Make the file of a data set from the data as its authors publish them."""
+    from fedtiny.data.convert import convert
+    from fedtiny.data.files import data_set
+
+    out = out or _home(data_set(name))
+    data = convert(name, folder, out, _watched)
+    typer.echo(f"{name}: {len(data.x):,} samples in {out}, {out.stat().st_size:,} B")
+
+
+def _home(row: DataSet) -> Path:
+    from fedtiny.data.files import VARIABLE
+
+    folder = os.environ.get(VARIABLE)
+    if not folder:
+        raise DataError(f"set {VARIABLE} to the folder of the data sets, or name a file with --out")
+    return Path(folder, row.file)
+
+
+def _watched(parts: Sequence[T]) -> Iterable[T]:
+    console = Console(stderr=True)
+    quiet = not console.is_terminal
+    return track(parts, "converting", console=console, transient=True, disable=quiet)
+
+
 @app.command()
-def describe(name: Annotated[str, typer.Argument(metavar="NAME", help="A data set.")]) -> None:
+def describe(name: _Name) -> None:
     """Say what is in a data set."""
     from fedtiny.data.files import data_set
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib import import_module
-from typing import Any
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from fedtiny.errors import ExperimentError, did_you_mean
 
@@ -57,3 +59,47 @@ def _check(reference: str, signature: inspect.Signature, arguments: Mapping[str,
         signature.bind(**arguments)
     except TypeError as error:
         raise ExperimentError(f"{reference!r}: {error}") from None
+
+
+def check_fields(
+    label: str, made: type, values: Mapping[str, object], hidden: Collection[str] = ()
+) -> None:
+    """ExperimentError for a value that is no field of the dataclass, or of another type.
+
+    The fields that are ``hidden`` are not the user's to give.
+    """
+    types = get_type_hints(made)
+    known = {
+        f.name: types[f.name] for f in dataclasses.fields(made) if f.init and f.name not in hidden
+    }
+    for name, value in values.items():
+        if name not in known:
+            raise ExperimentError(
+                f"{label} has no {name!r}; {did_you_mean(name, known)}it has {', '.join(known)}"
+            )
+        if not is_a(value, known[name]):
+            kind = known[name]
+            wanted = kind.__name__ if isinstance(kind, type) else str(kind)
+            raise ExperimentError(
+                f"{label}: {name} = {value!r} is of type {type(value).__name__}; the field is of "
+                f"type {wanted}"
+            )
+
+
+def is_a(value: object, kind: Any) -> bool:
+    """Whether a value is of an annotated type; what is more than a class checks itself."""
+    if get_origin(kind) in (Union, UnionType):
+        return any(is_a(value, part) for part in get_args(kind))
+    if get_origin(kind) is tuple:
+        return isinstance(value, tuple) and _are(value, get_args(kind))
+    if not isinstance(kind, type):
+        return True
+    if kind is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _are(values: tuple[object, ...], kinds: tuple[Any, ...]) -> bool:
+    if kinds[1:] == (...,):
+        kinds = kinds[:1] * len(values)
+    return len(values) == len(kinds) and all(map(is_a, values, kinds))

@@ -96,8 +96,10 @@ def _contiguous(values: Any, form: str) -> Buffer:
     """The values themselves, or a copy where they are not in a row or of another type."""
     try:
         view = memoryview(values)
-    except TypeError:  # a plain sequence of numbers
-        return array(form, values)
+    except TypeError:  # a plain sequence of numbers, or an array of another library
+        if not hasattr(values, "__array__"):
+            return array(form, values)
+        return _contiguous(values.__array__(), form)
     if view.format == form and view.c_contiguous:
         return view
     if form == "f" and has_numpy():

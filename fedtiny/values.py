@@ -70,6 +70,11 @@ LOCAL = "local"
 """The group whose parameters stay on the device."""
 FROZEN = "frozen"
 """The group whose parameters are sent but never trained."""
+FRESH = "fresh"
+"""The group whose parameters every visit trains from their first values, to be dropped at its end:
+such as a head over classes that mean something else in each task."""
+UNSENT = (LOCAL, FROZEN, FRESH)
+"""The groups that a device sends nothing of."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import pytest
 
 import fedtiny
 from fedtiny.engine.program import Program
-from fedtiny.engine.zoo import digits_mlp, sine_mlp
+from fedtiny.engine.zoo import sine_mlp, small_conv
 from fedtiny.errors import RunError
 from fedtiny.export import export_c, export_npz, write_c
 from tests.synthetic_run import synthetic_run
@@ -22,8 +22,8 @@ def _expected(program: Program, vector: npt.NDArray[np.float32]) -> dict[str, Wo
     """What main.c prints, computed by a Learner on the samples that main.c makes up."""
     learner = fedtiny.Learner(program, executor="reference")
     learner.load(vector)
-    inputs, outputs = program.sample_shape[0], program.output_shape[0]
-    x = (np.arange(program.batch * inputs) % 8 / 8).astype(np.float32).reshape(-1, inputs)
+    shape, outputs = (program.batch, *program.sample_shape), program.output_shape[0]
+    x = (np.arange(np.prod(shape)) % 8 / 8).astype(np.float32).reshape(shape)
     targets = (np.arange(program.batch * outputs) % 4 / 4).astype(np.float32)
     labels = np.arange(program.batch, dtype=np.int32) % outputs
     y = labels if program.loss == "cross_entropy" else targets.reshape(-1, outputs)
@@ -47,7 +47,7 @@ def _printed(folder: Path, *options: str) -> dict[str, Words]:
 PROGRAMS = {
     "regression": fedtiny.compile(sine_mlp("tanh"), loss="mse", ram="64KiB"),
     "classes": fedtiny.compile(
-        digits_mlp(5, 9), loss="cross_entropy", ram="1MiB", batch=3, plan="last:1",
+        small_conv(8, 1, 5, (3, 4)), loss="cross_entropy", ram="1MiB", batch=3, plan="last:1",
         sgd=fedtiny.Sgd(momentum=0.9),
     ),
 }  # fmt: skip

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
 
 from fedtiny.errors import ExperimentError, did_you_mean
-from fedtiny.references import call, load
+from fedtiny.references import call, check_fields, load
 
 HERE = "tests.test_references:"
 READY = object()
@@ -52,3 +53,56 @@ def test_what_cannot_be_made_says_why(
 def test_only_a_name_that_is_near_is_proposed() -> None:
     assert did_you_mean("roudns", ("rounds", "seed")) == "did you mean 'rounds'? "
     assert did_you_mean("batch", ("rounds", "seed")) == ""
+
+
+# ---- the types of fields ---------------------------------------------------------------------
+
+
+@dataclass
+class Shape:
+    sides: int = 4
+    length: float = 1.0
+    filled: bool = False
+    corner: tuple[float, float] = (0.0, 0.0)
+    weights: tuple[float, ...] = ()
+    colour: int | None = None
+    area: float = field(default=1.0, init=False)
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"sides": 3, "length": 2, "filled": True, "corner": (1, 2.5), "weights": (1, 2, 3.5)},
+        {"colour": None, "weights": ()},
+        {"colour": 7},
+    ],
+)
+def test_values_of_the_types_of_their_fields_pass(values: dict[str, Any]) -> None:
+    check_fields("the shape", Shape, values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sides": 3.0}, "the shape: sides = 3.0 is of type float; the field is of type int"),
+        ({"sides": True}, "sides = True is of type bool"),
+        ({"length": True}, "length = True is of type bool; the field is of type float"),
+        ({"length": "2"}, "length = '2' is of type str"),
+        ({"filled": 1}, "filled = 1 is of type int; the field is of type bool"),
+        ({"corner": (1, 2, 3)}, r"corner = \(1, 2, 3\) .* of type tuple\[float, float\]"),
+        ({"corner": 3}, "corner = 3 is of type int"),
+        ({"weights": (1, "2")}, r"weights = \(1, '2'\)"),
+        ({"colour": "red"}, r"colour = 'red' is of type str; the field is of type int \| None"),
+        ({"side": 3}, "the shape has no 'side'; did you mean 'sides'"),
+        ({"area": 3.0}, "the shape has no 'area'"),
+        ({"colour": 1, "filled": False, "sides": None}, "sides = None is of type NoneType"),
+    ],
+)
+def test_a_value_of_another_type_is_named(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ExperimentError, match=message):
+        check_fields("the shape", Shape, values)
+
+
+def test_a_hidden_field_is_not_there() -> None:
+    with pytest.raises(ExperimentError, match="has no 'sides'; it has length, filled"):
+        check_fields("the shape", Shape, {"sides": 3}, hidden=("sides",))

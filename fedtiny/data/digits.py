@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -101,7 +101,7 @@ class FewShotDigits(Tabled):
                 f"pool = {self.pool}, held_out_classes = {self.held_out_classes}: each must be 1 "
                 f"or more (held_out_classes 0 to {DIGIT_CLASSES - 1}), and ways at most pool"
             )
-        for name, pool in zip(("training", "held-out"), self._pools(0), strict=True):
+        for name, pool in zip(("training", "held-out"), _pools(self, 0), strict=True):
             if name == "training" or self.held_out:
                 self._check_pool(name, int(pool.classes.sum()), int(pool.size[pool.classes].min()))
 
@@ -118,20 +118,6 @@ class FewShotDigits(Tabled):
                 "lower shots or queries, or change held_out_samples"
             )
 
-    def _pools(self, run: int) -> tuple[_Pool, _Pool]:
-        """Of training devices, and of held-out ones; sizes do not depend on the run."""
-        counts = digits().counts(TRAINING)
-        start = np.cumsum(counts) - counts
-        share = self.held_out_samples if self.held_out else 0.0
-        kept = (counts * (1.0 - share)).astype(np.int64)
-        held = np.zeros(DIGIT_CLASSES, bool)
-        order = np.argsort(draws.words(run, 2, np.arange(DIGIT_CLASSES), Purpose.SPLIT, 1)[:, 0])
-        held[order[: self.held_out_classes]] = True
-        return (
-            _Pool(start, kept, ~held),
-            _Pool(start + kept, counts - kept, held if held.any() else ~held),
-        )
-
     def counts(self, run: int, devices: Sequence[int] | Int64) -> Int64:
         """Support and query samples of each device: [devices, 2]."""
         of_one = np.array([self.ways * self.shots, self.ways * self.queries])
@@ -140,7 +126,7 @@ class FewShotDigits(Tabled):
     def table(self, run: int, round: int, devices: Sequence[int] | Int64) -> RowTable:
         """The episodes of a cohort; samples take turns by class, as in a stream."""
         device = np.asarray(devices)
-        pools = self._pools(run)
+        pools = _pools(self, run)
         kind = (device >= self.devices - self.held_out).astype(np.int64)
         of_device = draws.words(run, 0, device, Purpose.TASK, DIGIT_CLASSES)
         allowed = np.stack([pool.classes for pool in pools])[kind]
@@ -159,3 +145,19 @@ class FewShotDigits(Tabled):
         return RowTable(digits().x, None, labels.ravel(), rows.ravel(), starts)
 
     native = table
+
+
+@lru_cache(maxsize=8)
+def _pools(task: FewShotDigits, run: int) -> tuple[_Pool, _Pool]:
+    """Of training devices, and of held-out ones; sizes do not depend on the run."""
+    counts = digits().counts(TRAINING)
+    start = np.cumsum(counts) - counts
+    share = task.held_out_samples if task.held_out else 0.0
+    kept = (counts * (1.0 - share)).astype(np.int64)
+    held = np.zeros(DIGIT_CLASSES, bool)
+    order = np.argsort(draws.words(run, 2, np.arange(DIGIT_CLASSES), Purpose.SPLIT, 1)[:, 0])
+    held[order[: task.held_out_classes]] = True
+    return (
+        _Pool(start, kept, ~held),
+        _Pool(start + kept, counts - kept, held if held.any() else ~held),
+    )

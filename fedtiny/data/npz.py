@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from tokenize import TokenError
 from typing import TYPE_CHECKING, Any
@@ -29,6 +31,15 @@ _DAMAGE = (
     OSError, EOFError, ValueError, SyntaxError, TokenError, NotImplementedError, RuntimeError,
     zipfile.BadZipFile, zlib.error,
 )  # fmt: skip
+
+
+def array_names(path: Path) -> tuple[str, ...]:
+    """The names of the arrays in a file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return tuple(name.removesuffix(".npy") for name in archive.namelist())
+    except _DAMAGE as error:
+        raise DataError(f"it is damaged: {error}") from None
 
 
 def read_arrays(path: Path, forms: Mapping[str, str]) -> dict[str, Array]:
@@ -85,3 +96,21 @@ def _fits(form: str, dtype: np.dtype[Any], shape: tuple[int, ...], sizes: dict[s
         size == (int(want) if want.isdigit() else sizes.setdefault(want, size))
         for want, size in zip(wanted, shape, strict=True)
     )
+
+
+@contextmanager
+def written(path: Path, arrays: Mapping[str, Array]) -> Iterator[Path]:
+    """A file of the arrays, which gets the name ``path`` when the block ends without an error.
+
+    Whatever happens before, not even an interrupt, leaves anything behind.
+    """
+    scratch = path.with_name(f"{path.name}.part")
+    try:
+        with scratch.open("wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        yield scratch
+        os.replace(scratch, path)
+    except OSError as error:
+        raise DataError(f"{path} cannot be written: {error}") from None
+    finally:
+        scratch.unlink(missing_ok=True)

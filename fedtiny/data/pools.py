@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ class Pools(NamedTuple):
     size: Int64
 
 
+@lru_cache(maxsize=8)
 def class_pools(data: Labelled, held_out_samples: float) -> Pools:
     """Held-out devices draw from the test samples.
 

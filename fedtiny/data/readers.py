@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fedtiny.data.labelled import NO_CLIENT, TEST, TRAINING, Labelled
-from fedtiny.data.npz import read_arrays
+from fedtiny.data.npz import array_names, read_arrays
+from fedtiny.data.recordings import Recordings, standardised
 from fedtiny.errors import DataError
 
 if TYPE_CHECKING:
@@ -65,9 +66,12 @@ def read_fashion_mnist(path: Path) -> Labelled:
 
 
 def read_cifar10(path: Path) -> Labelled:
-    """Colour pictures, 32 x 32 x 3, kept as JPEG."""
-    forms = {"jpeg": "u1 b", "offsets": "i8 m", "label": "u1 n", "split": "u1 n"}
-    a = read_arrays(path, forms | {"class_names": "U c"})
+    """Colour pictures, 32 x 32 x 3, kept as bytes or as JPEG."""
+    forms = {"label": "u1 n", "split": "u1 n", "class_names": "U c"}
+    if "images" in array_names(path):
+        a = read_arrays(path, {"images": "u1 n 32 32 3", **forms})
+        return _without_clients(_pixels(a["images"]), a)
+    a = read_arrays(path, {"jpeg": "u1 b", "offsets": "i8 m", **forms})
     pictures = _cut(a["jpeg"], a["offsets"], len(a["label"]))
     return _without_clients(_pixels(np.stack([*map(_decoded, range(len(pictures)), pictures)])), a)
 
@@ -108,6 +112,9 @@ def _without_clients(x: Float32, a: dict[str, Array]) -> Labelled:
 HAR_ACTIVITIES = 6
 
 
+HAR_HOP = 64
+
+
 def read_uci_har(path: Path) -> Labelled:
     """Windows of 128 x 6 (acceleration, rotation) of 30 people in the six basic activities.
 
@@ -118,12 +125,41 @@ def read_uci_har(path: Path) -> Labelled:
     basic = a["activity"] < HAR_ACTIVITIES
     split = a["split"][basic]
     return Labelled(
-        x=_standardised(a["windows"][basic], split),
+        x=standardised(a["windows"][basic], split),
         label=a["activity"][basic].astype(np.int32),
         client=a["subject"][basic].astype(np.int32),
         split=split,
         class_names=_names(a["activity_names"][:HAR_ACTIVITIES]),
         overlapping=True,
+    )
+
+
+def record_uci_har(path: Path) -> Recordings:
+    """The series that the windows were cut from: one for each stretch of one basic activity."""
+    forms = {"windows": "i2 n 128 6", "subject": "u1 n", "activity": "u1 n", "split": "u1 n"}
+    forms |= {"experiment": "u1 n", "start": "i4 n", "activity_names": "U a"}
+    a = read_arrays(path, forms)
+    names = _names(a.pop("activity_names")[:HAR_ACTIVITIES])
+    basic = a["activity"] < HAR_ACTIVITIES
+    a = {name: column[basic] for name, column in a.items()}
+    goes_on = np.concatenate([[False], np.diff(a["start"]) == HAR_HOP])
+    for column in ("experiment", "activity", "subject"):
+        goes_on[1:] &= a[column][1:] == a[column][:-1]
+    shared = goes_on[1:]
+    if (a["windows"][:-1][shared, HAR_HOP:] != a["windows"][1:][shared, :HAR_HOP]).any():
+        raise DataError(f"windows that begin {HAR_HOP} samples apart differ where they overlap")
+    new = np.ones(a["windows"].shape[:2], bool)
+    new[goes_on, :HAR_HOP] = False
+    first = np.flatnonzero(~goes_on)
+    before = np.concatenate([[0], np.cumsum(new.sum(axis=1))])
+    return Recordings(
+        samples=a["windows"][new],
+        offsets=before[[*first, len(goes_on)]],
+        label=a["activity"][first].astype(np.int32),
+        client=a["subject"][first].astype(np.int32),
+        split=a["split"][first],
+        class_names=names,
+        rate_hz=50,
     )
 
 
@@ -143,7 +179,7 @@ def read_speech_words(path: Path) -> Labelled:
     of_speaker = np.array([_is_test_speaker(name) for name in a["speaker_hash"]], np.uint8)
     split = of_speaker[speaker]
     return Labelled(
-        x=_standardised(a["mfcc"], split),
+        x=standardised(a["mfcc"], split),
         label=a["word"].astype(np.int32),
         client=speaker,
         split=split,
@@ -160,40 +196,33 @@ def _is_test_speaker(speaker_hash: str) -> bool:
     return 10.0 <= digest % (_LARGEST + 1) * (100.0 / _LARGEST) < 20.0
 
 
-CLIP_SAMPLES = 8000
+FSDD_HZ = 8000
 
 
 def read_fsdd(path: Path) -> Labelled:
-    """Spoken digits at 8 kHz, in [-1, 1]: the first second of each clip, and then silence.
+    """Spoken digits at 8 kHz, in [-1, 1]: the first second of each clip, and then silence."""
+    sound = record_fsdd(path)
+    x, names = sound.clips(FSDD_HZ), sound.class_names
+    return Labelled(x, sound.label, sound.client, sound.split, names)
+
+
+def record_fsdd(path: Path) -> Recordings:
+    """Spoken digits, as long as they are.
 
     The first five clips of each digit and speaker are the test, as its authors say.
     """
     forms = {"samples": "i2 s", "offsets": "i8 m", "digit": "u1 n", "speaker": "u1 n"}
     a = read_arrays(path, forms | {"index": "u1 n", "speaker_names": "U k"})
-    x = np.zeros((len(a["digit"]), CLIP_SAMPLES), np.float32)
-    for row, clip in zip(x, _cut(a["samples"], a["offsets"], len(x)), strict=True):
-        row[: len(clip)] = clip[:CLIP_SAMPLES] * np.float32(2.0**-15)
-    return Labelled(
-        x=x,
+    _cut(a["samples"], a["offsets"], len(a["digit"]))
+    return Recordings(
+        samples=a["samples"][:, None],
+        offsets=a["offsets"],
         label=a["digit"].astype(np.int32),
         client=a["speaker"].astype(np.int32),
         split=np.where(a["index"] < 5, TEST, TRAINING).astype(np.uint8),
         class_names=tuple(map(str, range(10))),
+        rate_hz=FSDD_HZ,
     )
-
-
-def _standardised(values: Array, split: Array) -> Float32:
-    """float32 [n, ...]: integers less the training mean of their last axis, over its deviation."""
-    training = values[split == TRAINING].reshape(-1, values.shape[-1]).astype(np.int64)
-    if not len(training):
-        raise DataError("it has no training samples")
-    # Sums of integers are exact: every machine has the same mean and deviation.
-    mean = training.sum(axis=0) / len(training)
-    deviation = np.sqrt((training**2).sum(axis=0) / len(training) - mean**2)
-    if not (deviation > 0).all():
-        raise DataError(f"channels {np.flatnonzero(~(deviation > 0)).tolist()} never change")
-    x: Float32 = (values - mean.astype(np.float32)) / deviation.astype(np.float32)
-    return x.reshape(len(x), -1)
 
 
 # ---- what readers share ----------------------------------------------------------------------

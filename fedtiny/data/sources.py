@@ -12,6 +12,7 @@ from fedtiny.data.episodes import Episodes
 from fedtiny.data.files import DATA_SETS
 from fedtiny.data.labelled import Labelled
 from fedtiny.data.partitions import Clients, LabelSkew, QuantitySkew, Shards
+from fedtiny.data.recordings import Preparation, Recordings
 from fedtiny.errors import ExperimentError, did_you_mean
 
 Partitioned = (
@@ -31,10 +32,22 @@ PARTITIONS: Mapping[str, Partitioned] = {
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A labelled data set, and its partition where an experiment names no other."""
+    """A labelled data set, and its partition where an experiment names no other.
+
+    ``record`` gives the raw series of a source that has them.
+    """
 
     read: Callable[[], Labelled]
     partition: str
+    record: Callable[[], Recordings] | None = None
+
+    def labelled(self, preparation: Preparation | None) -> Labelled:
+        """Its rows, made as the experiment declares, or else as its reader makes them."""
+        if preparation is None:
+            return self.read()
+        if self.record is None:
+            raise ExperimentError(without_recordings())
+        return _prepared(self.record(), preparation)
 
     def partitioned(self, name: str | None) -> Partitioned:
         """The task of that partition; ExperimentError says which there are."""
@@ -45,6 +58,17 @@ class Source:
                 f"{', '.join(PARTITIONS)}"
             )
         return PARTITIONS[name]
+
+
+@lru_cache(maxsize=2)
+def _prepared(recordings: Recordings, preparation: Preparation) -> Labelled:
+    return preparation.prepare(recordings)
+
+
+def without_recordings() -> str:
+    """What is wrong with a front end or window for any other source."""
+    having = " and ".join(name for name, source in SOURCES.items() if source.record)
+    return f"'frontend' and 'window' are for sources that have raw recordings: {having}"
 
 
 def _omniglot_14() -> Labelled:
@@ -63,7 +87,10 @@ SOURCES: Mapping[str, Source] = {
     "label-skew-digits": Source(digits, "label-skew"),
     "omniglot": Source(DATA_SETS["omniglot"].load, "episodes"),
     "omniglot-14": Source(_omniglot_14, "episodes"),
-    "uci-har": Source(DATA_SETS["uci-har"].load, "clients"),
+    "uci-har": Source(DATA_SETS["uci-har"].load, "clients", DATA_SETS["uci-har"].recordings),
+    "spoken-digits": Source(
+        DATA_SETS["spoken-digits"].load, "label-skew", DATA_SETS["spoken-digits"].recordings
+    ),
     "speech-words": Source(DATA_SETS["speech-words"].load, "clients"),
     "fashion-mnist": Source(DATA_SETS["fashion-mnist"].load, "label-skew"),
     "cifar10": Source(DATA_SETS["cifar10"].load, "label-skew"),

@@ -14,12 +14,13 @@ import numpy as np
 
 from fedtiny import draws, elementary, references
 from fedtiny.data.digits import FewShotDigits
-from fedtiny.data.sources import SOURCES, Source
+from fedtiny.data.sources import SOURCES, Source, without_recordings
 from fedtiny.data.tables import PARTS, RowTable, Sampler, Tabled, Task, even_starts
 from fedtiny.errors import DataError, ExperimentError, did_you_mean
 from fedtiny.rng import Purpose
 
 if TYPE_CHECKING:
+    from fedtiny.data.recordings import Preparation
     from fedtiny.data.tables import Samples
     from fedtiny.tensors import Int64
 
@@ -154,40 +155,42 @@ TASKS: Mapping[str, type[SineTask] | type[FewShotDigits] | Source] = {
 }
 
 
-def build_task(source: str, arguments: Mapping[str, Any], devices: int, held_out: int = 0) -> Task:
+def build_task(
+    source: str,
+    arguments: Mapping[str, Any],
+    devices: int,
+    held_out: int = 0,
+    preparation: Preparation | None = None,
+) -> Task:
     """The task that an experiment names: one of TASKS, or "module:object" with `samples`.
 
-    A row with a data set of its own takes ``partition`` beside the arguments of that partition.
+    A row with a data set of its own takes ``partition`` beside the arguments of that partition,
+    and makes its samples by the ``preparation`` if it has raw recordings.
     A class or function is called with the arguments. Raises ExperimentError for what it does not
     know, DataError when there are too few samples.
     """
     values: dict[str, Any] = {
         key: tuple(v) if isinstance(v, list) else v for key, v in arguments.items()
     }
-    if ":" in source:
-        return task_of(references.call(source, values))
-    if source not in TASKS:
+    if ":" not in source and source not in TASKS:
         raise ExperimentError(
             f"there is no task {source!r}; {did_you_mean(source, TASKS)}there are "
             f"{', '.join(TASKS)}; your own is named as 'your_module:object'"
         )
-    row = TASKS[source]
+    row = TASKS.get(source)
+    if preparation is not None and not isinstance(row, Source):
+        raise ExperimentError(without_recordings())
+    if row is None:
+        return task_of(references.call(source, values))
     made: type[Any] = (
         row.partitioned(values.pop("partition", None)) if isinstance(row, Source) else row
     )
+    given: dict[str, Any] = {"devices": devices, "held_out": held_out, "data": None}
     names = [f.name for f in fields(made)]
-    of_fleet: dict[str, Any] = (
-        {"devices": devices, "held_out": held_out} if "devices" in names else {}
-    )
-    known = [name for name in names if name not in (*of_fleet, "data")]
-    for key in values:
-        if key not in known:
-            hint = did_you_mean(key, known)
-            raise ExperimentError(
-                f"the task {source!r} has no {key!r}; {hint}it has {', '.join(known)}"
-            )
-    data = {"data": row.read()} if isinstance(row, Source) else {}
-    task: Task = made(**values, **of_fleet, **data)
+    references.check_fields(f"the task {source!r}", made, values, hidden=given)
+    if isinstance(row, Source):
+        given["data"] = row.labelled(preparation)  # once everything else is known to be right
+    task: Task = made(**values, **{name: given[name] for name in given if name in names})
     return task
 
 

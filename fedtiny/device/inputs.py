@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fedtiny.errors import DataError
@@ -14,20 +15,27 @@ if TYPE_CHECKING:
     from fedtiny.engine.program import Program
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Input:
-    """One of the two arrays: how it is called, the shape of one sample, and how it is read."""
+    """One of the two arrays: how it is called, the shape of one sample, and how it is read.
+
+    An array of that shape is stored in the order of its ``axes``; flat rows are in that order
+    already.
+    """
 
     name: str
     shape: tuple[int, ...]
     read: Callable[[Any], memoryview[Any]]
     remedy: str
+    axes: tuple[int, ...] = ()
 
     @classmethod
     def features(cls, program: Program) -> Input:
         """``x`` of a Program."""
-        shape = program.sample_shape
-        return cls("x", shape, floats, f"give [n, {_told(shape)}], or flat rows of numbers")
+        shape, axes = program.sample_shape, program.axes
+        order = " with the channels last" if axes else ""
+        remedy = f"give [n, {_told(shape)}], or flat rows of numbers{order}"
+        return cls("x", shape, floats, remedy, axes)
 
     @classmethod
     def labels(cls, program: Program) -> Input:
@@ -52,27 +60,47 @@ class Input:
             view = self.read(values)
         except DataError as error:
             raise DataError(f"{self.name}: {error}; {self.remedy}") from None
-        count = self._count(view, getattr(values, "shape", None))
+        given = tuple(getattr(values, "shape", ()))
+        count = self._count(view, given)
         if self.read is floats and not all_finite(view):
             raise DataError(self._not_finite(view))
+        if self.axes and self.shape in (given, given[1:]):
+            view = self._stored(view, count)
         return view, count
 
-    def _count(self, view: memoryview[Any], given: Any) -> int:
-        """Samples in it, by the shape in which it was given; None is flat."""
-        if given is None or len(given) == 1:
+    def _stored(self, view: memoryview[float], count: int) -> memoryview[float]:
+        """The samples in the order in which the device stores them."""
+        if not has_numpy():
+            starts = range(0, len(view), self.width)
+            return floats([view[start + place] for start in starts for place in self._order])
+        import numpy as np
+
+        return floats(np.asarray(view).reshape(count, self.width)[:, self._order])
+
+    @cached_property
+    def _order(self) -> list[int]:
+        """Of each stored value of a sample, its place in the shape."""
+        places = [0]
+        for axis in self.axes:
+            step = math.prod(self.shape[axis + 1 :])
+            places = [place + i * step for place in places for i in range(self.shape[axis])]
+        return places
+
+    def _count(self, view: memoryview[Any], given: tuple[int, ...]) -> int:
+        """Samples in it, by the shape in which it was given; () is flat."""
+        if len(given) < 2:
             if len(view) % self.width:
                 raise DataError(
                     f"{self.name}: a sample has {self.width} values {self.shape}; {len(view)} "
                     f"values are no whole number of samples; {self.remedy}"
                 )
             return len(view) // self.width
-        if tuple(given) == self.shape:
+        if given == self.shape:
             return 1
-        if tuple(given[1:]) in (self.shape, (self.width,)):
+        if given[1:] in (self.shape, (self.width,)):
             return int(given[0])
-        shape = tuple(given)
         raise DataError(
-            f"{self.name} has the shape {shape}, a sample of it {self.shape}; {self.remedy}"
+            f"{self.name} has the shape {given}, a sample of it {self.shape}; {self.remedy}"
         )
 
     def _not_finite(self, view: memoryview[float]) -> str:

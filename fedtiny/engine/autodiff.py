@@ -4,35 +4,133 @@ The updates are fused into the backward walk: an op's data gradient is computed 
 old weights), then its parameters are updated in place, so that no gradient is ever stored. Clipping
 by the global norm needs every gradient before the first update; instead of storing them, the walk
 then keeps the data gradients and computes each weight gradient twice: once for its norm, once for
-its update. Ops whose gradient nobody needs are never made.
+its update. Only the gradients of a parameter that several ops use are summed in a buffer, which the
+last of them in the walk hands to the update. Ops whose gradient nobody needs are never made.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
-from fedtiny.engine.ir import F32, I32, LABEL, PARAMETER, Graph, Op, Tensor, verify
-from fedtiny.engine.ops import LOSS, TABLE, produce
-from fedtiny.errors import GraphError
+import numpy as np
 
-LOSSES = tuple(kind for kind, row in TABLE.items() if row.role == LOSS)
+from fedtiny.engine.ir import (
+    F32,
+    I32,
+    LABEL,
+    PARAMETER,
+    Attributes,
+    Graph,
+    Op,
+    Tensor,
+    Window,
+    fresh,
+    verify,
+)  # fmt: skip
+from fedtiny.engine.ops import BUFFERED, TABLE, GradientRule, Operand, Way, produce
+from fedtiny.engine.shapes import Shape, pooling_of
+from fedtiny.errors import CompileError, GraphError
+from fedtiny.values import FROZEN, Layout, Parameter
+
+LOSSES = ("mse", "cross_entropy", "soft_cross_entropy")
+CLASS_WEIGHTS = "loss.weight"
+"""The parameter that holds the weights of the classes."""
+
+
+# ---- the loss --------------------------------------------------------------------------------
+
+
+def with_loss(graph: Graph, loss: str, class_weights: Sequence[float] | None = None) -> Graph:
+    """The forward graph with a loss over its output, and the gradient of the output."""
+    if loss not in LOSSES:
+        raise GraphError(f"there is no loss {loss!r}; there are {list(LOSSES)}")
+    by_class = loss == "cross_entropy"
+    output = graph.tensors[graph.output]
+    shape, dtype = (output.shape[:1], I32) if by_class else (output.shape, F32)
+    label = Tensor("label", shape, dtype, LABEL)
+    operands: tuple[str, ...] = (graph.output, label.name)
+    if class_weights is not None:
+        graph = _with_class_weights(graph, loss, class_weights)
+        loss, operands = f"weighted_{loss}", (*operands, CLASS_WEIGHTS)
+    tensors = {**graph.tensors, label.name: label}
+    made = (fresh(f"d.{graph.output}", tensors), "loss")
+    op, outputs = produce(loss, operands, made, tensors)
+    extended = graph.extended([label, *outputs], [op])
+    return verify(replace(extended, label=label.name, loss=made[1]))
+
+
+def _with_class_weights(graph: Graph, loss: str, weights: Sequence[float]) -> Graph:
+    """The graph with the weights as a parameter that never trains."""
+    values = np.asarray(weights, np.float32)
+    classes = graph.tensors[graph.output].shape[1:]
+    if loss != "cross_entropy" or values.shape != classes:
+        raise CompileError(
+            f"class_weights are for cross_entropy, one for each of {classes} classes; got "
+            f"{values.shape} of them for {loss}"
+        )
+    if not (np.isfinite(values).all() and (values >= 0).all() and values.any()):
+        raise CompileError(f"class_weights must be finite, none below 0, one above; got {weights}")
+    layout = Layout.of((*graph.layout.parameters, Parameter(CLASS_WEIGHTS, classes, FROZEN)))
+    extended = graph.extended([Tensor(CLASS_WEIGHTS, classes, home=PARAMETER)], [])
+    initial = {**graph.initial, CLASS_WEIGHTS: ("constant", 1.0)}
+    start = {**graph.start, CLASS_WEIGHTS: values}
+    return replace(extended, layout=layout, initial=initial, start=start)
+
+
+# ---- the walk --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Share:
+    """What one op adds to the gradient of one parameter, by a family of ops of the table."""
+
+    family: str
+    parameter: str
+    x: str
+    dy: str
+    codes: tuple[str, ...] = ()
+    attributes: Attributes = None
+
+    def update(self, scale: str = "") -> Op:
+        """Move the parameter by it."""
+        return self._op("update", self.parameter, scale)
+
+    def norm(self, total: str) -> Op:
+        """Add its squares to the total. A window's extents follow from the weight alone."""
+        return self._op("norm", total, self.parameter if self.attributes else "")
+
+    def summed(self, buffer: str) -> Op:
+        """Add it to a buffer."""
+        return self._op("gradient", buffer, "")
+
+    def _op(self, what: str, target: str, other: str) -> Op:
+        inputs = (self.x, self.dy, target, other, *self.codes)
+        used = max(i + 1 for i, name in enumerate(inputs) if name)
+        return Op(f"{self.family}_{what}", inputs[:used], (), self.parameter, self.attributes)
 
 
 @dataclass
 class _Walk:
-    """What the backward walk has written so far."""
+    """What the backward walk has written so far. ``shares_left`` counts, of each parameter that
+    several ops use, those that the walk has still to meet."""
 
     graph: Graph
     tensors: dict[str, Tensor]
     needed: set[str]
+    shares_left: Counter[str]
     ops: list[Op] = field(default_factory=list)
     gradients: dict[str, str] = field(default_factory=dict)
+    buffers: dict[str, str] = field(default_factory=dict)
 
-    def emit(self, kind: str, inputs: tuple[str, ...], name: str) -> str:
-        while name in self.tensors:
-            name += "'"
-        op, made = produce(kind, inputs, (name,), self.tensors)
+    def emit(
+        self, kind: str, inputs: tuple[str, ...], name: str, attributes: Attributes = None,
+        like: Shape = (),
+    ) -> str:  # fmt: skip
+        name = fresh(name, self.tensors)
+        attributes = attributes if TABLE[kind].attributes else None
+        op, made = produce(kind, inputs, (name,), self.tensors, attributes, like)
         self.ops.append(op)
         self.tensors[name] = made[0]
         return name
@@ -43,21 +141,16 @@ class _Walk:
             gradient = self.emit("add", (self.gradients[target], gradient), f"d.{target}")
         self.gradients[target] = gradient
 
-
-def with_loss(graph: Graph, loss: str) -> Graph:
-    """The forward graph with a loss over its output, and the gradient of the output."""
-    if loss not in LOSSES:
-        raise GraphError(f"there is no loss {loss!r}; there are {list(LOSSES)}")
-    output = graph.tensors[graph.output]
-    label = (
-        Tensor("label", output.shape, F32, LABEL)
-        if loss == "mse"
-        else Tensor("label", output.shape[:1], I32, LABEL)
-    )
-    tensors = {**graph.tensors, "label": label}
-    op, made = produce(loss, (graph.output, "label"), (f"d.{graph.output}", "loss"), tensors)
-    extended = graph.extended([label, *made], [op])
-    return verify(replace(extended, label="label", loss="loss"))
+    def sum_up(self, share: _Share) -> _Share | None:
+        """Add a share to its parameter's buffer; the whole gradient if it was the last."""
+        name = share.parameter
+        if name not in self.buffers:
+            shape = self.tensors[name].shape
+            self.buffers[name] = self.emit("zero", (), f"g.{name}", like=shape)
+        buffer = self.buffers[name]
+        self.ops.append(share.summed(buffer))
+        self.shares_left[name] -= 1
+        return None if self.shares_left[name] else _Share(BUFFERED, name, "", buffer)
 
 
 def differentiate(graph: Graph, trained: Collection[str], clip: bool) -> Graph:
@@ -67,29 +160,28 @@ def differentiate(graph: Graph, trained: Collection[str], clip: bool) -> Graph:
         graph: A forward graph with a loss.
         trained: The names of the parameters to update.
         clip: Whether to scale all gradients by the global norm first.
-
-    Raises:
-        GraphError: If a trained parameter is used by more than one op.
     """
-    forward = graph.ops[: graph.n_forward]
-    _verify_single_use(forward, trained)
-    walk = _Walk(graph, dict(graph.tensors), _depending(forward, trained))
-    walk.gradients[graph.output] = f"d.{graph.output}"
-    updates: list[tuple[Op, Op]] = []
-    for op in reversed(forward):
-        if op.outputs[0] not in walk.needed:
-            continue
+    forward, loss = graph.ops[: graph.n_forward], graph.ops[graph.n_forward]
+    needed = _depending(forward, trained)
+    reached = _contributing(forward, graph.output)
+    walked = [op for op in reversed(forward) if op.outputs[0] in needed & reached]
+    uses = Counter(name for op in walked for name in op.inputs if name in trained)
+    shared = Counter({name: count for name, count in uses.items() if count > 1})
+    walk = _Walk(graph, dict(graph.tensors), needed, shared)
+    walk.gradients[graph.output] = loss.outputs[0]
+    shares: list[_Share] = []
+    for op in walked:
         found = list(_step_back(walk, op, trained))
-        updates += found
+        shares += found
         if not clip:
-            walk.ops += [update for update, _ in found]
+            walk.ops += [share.update() for share in found]
     if clip:
-        _append_clipped(walk, updates)
+        _append_clipped(walk, shares)
     made = [t for name, t in walk.tensors.items() if name not in graph.tensors]
     return verify(graph.extended(made, walk.ops))
 
 
-def _depending(forward: tuple[Op, ...], trained: Collection[str]) -> set[str]:
+def _depending(forward: Sequence[Op], trained: Collection[str]) -> set[str]:
     """The tensors whose value depends on a trained parameter."""
     needed = set(trained)
     for op in forward:
@@ -98,43 +190,98 @@ def _depending(forward: tuple[Op, ...], trained: Collection[str]) -> set[str]:
     return needed
 
 
-def _verify_single_use(forward: tuple[Op, ...], trained: Collection[str]) -> None:
-    for name in trained:
-        uses = [i for i, op in enumerate(forward) if name in op.inputs]
-        if len(uses) != 1:
+def _contributing(forward: Sequence[Op], output: str) -> set[str]:
+    """The tensors that the output depends on, and itself."""
+    reached = {output}
+    for op in reversed(forward):
+        if reached.intersection(op.outputs):
+            reached.update(op.inputs)
+    return reached
+
+
+# ---- one op ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class _Back:
+    """A forward op on its way back: its rule, and the gradient of its output."""
+
+    op: Op
+    dy: str
+
+    @property
+    def rule(self) -> GradientRule:
+        """What the table says."""
+        rule = TABLE[self.op.kind].gradient
+        if rule is None:
             raise GraphError(
-                f"parameter {name!r} is used by {len(uses)} ops; a trained parameter must be used "
-                "by exactly one (freeze it, or give each layer its own)"
+                f"{self.op.kind} has no gradient, but a trained parameter lies before it"
             )
+        return rule
 
-
-def _step_back(walk: _Walk, op: Op, trained: Collection[str]) -> Iterator[tuple[Op, Op]]:
-    """Emit the data gradients of one forward op; yield its (update, norm) ops."""
-    rule = TABLE[op.kind].gradient
-    if rule is None:
-        raise GraphError(f"{op.kind} has no gradient, but a trained parameter lies before it")
-    dy = walk.gradients[op.outputs[0]]
-
-    def operand(what: int | str | None) -> str:
+    def operand(self, what: Operand) -> str:
+        """The tensor that an operand of the rule stands for."""
         if what is None:
             return ""
-        return {"dy": dy, "y": op.outputs[0]}[what] if isinstance(what, str) else op.inputs[what]
+        if isinstance(what, int):
+            return self.op.inputs[what]
+        return self.dy if what == "dy" else self.op.outputs[("y", "aux").index(what)]
 
-    for position, (kind, operands) in rule.data.items():
+
+def _step_back(walk: _Walk, op: Op, trained: Collection[str]) -> Iterator[_Share]:
+    """Emit the data gradients of one forward op; yield the gradients of parameters that are due."""
+    back = _Back(op, walk.gradients[op.outputs[0]])
+    if op.kind == "conv_pool" and _has_gradient(walk, op.inputs[0]):
+        back = _unpooled(walk, back)
+    for position, way in back.rule.data.items():
         target = op.inputs[position]
-        if target not in walk.needed or walk.graph.tensors[target].home == PARAMETER:
-            continue
-        inputs = tuple(operand(o) for o in operands)
-        walk.send(target, walk.emit(kind, inputs, f"d.{target}") if kind else dy)
-    for position, (update, norm, wanted) in rule.update.items():
-        name = op.inputs[position] if position < len(op.inputs) else ""
+        if _has_gradient(walk, target):
+            walk.send(target, _data_gradient(walk, back, way, target))
+    for share in _shares(back, trained):
+        due = walk.sum_up(share) if share.parameter in walk.shares_left else share
+        if due:
+            yield due
+
+
+def _data_gradient(walk: _Walk, back: _Back, way: Way, target: str) -> str:
+    if not way.kind:
+        return back.dy
+    attributes = way.attributes(back.op, walk.tensors)
+    inputs = tuple(map(back.operand, way.operands))
+    return walk.emit(way.kind, inputs, f"d.{target}", attributes, walk.tensors[target].shape)
+
+
+def _shares(back: _Back, trained: Collection[str]) -> Iterator[_Share]:
+    for position, (family, operands) in back.rule.parameters.items():
+        name = back.op.inputs[position]
         if name in trained:
-            x, g = (operand(o) for o in wanted)
-            yield Op(update, (x, g, name), (), name), Op(norm, (x, g), (), name)
+            x, dy, *codes = map(back.operand, operands)
+            windowed = TABLE[f"{family}_update"].attributes
+            attributes = back.op.attributes if windowed else None
+            yield _Share(family, name, x, dy, tuple(codes), attributes)
 
 
-def _append_clipped(walk: _Walk, updates: list[tuple[Op, Op]]) -> None:
-    total = walk.emit("norm_zero", (), "norm")
-    walk.ops += [replace(norm, inputs=(*norm.inputs, total)) for _, norm in updates]
+def _has_gradient(walk: _Walk, name: str) -> bool:
+    return name in walk.needed and walk.tensors[name].home != PARAMETER
+
+
+def _unpooled(walk: _Walk, back: _Back) -> _Back:
+    """A pooled convolution as the convolution alone, and the gradient of that one's output."""
+    window = back.op.attributes
+    assert isinstance(window, Window)
+    conv = replace(back.op, kind="conv", attributes=replace(window, kernel=(0, 0)))
+    operands = [walk.tensors[name].shape if name else () for name in conv.inputs]
+    ((inner, _),) = TABLE["conv"].shape(operands, conv.attributes, ())
+    y, codes = back.op.outputs
+    unpooled = walk.emit("max_pool_dx", (back.dy, codes), f"d.{y}", pooling_of(window), inner)
+    return _Back(conv, unpooled)
+
+
+# ---- clipping --------------------------------------------------------------------------------
+
+
+def _append_clipped(walk: _Walk, shares: Sequence[_Share]) -> None:
+    total = walk.emit("zero", (), "norm")
+    walk.ops += [share.norm(total) for share in shares]
     scale = walk.emit("norm_scale", (total,), "clip")
-    walk.ops += [replace(update, inputs=(*update.inputs, scale)) for update, _ in updates]
+    walk.ops += [share.update(scale) for share in shares]

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
+from functools import cached_property
+from typing import Any, Protocol, cast
 
 from fedtiny.engine import ir, ops
 from fedtiny.engine.autodiff import differentiate, with_loss
-from fedtiny.engine.builder import Net
+from fedtiny.engine.fusion import fuse
 from fedtiny.engine.ir import Graph, Op
 from fedtiny.engine.memory import MemoryPlan, check_memory, plan_memory
 from fedtiny.engine.plan import trained_parameters
@@ -29,30 +32,22 @@ from fedtiny.engine.program import (
     TensorRecord,
     write_image,
 )  # fmt: skip
+from fedtiny.engine.saving import spare
+from fedtiny.engine.schedule import schedule
 from fedtiny.errors import BudgetError, CompileError
+from fedtiny.tensors import FLOAT_BYTES
 from fedtiny.values import Sgd, UpdatePlan, parse_bytes
 
-if TYPE_CHECKING:
-    from typing import Protocol
-
-    class Shaped(Protocol):
-        """Anything with a shape: an array or a tensor."""
-
-        @property
-        def shape(self) -> tuple[int, ...]:
-            """Batch first."""
-
-
-STACK_BYTES = 512
+STACK_BYTES = 1024
 """Bound of the small runtime's stack; a test adds up the compiler's own figures."""
-RUNTIME_BYTES = 12 * 1024
+RUNTIME_BYTES = 28 * 1024
 """Bound of the small runtime's code and constants; a test measures it."""
 _REGIONS = {ir.ARENA: ARENA, ir.PARAMETER: PARAMS, ir.INPUT: INPUT, ir.LABEL: LABELS}
 
 
 def compile(
-    net: Net,
-    example_input: Shaped | None = None,
+    model: object,
+    example_input: object = None,
     *,
     loss: str,
     ram: int | str,
@@ -61,87 +56,213 @@ def compile(
     plan: UpdatePlan | str = "all",
     sgd: Sgd | None = None,
     reserve: int | str = 0,
+    class_weights: Sequence[float] | None = None,
+    fold: bool = False,
+    minimise: str = "ram",
+    max_model: int | str = "64MB",
 ) -> Program:
-    """Compile a net into a Program that trains within its budget.
+    """Compile a model into a Program that trains within its budget.
 
     Args:
-        net: A builder net.
-        example_input: Optional; its shape behind the batch axis must be the net's.
-        loss: ``mse`` or ``cross_entropy``.
+        model: A builder net, or a ``torch.nn.Module`` in the mode (``.train()``, ``.eval()``) in
+            which its batch normalisations are meant.
+        example_input: What the module takes, with a batch axis. Of a builder net optional.
+        loss: ``mse``, ``cross_entropy`` (labels are classes) or ``soft_cross_entropy`` (labels are
+            the probabilities of the classes).
         ram: Bytes of the whole device ("256KiB" or an integer), the reserve included.
         flash: Bytes for the image and the runtime.
         batch: Samples per training step.
         plan: What to train: an UpdatePlan, or its rule as text ("last:1").
         sgd: The update rule; what is non-zero gets its memory, and is a Learner's default.
         reserve: RAM for the rest of the firmware.
+        class_weights: How much a sample of each class counts in ``cross_entropy``.
+        fold: Fold a module's frozen batch normalisations into the layers before them.
+        minimise: ``ram``, or ``time``: compute nothing twice to save memory.
+        max_model: The most bytes of parameters that are looked at.
 
     Raises:
         BudgetError: The Program does not fit; carries and says the bytes.
-        CompileError: The net, the shapes, the plan or the loss cannot be compiled.
+        CompileError: The model, the shapes, the plan or the loss cannot be compiled.
     """
-    _check_example(net, example_input)
-    if batch < 1 or batch > 0xFFFF:
-        raise CompileError(f"the batch must be 1 to 65535; got {batch}")
-    sgd = sgd or Sgd()
-    plan = UpdatePlan(plan) if isinstance(plan, str) else plan
-    forward = with_loss(net.graph(batch), loss)
-    trained = trained_parameters(plan, forward.layout)
-    graph = differentiate(forward, trained, clip=sgd.clip > 0)
-    memory = plan_memory(graph)
-    lower_bound = check_memory(graph, memory)
-    build = _Build(graph, memory, trained, sgd, loss, plan.rule)
-    program = _with_report(build, lower_bound, parse_bytes(reserve))
-    _check_budget(build, program, parse_bytes(ram), parse_bytes(flash))
-    return program
+    net = net_of(model, example_input, fold=fold, max_model=max_model)
+    built = build(
+        net, loss=loss, batch=batch, plan=plan, sgd=sgd, reserve=reserve,
+        class_weights=class_weights, minimise=minimise,
+    )  # fmt: skip
+    built.check(parse_bytes(ram), parse_bytes(flash))
+    return built.program
 
 
-def _check_example(net: Net, example_input: Shaped | None) -> None:
-    if example_input is not None and tuple(example_input.shape[1:]) != net.sample_shape:
+class Compilable(Protocol):
+    """A model as the passes take it; ``axes`` is the order in which a device stores a sample's."""
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        """Shape of one sample."""
+
+    def graph(self, batch: int) -> Graph:
+        """The forward graph at a batch size."""
+
+
+def is_module(model: object) -> bool:
+    """Whether it is a torch module. torch itself is only imported for one."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(model, torch.nn.Module)
+
+
+def net_of(
+    model: object,
+    example_input: object = None,
+    *,
+    fold: bool = False,
+    max_model: int | str = "64MB",
+) -> Compilable:
+    """The model as a net: itself, or what a torch module converts to.
+
+    Raises CompileError for what is neither, or too large, or does not take the example.
+    """
+    if is_module(model):
+        _check_size(sum(p.numel() for p in cast("Any", model).parameters()), max_model)
+        from fedtiny.engine import torch_frontend
+
+        return torch_frontend.convert(cast("Any", model), example_input, fold)
+    if not callable(getattr(model, "graph", None)):
         raise CompileError(
-            f"the example input has shape {tuple(example_input.shape)}; the net takes "
+            f"a {type(model).__name__} is no model; give a fedtiny builder net or a torch module"
+        )
+    if fold:
+        raise CompileError("fold=True is for torch modules; leave the batch_norm of a net out")
+    net = cast("Compilable", model)
+    _check_size(net.graph(1).layout.size, max_model)
+    _check_example(net, example_input)
+    return net
+
+
+def built_net(
+    make: Callable[[], object], seed: int, *, fold: bool = False, max_model: int | str = "64MB"
+) -> Compilable:
+    """The net that ``make`` gives: a net, a torch module with an attribute ``example_input``, or a
+    module and its example input.
+
+    A module starts from its own values, so it is made under torch's generator with the seed.
+    """
+    made = make()
+    if is_module(made[0] if isinstance(made, tuple) and made else made):
+        from fedtiny.engine import torch_frontend
+
+        made = torch_frontend.seeded(make, seed)
+    pair = made if isinstance(made, tuple) and len(made) == 2 else (made, None)
+    return net_of(*pair, fold=fold, max_model=max_model)
+
+
+def _check_size(floats: int, max_model: int | str) -> None:
+    if floats * FLOAT_BYTES > parse_bytes(max_model):
+        raise CompileError(
+            f"the model has {floats * FLOAT_BYTES:,} B of parameters and max_model is "
+            f"{parse_bytes(max_model):,} B; take a smaller model, or raise max_model"
+        )
+
+
+def _check_example(net: Compilable, example_input: object) -> None:
+    shape = tuple(getattr(example_input, "shape", ()))
+    if example_input is not None and shape[1:] != net.sample_shape:
+        raise CompileError(
+            f"the example input has shape {shape}; the net takes "
             f"(batch, {', '.join(map(str, net.sample_shape))})"
         )
 
 
+# ---- the passes ------------------------------------------------------------------------------
+
+
+def build(
+    net: Compilable,
+    *,
+    loss: str,
+    batch: int = 1,
+    plan: UpdatePlan | str = "all",
+    sgd: Sgd | None = None,
+    reserve: int | str = 0,
+    class_weights: Sequence[float] | None = None,
+    minimise: str = "ram",
+) -> Build:
+    """What `compile` makes of a net, fitting or not."""
+    if batch < 1 or batch > 0xFFFF:
+        raise CompileError(f"the batch must be 1 to 65535; got {batch}")
+    sgd = sgd or Sgd()
+    plan = UpdatePlan(plan) if isinstance(plan, str) else plan
+    forward = with_loss(fuse(net.graph(batch)), loss, class_weights)
+    _check_statistics(forward)
+    trained = trained_parameters(plan, forward.layout)
+    graph = differentiate(forward, trained, clip=sgd.clip > 0)
+    graph = schedule(spare(graph, minimise))
+    memory = plan_memory(graph)
+    lower_bound = check_memory(graph, memory)
+    axes = tuple(getattr(net, "axes", ()))
+    return Build(
+        graph, memory, lower_bound, trained, sgd, loss, plan.rule, axes, parse_bytes(reserve)
+    )
+
+
+def _check_statistics(graph: Graph) -> None:
+    for op in graph.ops:
+        shape = graph.tensors[op.outputs[0]].shape
+        if op.kind == "batch_normalize" and math.prod(shape[:-1]) == 1:
+            raise CompileError(
+                f"{op.outputs[0]} normalises over a single value a channel, which leaves nothing; "
+                "raise the batch, use GroupNorm, or freeze it by .eval()"
+            )
+
+
 @dataclass(frozen=True)
-class _Build:
+class Build:
     """What the passes have decided."""
 
     graph: Graph
     memory: MemoryPlan
+    lower_bound: int
     trained: tuple[str, ...]
     sgd: Sgd
     loss: str
     rule: str
+    axes: tuple[int, ...]
+    reserve: int
 
     @property
     def features(self) -> int:
+        """The feature bits of the image."""
         named = sum(bit for name, bit in FEATURES.items() if getattr(self.sgd, name))
         return named | (MOMENTUM if self.sgd.gradient else 0)
 
     @property
     def trained_floats(self) -> int:
+        """Floats of the trained parameters."""
         return sum(self.graph.layout[name].size for name in self.trained)
 
     @property
     def state_floats(self) -> int:
+        """Floats of the state slots."""
         slots = (self.features & (MOMENTUM | PROX | CORRECTION)).bit_count()
         return slots * self.trained_floats
 
+    @cached_property
+    def program(self) -> Program:
+        """The Program; its card carries the report, whose image size depends on the card itself."""
+        report = _report(self)
+        size = 0
+        while report["image_bytes"] != size:
+            size = report["image_bytes"]
+            image = write_image(_tables(self, report))
+            report["image_bytes"] = len(image)
+            report["flash_bytes"] = len(image) + RUNTIME_BYTES
+        return Program(image, self.graph.start)
 
-def _with_report(build: _Build, lower_bound: int, reserve: int) -> Program:
-    """The Program; its card carries the report, whose image size depends on the card itself."""
-    report = _report(build, lower_bound, reserve)
-    size = 0
-    while report["image_bytes"] != size:
-        size = report["image_bytes"]
-        image = write_image(_tables(build, report))
-        report["image_bytes"] = len(image)
-        report["flash_bytes"] = len(image) + RUNTIME_BYTES
-    return Program(image)
+    def check(self, ram: int, flash: int) -> None:
+        """BudgetError with the figures if it needs more bytes."""
+        _check_budget(self, self.program, ram, flash)
 
 
-def _report(build: _Build, lower_bound: int, reserve: int) -> dict[str, int]:
+def _report(build: Build) -> dict[str, int]:
     graph = build.graph
     tensors, ops_macs = graph.tensors, [ops.macs(op, graph.tensors) for op in graph.ops]
     figures = {
@@ -150,7 +271,7 @@ def _report(build: _Build, lower_bound: int, reserve: int) -> dict[str, int]:
         "state_bytes": build.state_floats * 4,
         "sample_bytes": tensors[graph.input].nbytes + tensors[graph.label].nbytes,
         "stack_bytes": STACK_BYTES,
-        "reserve_bytes": reserve,
+        "reserve_bytes": build.reserve,
     }
     return {
         **figures,
@@ -158,7 +279,7 @@ def _report(build: _Build, lower_bound: int, reserve: int) -> dict[str, int]:
         "image_bytes": -1,
         "runtime_bytes": RUNTIME_BYTES,
         "flash_bytes": 0,
-        "lower_bound_bytes": lower_bound,
+        "lower_bound_bytes": build.lower_bound,
         "trained_parameters": build.trained_floats,
         "macs_per_forward": sum(ops_macs[: graph.n_forward]),
         "macs_per_step": sum(ops_macs),
@@ -168,7 +289,7 @@ def _report(build: _Build, lower_bound: int, reserve: int) -> dict[str, int]:
 # ---- the image's tables ----------------------------------------------------------------------
 
 
-def _tables(build: _Build, report: Mapping[str, int]) -> Tables:
+def _tables(build: Build, report: Mapping[str, int]) -> Tables:
     graph, layout = build.graph, build.graph.layout
     index = {name: i for i, name in enumerate(graph.tensors)}
     return Tables(
@@ -192,20 +313,21 @@ def _tables(build: _Build, report: Mapping[str, int]) -> Tables:
     )
 
 
-def _card(build: _Build, report: Mapping[str, int]) -> dict[str, object]:
+def _card(build: Build, report: Mapping[str, int]) -> dict[str, object]:
     graph = build.graph
     return {
         "layout": graph.layout.to_json(),
-        "bounds": [graph.fan_in[p.name] ** -0.5 for p in graph.layout.parameters],
+        "initial": [list(graph.initial[p.name]) for p in graph.layout.parameters],
         "forward": [op.outputs[0] for op in graph.ops[: graph.n_forward]],
         "loss": build.loss,
         "plan": build.rule,
         "sgd": asdict(build.sgd),
+        "axes": list(build.axes),
         "report": dict(report),
     }
 
 
-def _tensor_record(build: _Build, name: str) -> TensorRecord:
+def _tensor_record(build: Build, name: str) -> TensorRecord:
     tensor = build.graph.tensors[name]
     if tensor.home == ir.PARAMETER:
         offset = build.graph.layout[name].offset * 4
@@ -214,7 +336,7 @@ def _tensor_record(build: _Build, name: str) -> TensorRecord:
     return TensorRecord(int(tensor.dtype != ir.F32), _REGIONS[tensor.home], tensor.shape, offset)
 
 
-def _param_records(build: _Build, index: Mapping[str, int]) -> tuple[ParamRecord, ...]:
+def _param_records(build: Build, index: Mapping[str, int]) -> tuple[ParamRecord, ...]:
     records: list[ParamRecord] = []
     state_at = 0
     groups = build.graph.layout.groups
@@ -228,21 +350,22 @@ def _param_records(build: _Build, index: Mapping[str, int]) -> tuple[ParamRecord
     return tuple(records)
 
 
-def _op_record(build: _Build, op: Op, index: Mapping[str, int]) -> OpRecord:
+def _op_record(build: Build, op: Op, index: Mapping[str, int]) -> OpRecord:
     row = ops.TABLE[op.kind]
-    tensors = tuple(index[n] if n else NONE for n in op.operands)
+    tensors = tuple(index[n] if n else NONE for n in ops.arranged(op))
+    words = op.attributes.words if op.attributes else ()
     if not op.parameter:
-        return OpRecord(row.code, tensors)
+        return OpRecord(row.code, tensors, attributes=(0, *words))
     layout = build.graph.layout
     group = layout.groups.index(layout[op.parameter].group)
-    position = layout.parameters.index(layout[op.parameter])
-    return OpRecord(row.code, tensors, group, (position,) if row.role == ops.UPDATE else ())
+    updated = layout.parameters.index(layout[op.parameter]) if row.role == ops.UPDATE else 0
+    return OpRecord(row.code, tensors, group, (updated, *words))
 
 
 # ---- the budget ------------------------------------------------------------------------------
 
 
-def _check_budget(build: _Build, program: Program, ram: int, flash: int) -> None:
+def _check_budget(build: Build, program: Program, ram: int, flash: int) -> None:
     report = program.report()
     if report["ram_bytes"] > ram:
         stored = [t for t in build.graph.tensors.values() if t.home in (ir.ARENA, ir.PARAMETER)]

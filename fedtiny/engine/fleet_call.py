@@ -25,7 +25,7 @@ from fedtiny.engine.native import (
 )  # fmt: skip
 from fedtiny.engine.program import check_hyper
 from fedtiny.errors import DataError, RunError
-from fedtiny.values import EVALUATE, FROZEN, GRADIENT, LOCAL, QUERY, TRAIN, Instruction, Phase
+from fedtiny.values import EVALUATE, GRADIENT, LOCAL, QUERY, TRAIN, UNSENT, Instruction, Phase
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -341,6 +341,6 @@ def _masks(program: Program) -> tuple[Array | None, Array | None]:
     trained = set(program.trained_names)
     for p in program.layout.parameters:
         place = slice(p.offset, p.offset + p.size)
-        folded[place] = p.name in trained and p.group not in (LOCAL, FROZEN)
+        folded[place] = p.name in trained and p.group not in UNSENT
         local[place] = p.group == LOCAL
     return None if folded.all() else folded, local if local.any() else None

@@ -14,11 +14,13 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from fedtiny import rng
-from fedtiny.engine.ir import ARENA, ELEMENT_BYTES, Graph, Op
+from fedtiny.engine.ir import ELEMENT_BYTES, Graph, Op
+from fedtiny.engine.liveness import lifetimes, replaced
 from fedtiny.engine.ops import TABLE
 from fedtiny.errors import GraphError
 
-LOCAL_MOVES = 400
+SEARCH = 8_000_000
+"""Pairs of buffers that the local search may compare."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +41,6 @@ class _Buffer:
     last: int
 
 
-def lifetimes(graph: Graph) -> dict[str, tuple[int, int]]:
-    """First and last op of each arena tensor. The loss outlives the step; the output outlives the
-    forward ops, since a prediction is read there."""
-    lives: dict[str, tuple[int, int]] = {}
-    for index, op in enumerate(graph.ops):
-        for name in filter(None, op.operands):
-            if graph.tensors[name].home == ARENA:
-                lives[name] = (lives.get(name, (index, index))[0], index)
-    keep = {graph.output: graph.n_forward, graph.loss: len(graph.ops)}
-    return {n: (a, max(b, keep.get(n, b))) for n, (a, b) in lives.items()}
-
-
 def plan_memory(graph: Graph) -> MemoryPlan:
     """The smallest arena that a few good orders of first fit, and small changes of them, find."""
     buffers = _merge_in_place(graph)
@@ -64,27 +54,12 @@ def plan_memory(graph: Graph) -> MemoryPlan:
     return _improve(min(tried, key=_top), buffers)
 
 
-def _in_place_operand(graph: Graph, index: int, lives: Mapping[str, tuple[int, int]]) -> str:
-    """The operand whose place the first output of an op may take: it is an arena tensor of the same
-    size that dies in this op; else ""."""
-    op = graph.ops[index]
-    if not op.outputs:
-        return ""
-    size = graph.tensors[op.outputs[0]].nbytes
-    for position in TABLE[op.kind].in_place:
-        name = op.inputs[position]
-        tensor = graph.tensors[name]
-        if tensor.home == ARENA and tensor.nbytes == size and lives[name][1] == index:
-            return name
-    return ""
-
-
 def _merge_in_place(graph: Graph) -> list[_Buffer]:
     lives = lifetimes(graph)
     owner: dict[str, str] = {}
     for index, op in enumerate(graph.ops):
         owner.update({name: name for name in op.outputs})
-        taken = _in_place_operand(graph, index, lives)
+        taken = replaced(graph, index, lives)
         if taken:
             owner[op.outputs[0]] = owner[taken]
     groups: dict[str, list[str]] = {}
@@ -129,7 +104,7 @@ def _improve(best: _Packing, buffers: Sequence[_Buffer]) -> MemoryPlan:
     """Local search: place the buffer that sticks out earlier, until the arena meets the peak of
     what is alive together or the moves are used up."""
     peak = max(sum(b.nbytes for b in buffers if b.first <= at <= b.last) for at in _births(buffers))
-    for move in range(LOCAL_MOVES):
+    for move in range(SEARCH // len(buffers) ** 2):
         if _top(best) == peak:
             break
         order = [buffer for _, buffer in best.placed]

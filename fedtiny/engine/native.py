@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     Memory = ctypes.Array[ctypes.c_char]
 
-ABI = 2
+ABI = 3
 USE_CORRECTION = 1  # of ft_hyper.flags
 LIBRARIES = Path(__file__).with_name("runtime") / "lib"
 NO_RUNTIME = "no C runtime: running on the reference executor, which is slow"
@@ -58,7 +58,7 @@ class Status(IntEnum):
     OK = 0, "it ran", ""
     SIZE = 1, "it is shorter than it says, or not aligned", _AGAIN
     MAGIC = 2, "it is not a Program image", "name an image that fedtiny compiled"
-    VERSION = 3, "this runtime reads images of version 1", _COMPILE
+    VERSION = 3, "this runtime reads images of version 2", _COMPILE
     CHECKSUM = 4, "its bytes do not have its checksum", _AGAIN
     HEADER = 5, "a table lies outside, or a figure of the header is impossible", _COMPILE
     TENSOR = 6, "a tensor lies outside its region or has an impossible shape", _COMPILE

@@ -20,12 +20,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 from fedtiny import rng
 from fedtiny.errors import DataError, ImageError
 from fedtiny.tensors import floats, has_numpy, vector, zeros
-from fedtiny.values import LOCAL, TRAIN, Footprint, Instruction, Layout, Phase, Ranges, Sgd
+from fedtiny.values import LOCAL, TRAIN, UNSENT, Footprint, Instruction, Layout, Phase, Ranges, Sgd
 
 if TYPE_CHECKING:
-    from fedtiny.tensors import Buffer, Vector
+    from fedtiny.tensors import Buffer, Float32, Vector
+    from fedtiny.values import Parameter
 
-MAGIC, VERSION, HEADER_BYTES, CHECKSUM_AT = b"FTI1", 1, 128, 12
+MAGIC, VERSION, HEADER_BYTES, CHECKSUM_AT = b"FTI1", 2, 128, 12
 NONE = 0xFFFF
 ALWAYS = 0xFF
 MOMENTUM, CLIP, PROX, CORRECTION = 1, 2, 4, 8
@@ -64,7 +65,8 @@ class ParamRecord:
 
 @dataclass(frozen=True, slots=True)
 class OpRecord:
-    """One row of the op table."""
+    """One row of the op table. ``attributes``: the index of the parameter that an update moves,
+    then the words of the op's own."""
 
     code: int
     tensors: tuple[int, ...]
@@ -328,10 +330,12 @@ class Executor(Protocol):
 class Program:
     """A compiled model: what a device trains, in which memory, and how.
 
-    ``image`` is what travels; everything else is derived from it.
+    ``image`` is what travels; everything else is derived from it. ``start`` holds the values, by
+    parameter, that a model brings with it: what is trained starts from them.
     """
 
     image: bytes = field(repr=False)
+    start: Mapping[str, Float32] = field(default_factory=dict, repr=False, compare=False)
 
     @cached_property
     def tables(self) -> Tables:
@@ -358,7 +362,7 @@ class Program:
 
     @property
     def loss(self) -> str:
-        """``mse`` or ``cross_entropy``."""
+        """``mse``, ``cross_entropy`` or ``soft_cross_entropy``."""
         return str(self.tables.card["loss"])
 
     @property
@@ -367,9 +371,16 @@ class Program:
         return Sgd(**self.tables.card["sgd"])
 
     @property
+    def axes(self) -> tuple[int, ...]:
+        """Axis i of a sample as the device stores it is axis ``axes[i]`` of the model's; empty if
+        the order is the same."""
+        return tuple(self.tables.card["axes"])
+
+    @property
     def sample_shape(self) -> tuple[int, ...]:
-        """Shape of one input sample."""
-        return self.tables.tensors[self.tables.input].shape[1:]
+        """Shape of one input sample, as the model takes it."""
+        stored = self.tables.tensors[self.tables.input].shape[1:]
+        return tuple(stored[self.axes.index(i)] for i in range(len(self.axes))) or stored
 
     @property
     def output_shape(self) -> tuple[int, ...]:
@@ -425,13 +436,21 @@ class Program:
         )
 
     def initial(self, seed: int) -> Vector:
-        """The initial values of a seed: uniform in +-1/sqrt(fan-in), as torch's linear layers."""
+        """The values to start from: the model's own; else a constant, or uniform numbers of the
+        seed within +-1/sqrt(fan-in), as torch's layers."""
         made = zeros(self.layout.size)
         for index, parameter in enumerate(self.layout.parameters):
-            bound = self.tables.card["bounds"][index]
             stop = parameter.offset + parameter.size
-            made[parameter.offset : stop] = _uniform(seed, index, parameter.size, bound)
+            made[parameter.offset : stop] = self._initial(seed, index, parameter)
         return vector(made)
+
+    def _initial(self, seed: int, index: int, parameter: Parameter) -> memoryview[float]:
+        if parameter.name in self.start:
+            return floats(self.start[parameter.name])
+        how, value = self.tables.card["initial"][index]
+        if how == "constant":
+            return floats([value] * parameter.size)
+        return _uniform(seed, index, parameter.size, value)
 
 
 @lru_cache(maxsize=16)
@@ -439,7 +458,7 @@ def _sent_ranges(program: Program, instruction: Instruction) -> Ranges:
     if instruction.kind != TRAIN:
         return ()
     layout = program.layout
-    groups = {g for p in instruction.phases for g in p.groups or layout.groups} - {LOCAL}
+    groups = {g for p in instruction.phases for g in p.groups or layout.groups}.difference(UNSENT)
     return layout.ranges(n for n in program.trained_names if layout[n].group in groups)
 
 

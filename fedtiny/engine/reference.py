@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedtiny.engine import kernels, ops
+from fedtiny.engine import ops
+from fedtiny.engine.kernels.update import Rule, apply_update
 from fedtiny.engine.program import (
     ALWAYS,
-    ARENA,
     CORRECTION,
     INPUT,
     LABELS,
@@ -32,7 +32,7 @@ from fedtiny.engine.program import (
 from fedtiny.errors import DataError, ImageError
 
 if TYPE_CHECKING:
-    from fedtiny.engine.kernels import Array
+    from fedtiny.engine.kernels.sums import Array
     from fedtiny.tensors import Buffer
 
 _SLOTS = (MOMENTUM, PROX, CORRECTION)
@@ -115,11 +115,19 @@ class ReferenceExecutor:
         self._take(x, y)
         self.execute(0, self.tables.n_forward)
         output, label = self.tensor(self.tables.output), self.tensor(self.tables.label)
-        if label.dtype != np.int32:
-            return float(_sum64(kernels.mse_rows(output, label)[:valid])), valid, 0
-        rows = kernels.cross_entropy_rows(output, label)[:valid]
-        correct = int((output.argmax(axis=1) == label)[:valid].sum())
-        return float(_sum64(rows)), valid, correct
+        kind = self._loss_kind
+        rows = ops.TABLE[kind].rows
+        assert rows is not None
+        loss_sum = _sum64(rows(output, label)[:valid])
+        if kind == "mse":
+            return loss_sum, valid, 0
+        right = label if label.dtype == np.int32 else label.argmax(axis=1)
+        return loss_sum, valid, int((output.argmax(axis=1) == right)[:valid].sum())
+
+    @property
+    def _loss_kind(self) -> str:
+        kinds = (ops.BY_CODE[op.code] for op in self.tables.ops[self.tables.n_forward :])
+        return next(kind for kind in kinds if ops.TABLE[kind].role == ops.LOSS)
 
     def calibrate(self, x: Buffer, valid: int) -> list[Moments]:
         """The moments of every forward op's output over the first ``valid`` samples."""
@@ -127,7 +135,9 @@ class ReferenceExecutor:
         found = []
         for index in range(self.tables.n_forward):
             self.execute(index, index + 1)
-            values = self.tensor(self.tables.ops[index].tensors[-1])[:valid].ravel()
+            op = self.tables.ops[index]
+            output = op.tensors[ops.TABLE[ops.BY_CODE[op.code]].inputs]
+            values = self.tensor(output)[:valid].ravel()
             wide = values.astype(np.float64)
             low, high = float(values.min()), float(values.max())
             found.append(Moments(values.size, _sum64(wide), _sum64(wide * wide), low, high))
@@ -147,31 +157,44 @@ class ReferenceExecutor:
         record = self.tables.tensors[index]
         if record.region in (INPUT, LABELS):
             return self._samples[record.region]
-        memory = self.arena.view(self.dtype) if record.region == ARENA else self.params
-        start = record.offset // 4
-        return memory[start : start + int(np.prod(record.shape))].reshape(record.shape)
+        start, count = record.offset // 4, int(np.prod(record.shape))
+        if record.region == PARAMS:
+            return self.params[start : start + count].reshape(record.shape)
+        dtype = np.dtype(np.int32) if record.dtype else self.dtype
+        place = self.arena[record.offset * self._stretch :][: count * dtype.itemsize]
+        return place.view(dtype).reshape(record.shape)
 
     def _run(self, op: OpRecord) -> None:
         kind = ops.BY_CODE.get(op.code)
         if kind is None:
             raise ImageError(f"unknown op code {op.code}; the image is newer than this runtime")
-        operands: list[Any] = [None if t == NONE else self.tensor(t) for t in op.tensors]
         row = ops.TABLE[kind]
-        if row.role == ops.UPDATE:
-            scale = operands[3] if len(operands) > 3 else None
-            record = self.tables.params[op.attributes[0]]
-            kernels.apply_update(row.kernel(*operands[:2]), operands[2], scale, self._rule(record))
-        elif row.role == ops.NORM:
-            operands[2][0] += kernels.squared_norm(row.kernel(*operands[:2]))
+        count = max(row.inputs + row.outputs, len(op.tensors))
+        tensors = (*op.tensors, *[NONE] * count)[:count]
+        operands: list[Any] = [None if t == NONE else self.tensor(t) for t in tensors]
+        attributes = [row.attributes.of(op.attributes[1:])] if row.attributes else []
+        if row.role in (ops.UPDATE, ops.NORM, ops.GRADIENT):
+            self._move(op, row, operands, attributes)
         elif row.role == ops.SCALE:
             row.kernel(*operands, self._hyper.clip)
         else:
-            row.kernel(*operands)
+            row.kernel(*operands, *attributes)
 
-    def _rule(self, p: ParamRecord) -> kernels.Rule:
+    def _move(self, op: OpRecord, row: ops.Row, operands: list[Any], attributes: list[Any]) -> None:
+        """Change operand 2 by the gradient of a parameter."""
+        x, dy, target, other = (*operands, None)[:4]
+        codes = operands[4:]
+        of = other if row.role == ops.NORM else target
+        found = row.kernel(x, dy, of, *codes, *attributes)
+        if row.role == ops.UPDATE:
+            apply_update(found, target, other, self._rule(self.tables.params[op.attributes[0]]))
+        else:
+            target += found
+
+    def _rule(self, p: ParamRecord) -> Rule:
         h = self._hyper
         corrected = h.correction and CORRECTION in self._slots
-        return kernels.Rule(
+        return Rule(
             h.lr, h.momentum, h.weight_decay, h.prox,
             base=self._slot(PROX, p) if PROX in self._slots else None,
             correction=self._slot(CORRECTION, p) if corrected else None,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from fedtiny.engine.builder import Net
+from fedtiny.engine.builder import Net, Value
 from fedtiny.errors import CompileError
 
 ACTIVATIONS = ("relu", "tanh", "sigmoid")
@@ -39,3 +39,136 @@ def sine_mlp(activation: str = "relu") -> Net:
 def digits_mlp(classes: int = 10, hidden: int = 32) -> Net:
     """64-hidden-classes over 8 x 8 pixels."""
     return mlp((64, hidden, classes))
+
+
+# ---- convolutional nets ----------------------------------------------------------------------
+
+NORMS = ("none", "group", "batch", "frozen")
+NORM_GROUPS = 4
+
+
+def small_conv(
+    side: int = 28, colours: int = 1, classes: int = 62, channels: Sequence[int] = (8, 16)
+) -> Net:
+    """3 x 3 convolutions of stride 2 with ReLU, then a linear head, for small square images."""
+    net = Net((side, side, colours))
+    value = net.input
+    for width in channels:
+        value = net.relu(net.conv(value, width, 3, stride=2))
+    net.linear(value, classes)
+    return net
+
+
+def omniglot_conv(
+    ways: int = 5, channels: int = 32, norm: str = "group", pool: bool = False
+) -> Net:
+    """Four 3 x 3 convolutions with ReLU over 28 x 28.
+
+    Each halves the image: with ``pool`` by max-pooling (Vinyals et al. 2016), else by its stride
+    (Nichol et al. 2018). ``norm``: none, group (of 4), batch (of each batch) or frozen.
+    """
+    net = Net((28, 28, 1))
+    value = net.input
+    for _ in range(4):
+        value = _conv(net, value, channels, 3, 1 if pool else 2, norm)
+        value = net.max_pool(net.relu(value), 2) if pool else net.relu(value)
+    net.linear(value, ways)
+    return net
+
+
+def ds_cnn(classes: int = 12, channels: int = 64, blocks: int = 4, norm: str = "frozen") -> Net:
+    """Depthwise-separable convolutions over 49 x 10 MFCCs (Zhang et al. 2017: DS-CNN-S)."""
+    net = Net((49, 10, 1))
+    value = net.relu(_conv(net, net.input, channels, (10, 4), 2, norm))
+    for _ in range(blocks):
+        value = net.relu(_conv(net, value, channels, 3, 1, norm, groups=channels))
+        value = net.relu(_conv(net, value, channels, 1, 1, norm))
+    net.linear(net.global_avg_pool(value), classes)
+    return net
+
+
+def har_conv(classes: int = 6, channels: Sequence[int] = (16, 32, 32), norm: str = "group") -> Net:
+    """Convolutions of width 5 and stride 2 over windows of 128 x 6 samples of motion."""
+    net = Net((128, 6))
+    value = net.input
+    for width in channels:
+        value = net.relu(_conv(net, value, width, 5, 2, norm))
+    net.linear(net.global_avg_pool(value), classes)
+    return net
+
+
+def cifar_conv(classes: int = 10, channels: Sequence[int] = (16, 32, 32)) -> Net:
+    """3 x 3 convolutions with ReLU and 2 x 2 max-pooling over 32 x 32 colour pictures."""
+    net = Net((32, 32, 3))
+    value = net.input
+    for width in channels:
+        value = net.max_pool(net.relu(_conv(net, value, width, 3, 1, "none")), 2)
+    net.linear(value, classes)
+    return net
+
+
+def resnet(
+    side: int = 32, classes: int = 10, channels: Sequence[int] = (16, 32, 64), norm: str = "frozen"
+) -> Net:
+    """One residual block of two 3 x 3 convolutions a width; all but the first halve the image.
+
+    He et al. 2016, for colour pictures.
+    """
+    net = Net((side, side, 3))
+    value = net.relu(_conv(net, net.input, channels[0], 3, 1, norm))
+    for index, width in enumerate(channels):
+        stride = 2 if index else 1
+        inner = net.relu(_conv(net, value, width, 3, stride, norm))
+        inner = _conv(net, inner, width, 3, 1, norm)
+        shortcut = _conv(net, value, width, 1, stride, norm) if index else value
+        value = net.relu(net.add(inner, shortcut))
+    net.linear(net.global_avg_pool(value), classes)
+    return net
+
+
+_MOBILENET_V2 = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
+                 (6, 160, 3, 2), (6, 320, 1, 1))  # fmt: skip
+"""Expansion, channels, blocks and first stride (Sandler et al. 2018, table 2)."""
+
+
+def mobilenet_v2(
+    side: int = 96, classes: int = 10, width: float = 0.35, norm: str = "frozen"
+) -> Net:
+    """Inverted residual blocks over colour pictures (Sandler et al. 2018)."""
+    net = Net((side, side, 3))
+    value = net.relu6(_conv(net, net.input, _eighths(32 * width), 3, 2, norm))
+    for expansion, channels, blocks, stride in _MOBILENET_V2:
+        for block in range(blocks):
+            step = stride if block == 0 else 1
+            value = _inverted(net, value, expansion, _eighths(channels * width), step, norm)
+    value = net.relu6(_conv(net, value, 1280, 1, 1, norm))
+    net.linear(net.global_avg_pool(value), classes)
+    return net
+
+
+def _inverted(net: Net, x: Value, expansion: int, width: int, stride: int, norm: str) -> Value:
+    inner = x.shape[-1] * expansion
+    value = net.relu6(_conv(net, x, inner, 1, 1, norm)) if expansion > 1 else x
+    value = net.relu6(_conv(net, value, inner, 3, stride, norm, groups=inner))
+    value = _conv(net, value, width, 1, 1, norm)
+    return net.add(value, x) if value.shape == x.shape else value
+
+
+def _eighths(width: float) -> int:
+    """The nearest multiple of eight, but not more than a tenth below the width."""
+    rounded = max(8, int(width + 4) // 8 * 8)
+    return rounded + 8 if rounded < 0.9 * width else rounded
+
+
+def _conv(
+    net: Net, x: Value, width: int, kernel: int | tuple[int, int], stride: int, norm: str,
+    groups: int = 1,
+) -> Value:  # fmt: skip
+    """A convolution and what normalises it; its padding is half the kernel."""
+    if norm not in NORMS:
+        raise CompileError(f"no norm {norm!r}; there are {list(NORMS)}")
+    half = kernel // 2 if isinstance(kernel, int) else "same"
+    value = net.conv(x, width, kernel, stride, padding=half, groups=groups, bias=norm == "none")
+    if norm == "group":
+        return net.group_norm(value, NORM_GROUPS)
+    return value if norm == "none" else net.batch_norm(value, frozen=norm == "frozen")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedtiny import references
 from fedtiny.data.tasks import build_task
-from fedtiny.engine.builder import Net
+from fedtiny.engine.compile import Compilable, built_net
 from fedtiny.errors import ExperimentError, FedtinyError, did_you_mean
 from fedtiny.experiment import reading
 from fedtiny.experiment.reading import Keys, Origin, Table, dotted, kinds
@@ -162,21 +162,19 @@ class Experiment:
         """A file that the experiment names: beside its own, unless the name is absolute."""
         return Path(self.folder) / name
 
-    def build_net(self) -> Net:
+    def build_net(self) -> Compilable:
         """The net of ``[model]``; its errors name the line as well."""
         name, arguments = self.model.build, self.model.arguments
+        reference = name if ":" in name else f"fedtiny.engine.zoo:{name}"
         with self._blaming("model", {"build": name, **arguments}):
-            net = references.call(name if ":" in name else f"fedtiny.engine.zoo:{name}", arguments)
-            if not isinstance(net, Net):
-                message = f"{name!r} gives a {type(net).__name__}; it must give a fedtiny builder"
-                raise ExperimentError(f"{message} net")
-        return net
+            return built_net(lambda: references.call(reference, arguments), self.seed)
 
     def build_task(self) -> Task:
         """The task of ``[data]``; its errors name the line as well."""
-        with self._blaming("data", {"source": self.data.source, **self.data.arguments}):
-            data = self.data
-            return build_task(data.source, data.arguments, self.fleet.devices, self.held_out)
+        data, fleet = self.data, self.fleet
+        with self._blaming("data", self.given.get("data", {})):
+            prepared = data.preparation
+            return build_task(data.source, data.arguments, fleet.devices, self.held_out, prepared)
 
     def build_strategy(self) -> Strategy:
         """The strategy of ``[strategy]``; its errors name the line as well."""
@@ -373,10 +371,11 @@ def _named(table: Table, message: str) -> Keys:
 
 
 def _plain(section: reading.Section) -> dict[str, Any]:
+    values = ((f.name, getattr(section, f.name)) for f in fields(section))
     return {
-        f.name: getattr(section, f.name)
-        for f in fields(section)
-        if getattr(section, f.name) is not None
+        name: _plain(value) if isinstance(value, reading.Section) else value
+        for name, value in values
+        if value is not None
     }
 
 

@@ -146,11 +146,13 @@ def _holds(table: Any, keys: Keys) -> bool:
 class Kind:
     """What a field takes: in words, and as a function that refuses the rest.
 
-    ``read`` raises ValueError, or ExperimentError with what is wrong in particular.
+    ``read`` raises ValueError, or ExperimentError with what is wrong in particular. A ``section``
+    stands in its place where a value is a table with kinds of its own.
     """
 
     expected: str
     read: Callable[[Any], Any]
+    section: type[Section] | None = None
 
 
 def exactly(kind: type[T], value: Any) -> T:
@@ -316,12 +318,16 @@ def _kind(hint: Any) -> Kind:
         choices = get_args(hint)
         expected = " or ".join(map(repr, choices))
         return Kind(expected, lambda value: choices[choices.index(value)])
+    if isinstance(hint, type) and issubclass(hint, Section):
+        return Kind("a table", lambda value: exactly(dict, value), hint)
     parts = get_args(hint)
-    # Annotated holds its Kind; "X | None", a value that may be left out, holds an Annotated.
+    # Annotated holds its Kind; "X | None", a value that may be left out, holds what X is.
     return next((part for part in parts if isinstance(part, Kind)), None) or _kind(parts[0])
 
 
 def _value(kind: Kind, value: Any, origin: Origin, keys: Keys) -> Any:
+    if kind.section is not None:
+        return read(kind.section, value, origin, keys)
     message = f"{dotted(keys)} = {value!r} is not {kind.expected}"
     try:
         return kind.read(value)

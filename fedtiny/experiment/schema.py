@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from fedtiny.data import recordings
+from fedtiny.errors import ExperimentError
 from fedtiny.experiment.reading import (
     Arguments,
     BitsPerSecond,
@@ -25,6 +27,9 @@ from fedtiny.experiment.reading import (
     Text,
 )  # fmt: skip
 
+if TYPE_CHECKING:
+    from fedtiny.data.recordings import Preparation
+
 
 @dataclass(frozen=True, slots=True)
 class Model(Section):
@@ -40,19 +45,88 @@ class Model(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class FrontEnd(Section):
+    """``frontend`` of ``[data]``: what a net hears of a recording.
+
+    Attributes:
+        kind: "log-mel": the logarithm of the energy in each band; "mfcc": the first coefficients
+            of its cosine transform.
+        window: Seconds of a frame.
+        hop: Seconds between the beginnings of two frames.
+        clip: Seconds of a recording; a longer one is cut, a shorter one goes on in silence.
+        mels: Bands, even on the mel scale.
+        coefficients: Of an MFCC; not given: 10.
+        low_hz: Where the first band begins.
+        high_hz: Where the last one ends.
+    """
+
+    kind: Literal["mfcc", "log-mel"]
+    window: Duration = 0.04
+    hop: Duration = 0.02
+    clip: Duration = 1.0
+    mels: Positive = 40
+    coefficients: Positive | None = None
+    low_hz: NonNegative = 20.0
+    high_hz: Rate = 4000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Window(Section):
+    """``window`` of ``[data]``: how a series is cut.
+
+    Attributes:
+        length: Samples of a window.
+        hop: Samples between the beginnings of two windows.
+    """
+
+    length: Positive
+    hop: Positive
+
+
+@dataclass(frozen=True, slots=True)
 class Data(Section):
     """``[data]``: where the devices' samples come from.
 
     Attributes:
         source: A task ("sine", "few-shot-digits", "label-skew-digits") or "module:object".
+        frontend: For sound, such as "spoken-digits"; not given: the samples themselves.
+        window: For series, such as "uci-har"; not given: as the data set is cut already.
         sample_period: Seconds between two samples of a device; it waits for those that it trains
             on. 0: they are there already.
         arguments: Every other key of the section; fields of the task.
     """
 
     source: Text
+    frontend: FrontEnd | None = None
+    window: Window | None = None
     sample_period: Seconds = 0.0
     arguments: Arguments = field(default_factory=dict)
+
+    @property
+    def preparation(self) -> Preparation | None:
+        """How rows are made of recordings, if this is said."""
+        if self.frontend and self.window:
+            raise ExperimentError("'frontend' and 'window' exclude each other; take one out")
+        if self.window:
+            return recordings.Windows(self.window.length, self.window.hop)
+        return _front_end(self.frontend) if self.frontend else None
+
+
+def _front_end(said: FrontEnd) -> recordings.FrontEnd:
+    if said.kind == "log-mel" and said.coefficients:
+        raise ExperimentError(
+            f"coefficients = {said.coefficients} are for a 'frontend' of kind 'mfcc'; log-mel has "
+            "none"
+        )
+    return recordings.FrontEnd(
+        window_s=said.window,
+        hop_s=said.hop,
+        clip_s=said.clip,
+        mels=said.mels,
+        coefficients=0 if said.kind == "log-mel" else said.coefficients or 10,
+        low_hz=said.low_hz,
+        high_hz=said.high_hz,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 
 from fedtiny.data.tables import Task
-from fedtiny.engine.builder import Net
-from fedtiny.engine.compile import compile
+from fedtiny.engine.compile import Compilable, compile
 from fedtiny.engine.program import FEATURES, Program
 from fedtiny.errors import BudgetError, ExperimentError, StrategyError
 from fedtiny.experiment import Experiment
@@ -45,7 +44,7 @@ class Workload:
     """What is trained, on what, and how: the parts that an experiment names, built."""
 
     experiment: Experiment
-    net: Net
+    net: Compilable
     task: Task
     strategy: Strategy
 
@@ -175,9 +174,9 @@ class Workload:
         return {SUPPORT: support, QUERY: query}
 
 
-def _check_fit(experiment: Experiment, net: Net, task: Task) -> None:
+def _check_fit(experiment: Experiment, net: Compilable, task: Task) -> None:
     graph = net.graph(1)
-    takes, gives = graph.tensors[graph.input].shape[1], graph.tensors[graph.output].shape[1]
+    takes, gives = graph.tensors[graph.input].size, graph.tensors[graph.output].size
     if (takes, gives) != (task.features, task.outputs):
         raise ExperimentError(
             f"the model {experiment.model.build} takes {takes} features and gives {gives}; the "

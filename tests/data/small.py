@@ -66,6 +66,8 @@ def uci_har() -> dict[str, Array]:
         "scale": np.full(6, 1e-4, np.float32),
         "subject": subject,
         "activity": np.tile(np.arange(14) // 2, 3).astype(np.uint8),
+        "experiment": subject,
+        "start": np.tile(200 * np.arange(14, dtype=np.int32), 3),
         "split": (subject == 2).astype(np.uint8),
         "activity_names": np.array([f"activity {a}" for a in range(7)]),
     }

@@ -108,7 +108,8 @@ def test_pictures_of_cifar_are_rows_columns_colours(folder: Path) -> None:
 def test_a_missing_folder_is_named_with_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEDTINY_DATA", raising=False)
     with pytest.raises(
-        DataError, match=r"omniglot\.npz; set FEDTINY_DATA.*AntreasAntoniou/MatchingNetworks"
+        DataError,
+        match=r"omniglot\.npz; set FEDTINY_DATA.*brendenlake.*data convert omniglot FOLDER",
     ):
         data_set("omniglot").load()
 
@@ -117,7 +118,9 @@ def test_a_missing_file_is_named_with_the_source(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDTINY_DATA", str(tmp_path))
-    with pytest.raises(DataError, match=r"uci_har\.npz, which is not there.*github\.com/anas337"):
+    with pytest.raises(
+        DataError, match=r"uci_har\.npz, which is not there.*uci\.edu.*data convert uci-har FOLDER"
+    ):
         data_set("uci-har").load()
 
 

@@ -34,6 +34,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("omniglot-14", {"ways": 3, "shots": 1, "queries": 2}, 9, 3, Episodes),
         ("uci-har", {}, 3, 1, Clients),
         ("speech-words", {}, 12, 1, Clients),
+        ("spoken-digits", {}, 5, 2, LabelSkew),
         ("fashion-mnist", {"concentration": 0.1}, 5, 2, LabelSkew),
         ("cifar10", {"partition": "shards", "shards": 1}, 5, 2, Shards),
     ],

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define MAX_IMAGE 8192
+#define MAX_IMAGE 16384
 #define MAX_MEMORY (1u << 20)
 
 /* ---- randomness (splitmix64) ---- */
@@ -121,16 +121,38 @@ static void copy_tensor(subject *s) {
 }
 
 static void change_operand(subject *s) {
-  s->ops[below(s->n_ops)].t[below(4)] = (uint16_t)below(s->n_tensors + 1);
+  s->ops[below(s->n_ops)].t[below(5)] = (uint16_t)below(s->n_tensors + 1);
 }
 
 static void change_code(subject *s) {
-  static const uint8_t codes[] = {FT_OP_LINEAR, FT_OP_BIAS, FT_OP_RELU, FT_OP_TANH, FT_OP_SIGMOID,
-                                  FT_OP_ADD, FT_OP_MSE, FT_OP_CROSS_ENTROPY, FT_OP_LINEAR_DX,
-                                  FT_OP_RELU_DX, FT_OP_TANH_DX, FT_OP_SIGMOID_DX,
-                                  FT_OP_LINEAR_UPDATE, FT_OP_BIAS_UPDATE, FT_OP_NORM_ZERO,
-                                  FT_OP_LINEAR_NORM, FT_OP_BIAS_NORM, FT_OP_NORM_SCALE};
-  s->ops[below(s->n_ops)].code = codes[below(sizeof codes)];
+  static const struct { uint8_t first, last; } ranges[] = {
+      {FT_OP_LINEAR, FT_OP_RESHAPE}, {FT_OP_CONV, FT_OP_AVG_POOL},
+      {FT_OP_AFFINE, FT_OP_FROZEN_NORMALIZE}, {FT_OP_MSE, FT_OP_WEIGHTED_CROSS_ENTROPY},
+      {FT_OP_LINEAR_DX, FT_OP_SLICE}, {FT_OP_CONV_DX, FT_OP_AVG_POOL_DX},
+      {FT_OP_AFFINE_DX, FT_OP_FROZEN_NORMALIZE_DX}, {FT_OP_ZERO, FT_OP_NORM_SCALE},
+      {FT_OP_LINEAR_UPDATE, FT_OP_GRADIENT_UPDATE}, {FT_OP_LINEAR_NORM, FT_OP_GRADIENT_NORM},
+      {FT_OP_LINEAR_GRADIENT, FT_OP_AFFINE_GRADIENT}};
+  const uint32_t range = below(sizeof ranges / sizeof *ranges);
+  const uint32_t codes = ranges[range].last - ranges[range].first + 1u;
+  s->ops[below(s->n_ops)].code = (uint8_t)(ranges[range].first + below(codes));
+}
+
+/* Of an op that has some. */
+static void change_attribute(subject *s) {
+  for (int tries = 0; tries < 8; tries++) {
+    ft_op *op = &s->ops[below(s->n_ops)];
+    uint16_t *at = &op->attr[1 + below(9)];
+    if (op->attr[1] | op->attr[3]) {
+      *at = (uint16_t)(below(4) ? below(6) : odd_value(*at));
+      return;
+    }
+  }
+}
+
+/* A window of an image, and the tensor that it makes. */
+static void change_window(subject *s) {
+  change_attribute(s);
+  change_extent(s);
 }
 
 static void copy_op(subject *s) { s->ops[below(s->n_ops)] = s->ops[below(s->n_ops)]; }
@@ -152,7 +174,7 @@ static void change_group(subject *s) {
   ft_param *p = &s->params[below(s->n_params)];
   p->group = (uint8_t)below(32);
   for (uint32_t i = 0; i < s->n_ops; i++)
-    if (s->ops[i].code == FT_OP_LINEAR_UPDATE || s->ops[i].code == FT_OP_BIAS_UPDATE)
+    if (s->ops[i].code >= FT_OP_LINEAR_UPDATE && s->ops[i].code <= FT_OP_GRADIENT_UPDATE)
       if (&s->params[s->ops[i].attr[0] % s->n_params] == p) s->ops[i].group = p->group;
 }
 
@@ -183,8 +205,8 @@ static void resize(subject *s) {
 static void mutate(subject *s) {
   static void (*const mutations[])(subject *) = {
       change_byte, change_word, change_half, change_harmless, move_tensor, change_extent,
-      copy_tensor, change_operand, change_code, copy_op, swap_ops, change_param, change_group,
-      resize};
+      copy_tensor, change_operand, change_code, change_attribute, change_window, copy_op, swap_ops,
+      change_param, change_group, resize};
   const uint32_t n = sizeof mutations / sizeof *mutations;
   for (uint32_t k = 1 + below(2) * below(8); k > 0; k--) mutations[below(n)](s);
 }

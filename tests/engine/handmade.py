@@ -1,7 +1,8 @@
 """A second writer of the image format, by hand and from the C header alone.
 
-It makes images of multilayer perceptrons without the compiler: every tensor has its own place in
-the arena, unless `in_place` lets activations and gradients take the place of their operand.
+It makes images without the compiler. Of multilayer perceptrons: every tensor has its own place in
+the arena, unless `in_place` lets activations and gradients take the place of their operand. And of
+one small net with convolutions.
 """
 
 from __future__ import annotations
@@ -15,9 +16,13 @@ from itertools import pairwise
 ARENA, PARAMS, INPUT, LABELS = 0, 1, 2, 3
 NONE, ALWAYS = 0xFFFF, 0xFF
 MOMENTUM, CLIP, PROX, CORRECTION = 1, 2, 4, 8
-LINEAR, BIAS, RELU, TANH, SIGMOID, ADD, MSE, CROSS_ENTROPY = 1, 2, 3, 4, 5, 6, 16, 17
-LINEAR_DX, RELU_DX, TANH_DX, SIGMOID_DX, LINEAR_UPDATE, BIAS_UPDATE = 32, 33, 34, 35, 64, 65
-NORM_ZERO, LINEAR_NORM, BIAS_NORM, NORM_SCALE = 80, 81, 82, 83
+LINEAR, BIAS, RELU, TANH, SIGMOID, ADD, MSE, CROSS_ENTROPY = 1, 2, 3, 4, 5, 6, 64, 65
+LINEAR_DX, RELU_DX, TANH_DX, SIGMOID_DX, LINEAR_UPDATE, BIAS_UPDATE = 80, 81, 82, 83, 128, 129
+ZERO, LINEAR_NORM, BIAS_NORM, NORM_SCALE = 120, 160, 161, 121
+CONV, CONV_POOL, MAX_POOL, AVG_POOL, AFFINE, GROUP_NORMALIZE = 16, 17, 18, 19, 24, 26
+MASK_DX, CONV_DX, MAX_POOL_DX, AVG_POOL_DX, AFFINE_DX, GROUP_NORMALIZE_DX = 88, 96, 97, 98, 104, 106
+CONV_UPDATE, CONV_POOL_UPDATE, AFFINE_UPDATE, GRADIENT_UPDATE = 130, 131, 132, 133
+NORM_ABOVE, GRADIENT_ABOVE = 32, 64  # how far above its update's the code of each stands
 ACTIVATIONS = {"relu": (RELU, RELU_DX), "tanh": (TANH, TANH_DX), "sigmoid": (SIGMOID, SIGMOID_DX)}
 HEADER_BYTES, TENSOR_BYTES, PARAM_BYTES, OP_BYTES = 128, 24, 24, 40
 
@@ -60,10 +65,18 @@ class Image:
         self.params.append(record)
         return tensor
 
-    def op(self, code: int, *tensors: int, group: int = ALWAYS, param: int = 0) -> None:
-        """An op over tensors; `param` is the record that an update writes."""
-        operands = (*tensors, *[NONE] * 8)[:8]
-        self.ops.append(struct.pack("<4B18H", code, group, 0, 0, *operands, param, *[0] * 9))
+    def op(
+        self,
+        code: int,
+        *tensors: int,
+        group: int = ALWAYS,
+        param: int = 0,
+        words: Sequence[int] = (),
+    ) -> None:
+        """An op over tensors; `param` is the record that an update writes; `words` are the other
+        attributes."""
+        operands, attributes = (*tensors, *[NONE] * 8)[:8], (param, *words, *[0] * 9)[:10]
+        self.ops.append(struct.pack("<4B18H", code, group, 0, 0, *operands, *attributes))
 
     def bytes(self, forward: int, ends: Sequence[int]) -> bytes:
         """The image; `ends` are the input, the label, the output and the loss."""
@@ -78,7 +91,7 @@ class Image:
             "<32s5I10H5I20x", bytes(32), *figures, *counts, self.features, *ends, *starts[:4], 2
         )
         body = tail + b"".join(tables) + b"{}"
-        head = struct.pack("<4s2H2I", b"FTI1", 1, 128, 16 + len(body), zlib.crc32(body))
+        head = struct.pack("<4s2H2I", b"FTI1", 2, 128, 16 + len(body), zlib.crc32(body))
         return head + body
 
 
@@ -128,10 +141,96 @@ def mlp(
 
 def _clip(image: Image, updates: Sequence[tuple[int, int, int, int, int]]) -> int:
     norm = image.tensor(ARENA, 1)
-    image.op(NORM_ZERO, norm)
+    image.op(ZERO, norm)
     for k, _, source, gradient, _ in updates:
         code = BIAS_NORM if source == NONE else LINEAR_NORM
         image.op(code, source, gradient, norm, group=k)
     scale = image.tensor(ARENA, 1, over=norm)
     image.op(NORM_SCALE, norm, scale)
     return scale
+
+
+# ---- a net with convolutions -------------------------------------------------------------------
+
+POOLED = (1, 1, 1, 1, 1, 1, 1, 2, 2)  # stride 1 x 1, padding 1 all around, one group, pool 2 x 2
+DEPTHWISE = (1, 1, 0, 0, 0, 0, 4, 0, 0)  # four groups, no padding
+MEAN = (1, 1, 0, 0, 0, 0, 0, 2, 1)  # a window of 2 x 1
+TWO_GROUPS = (2, *struct.unpack("<2H", struct.pack("<f", 1e-5)))
+
+
+Update = tuple[int, tuple[int, ...], int, tuple[int, ...]]
+"""Code, x and dy, the parameter, its window."""
+
+
+def conv_net(features: int = 0, batch: int = 2, buffered: bool = False) -> bytes:
+    """6 x 5 pictures of two colours: a pooled convolution, a group norm, an affine map, ReLU with a
+    mask, a depthwise convolution, a mean, three classes. With CLIP in the features it is clipped;
+    `buffered` gradients are summed in a buffer first."""
+    net = Image(batch, features)
+    x, label = net.tensor(INPUT, batch, 6, 5, 2), net.tensor(LABELS, batch, dtype=1)
+    w1, b1, g, b = net.param(3, 3, 2, 4), net.param(4), net.param(4), net.param(4)
+    w2, w3, b3 = net.param(2, 2, 1, 4), net.param(4, 3), net.param(3)
+    pooled, normal, y, kept = (net.tensor(ARENA, batch, 3, 2, 4) for _ in range(4))
+    codes, mask = net.tensor(ARENA, batch, 2, dtype=1), net.tensor(ARENA, batch, 1, dtype=1)
+    rstd, deep = net.tensor(ARENA, batch, 2), net.tensor(ARENA, batch, 2, 1, 4)
+    mean, logits = net.tensor(ARENA, batch, 1, 1, 4), net.tensor(ARENA, batch, 3)
+    net.op(CONV_POOL, x, w1, b1, pooled, codes, words=POOLED)
+    net.op(GROUP_NORMALIZE, pooled, normal, rstd, words=TWO_GROUPS)
+    net.op(AFFINE, normal, g, b, y)
+    net.op(RELU, y, kept, mask)
+    net.op(CONV, kept, w2, NONE, deep, words=DEPTHWISE)
+    net.op(AVG_POOL, deep, mean, words=MEAN)
+    net.op(LINEAR, mean, w3, b3, logits)
+    forward = len(net.ops)
+    d_logits, total = net.tensor(ARENA, batch, 3), net.tensor(ARENA, 1)
+    d_mean, d_deep = net.tensor(ARENA, batch, 1, 1, 4), net.tensor(ARENA, batch, 2, 1, 4)
+    d_kept, d_y, d_normal, d_pooled = (net.tensor(ARENA, batch, 3, 2, 4) for _ in range(4))
+    net.op(CROSS_ENTROPY, logits, label, d_logits, total)
+    net.op(LINEAR_DX, d_logits, w3, d_mean)
+    net.op(AVG_POOL_DX, d_mean, d_deep, words=MEAN)
+    net.op(CONV_DX, d_deep, w2, d_kept, words=DEPTHWISE)
+    net.op(MASK_DX, d_kept, mask, d_y)
+    net.op(AFFINE_DX, d_y, g, d_normal)
+    net.op(GROUP_NORMALIZE_DX, d_normal, normal, rstd, d_pooled, words=TWO_GROUPS)
+    updates: list[Update] = [
+        (CONV_POOL_UPDATE, (x, d_pooled), w1, POOLED),
+        (BIAS_UPDATE, (NONE, d_pooled), b1, ()),
+        (AFFINE_UPDATE, (normal, d_y), g, ()),
+        (BIAS_UPDATE, (NONE, d_y), b, ()),
+        (CONV_UPDATE, (kept, d_deep), w2, DEPTHWISE),
+        (LINEAR_UPDATE, (mean, d_logits), w3, ()),
+        (BIAS_UPDATE, (NONE, d_logits), b3, ()),
+    ]
+    if buffered:
+        _update_by_buffers(net, updates, codes)
+    else:
+        _update(net, updates, codes)
+    return net.bytes(forward, (x, label, logits, total))
+
+
+def _codes(code: int, codes: int) -> int:
+    return codes if code == CONV_POOL_UPDATE else NONE
+
+
+def _update(net: Image, updates: Sequence[Update], codes: int) -> None:
+    scale = NONE
+    if net.features & CLIP:
+        norm, scale = net.tensor(ARENA, 1), net.tensor(ARENA, 1)
+        net.op(ZERO, norm)
+        for code, operands, w, words in updates:
+            shape = w if words else NONE  # of a convolution
+            net.op(code + NORM_ABOVE, *operands, norm, shape, _codes(code, codes),
+                   group=0, words=words)  # fmt: skip
+        net.op(NORM_SCALE, norm, scale)
+    for record, (code, operands, w, words) in enumerate(updates):
+        net.op(code, *operands, w, scale, _codes(code, codes), group=0, param=record, words=words)
+
+
+def _update_by_buffers(net: Image, updates: Sequence[Update], codes: int) -> None:
+    for record, (code, operands, w, words) in enumerate(updates):
+        ndim, *dims = struct.unpack("<2xB5x4I", net.tensors[w])
+        buffer = net.tensor(ARENA, *dims[:ndim])
+        net.op(ZERO, buffer)
+        net.op(code + GRADIENT_ABOVE, *operands, buffer, NONE, _codes(code, codes),
+               group=0, words=words)  # fmt: skip
+        net.op(GRADIENT_UPDATE, NONE, buffer, w, group=0, param=record)

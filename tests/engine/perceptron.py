@@ -63,6 +63,7 @@ class Perceptron:
                 at += size
         return views
 
+    @np.errstate(over="ignore", invalid="ignore")
     def forward(self, x: Array) -> list[Array]:
         """The input and the output of every layer."""
         outputs = [x]
@@ -114,6 +115,7 @@ class Perceptron:
                 dy = self._slope(dx, x)
         return found
 
+    @np.errstate(over="ignore", invalid="ignore")
     def step(self, x: Array, y: Any, rule: Rule, groups: int = ~0) -> float:
         """One step; layer k trains if bit k of `groups` is set."""
         lr, momentum, decay, clip, prox = (np.float32(v) for v in rule)

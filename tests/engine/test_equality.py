@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedtiny.engine.builder import Net
+from fedtiny.engine import native
+from fedtiny.engine.builder import Net, Value
 from fedtiny.engine.compile import compile
 from fedtiny.engine.native import NativeExecutor
-from fedtiny.engine.program import Hyper, Program
+from fedtiny.engine.program import Executor, Hyper, Program
 from fedtiny.engine.reference import ReferenceExecutor
 from fedtiny.engine.zoo import mlp
 from fedtiny.errors import DataError, ImageError
 from fedtiny.values import Sgd
-from tests.engine.nets import nets, samples, trained
+from tests.engine.nets import image_nets, nets, samples, trained
 
 LOSSES = st.sampled_from(["mse", "cross_entropy"])
 RULES = st.builds(
@@ -69,6 +74,95 @@ def test_everything_but_training_gives_the_same_bits(
     ):
         for name in ("count", "sum", "sum_squares", "min", "max"):
             assert getattr(found, name) == getattr(expected, name)
+
+
+# ---- nets over images, in every build -----------------------------------------------------------
+
+IMAGE_LOSSES = st.sampled_from(["mse", "cross_entropy", "soft_cross_entropy", "weighted"])
+
+
+@contextmanager
+def loaded(runtime: Path) -> Iterator[None]:
+    """Executors made inside run on this library."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEDTINY_RUNTIME", str(runtime))
+        native.library.cache_clear()
+        yield
+    native.library.cache_clear()
+
+
+def compiled(net: Net, loss: str, batch: int, rule: Sgd) -> Program:
+    """With "weighted", the cross-entropy weighs class k by k + 0.5."""
+    weights = None
+    if loss == "weighted":
+        graph = net.graph(1)
+        classes = graph.tensors[graph.output].shape[-1]
+        loss, weights = "cross_entropy", [k + 0.5 for k in range(classes)]
+    return compile(net, loss=loss, ram="16MiB", flash="16MiB", batch=batch, sgd=rule,
+                   class_weights=weights)  # fmt: skip
+
+
+def everything(executor: Executor, program: Program, hyper: Hyper, valid: int) -> list[bytes]:
+    """What three steps leave, and what can be asked for afterwards, with the bits of its floats."""
+    losses, vector = trained(executor, program, [hyper] * 3)
+    x, y = samples(program, 3)
+    moments = [(m.count, m.sum, m.sum_squares, m.min, m.max) for m in executor.calibrate(x, valid)]
+    asked = [*executor.evaluate(x, y, valid), *(value for row in moments for value in row)]
+    prediction = np.asarray(executor.predict(x), np.float32)
+    return [np.array(losses).tobytes(), vector.tobytes(), np.array(asked).tobytes(),
+            prediction.tobytes()]  # fmt: skip
+
+
+@settings(max_examples=150)
+@given(image_nets(), IMAGE_LOSSES, st.integers(2, 4), RULES, st.integers(1, 2))
+def test_nets_over_images_give_the_same_bits_in_every_build(
+    runtimes: dict[str, Path], net: Net, loss: str, batch: int, rule: Sgd, valid: int
+) -> None:
+    program = compiled(net, loss, batch, rule)
+    hyper = Hyper(0.05, rule.momentum, rule.weight_decay, rule.clip, rule.prox)
+    expected = everything(ReferenceExecutor(program.image), program, hyper, valid)
+    for name, runtime in runtimes.items():
+        with loaded(runtime):
+            found = everything(NativeExecutor(program.image), program, hyper, valid)
+        assert found == expected, name
+
+
+def pooled(net: Net, x: Value) -> Value:
+    return net.max_pool(net.conv(x, 5, 3, padding=1), 2)
+
+
+def normalised(net: Net, x: Value) -> Value:
+    return net.avg_pool(net.group_norm(net.conv(x, 6, 2), 3), 2)
+
+
+def activated(net: Net, x: Value) -> Value:
+    return net.softmax(net.hardswish(net.leaky_relu(net.relu6(net.batch_norm(x)))))
+
+
+@pytest.mark.parametrize("layers", [pooled, normalised, activated])
+@pytest.mark.parametrize("extreme", [np.inf, -np.inf, np.nan, 3e38, -3e38, 1e-45, -0.0])
+def test_an_extreme_pixel_gives_the_same_bits_in_every_build(
+    runtimes: dict[str, Path], layers: Callable[[Net, Value], Value], extreme: float
+) -> None:
+    net = Net((4, 4, 2))
+    net.linear(layers(net, net.input), 3)
+    program = compiled(net, "cross_entropy", 2, Sgd())
+    x, y = samples(program)
+    x[0, 1, 2, 1] = extreme
+    vectors = []
+    executors: list[Executor] = [ReferenceExecutor(program.image)]
+    for runtime in runtimes.values():
+        with loaded(runtime):
+            executors.append(NativeExecutor(program.image))
+    for executor in executors:
+        executor.load(program.initial(2))
+        executor.step(x, y, Hyper(0.1))
+        vectors.append(np.frombuffer(executor.store(), np.float32))
+    for vector in vectors[1:]:
+        np.testing.assert_array_equal(vector, vectors[0])  # NaN equals NaN here
+
+
+# ---- what else may be asked --------------------------------------------------------------------
 
 
 def test_a_gradient_and_a_correction_give_the_same_bits() -> None:

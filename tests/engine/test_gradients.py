@@ -59,6 +59,27 @@ def test_a_linear_net_has_the_closed_form_gradient() -> None:
     assert gradient(program, vector, x, y) == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("clip", [0.0, 1e-3])
+def test_a_layer_used_twice_gets_the_sum_of_both_gradients(clip: float) -> None:
+    gradients = []
+    for names in (("fc", "fc"), ("fc", "again")):
+        net = Net(3)
+        value = net.input
+        for name in names:
+            value = net.tanh(net.linear(value, 3, name=name))
+            net.start[f"{name}.weight"] = np.eye(3, dtype=np.float32)
+            net.start[f"{name}.bias"] = np.ones(3, np.float32)
+        program = compile(net, loss="mse", ram="64KiB", batch=2, sgd=Sgd(0.9, clip=clip))
+        executor = ReferenceExecutor(program.image, np.float64)
+        executor.load(program.initial(1))
+        executor.step(*samples(program), Hyper(0.0, clip=clip))
+        gradients.append(np.frombuffer(executor.store_gradient(), np.float64))
+    both = gradients[1].reshape(2, -1).sum(0)
+    if clip:
+        both *= clip / np.linalg.norm(both)
+    assert gradients[0] == pytest.approx(both, rel=1e-12)
+
+
 def plain_step(state: dict[str, Array], x: Array, y: Array, rule: Sgd, lr: float,
                base: dict[str, Array], velocity: dict[str, Array]) -> float:  # fmt: skip
     """Backpropagation of a 3-layer tanh net with MSE as a page of NumPy."""

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fedtiny.engine.autodiff import differentiate, with_loss
 from fedtiny.engine.builder import Net
-from fedtiny.engine.compile import compile
+from fedtiny.engine.compile import build, compile
 from fedtiny.engine.ir import ARENA, Graph
 from fedtiny.engine.memory import MemoryPlan, check_memory, lifetimes, plan_memory
 from fedtiny.engine.ops import TABLE
@@ -124,7 +124,7 @@ def test_a_tensor_between_floats_is_found() -> None:
 def test_poison_in_dead_bytes_changes_nothing(net: Net, loss: str, batch: int, clip: bool) -> None:
     sgd = Sgd(clip=0.1 if clip else 0.0)
     program = compile(net, loss=loss, ram="1MiB", batch=batch, sgd=sgd)
-    graph = training_graph(net, loss, batch, clip)
+    graph = build(net, loss=loss, batch=batch, sgd=sgd).graph
     hyper = Hyper(0.1, clip=sgd.clip)
     _, expected = trained(ReferenceExecutor(program.image), program, [hyper])
 

@@ -7,8 +7,7 @@ import hashlib
 import re
 import subprocess
 import warnings
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,8 @@ from tests.engine.handmade import CLIP, CORRECTION, MOMENTUM, PROX, mlp
 from tests.engine.perceptron import Perceptron
 
 EVERYTHING = MOMENTUM | CLIP | PROX | CORRECTION
+FEATURES = (0, CLIP, EVERYTHING)
+CONV_NET_FLOATS = 3 * 3 * 2 * 4 + 4 + 4 + 4 + 2 * 2 * 4 + 4 * 3 + 3
 MOVING = Hyper(0.05, momentum=0.9, weight_decay=0.01, clip=0.5, prox=0.1, correction=True)
 
 
@@ -54,13 +55,6 @@ def fresh_library() -> Iterator[None]:
 
 # ---- one arithmetic --------------------------------------------------------------------------
 
-BUILDS: Mapping[str, tuple[str, ...]] = {
-    "plain": ("-O0",),
-    "optimized": ("-O2",),
-    "small": ("-O2", "-DFT_SMALL"),
-    "small, no vectors": ("-Os", "-DFT_SMALL", "-fno-tree-vectorize"),
-    **{name: build.VARIANTS[name] for name in build.variants_here()},
-}
 NETS: list[tuple[list[int], str, str, int, int]] = [
     ([1, 32, 32, 1], "tanh", "mse", 1, 0),
     ([1, 32, 32, 1], "tanh", "mse", 10, 0),
@@ -75,30 +69,13 @@ NETS: list[tuple[list[int], str, str, int, int]] = [
 ]
 
 
-@pytest.fixture(scope="module")
-def runtimes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The runtime without its host part, once a build."""
-    folder = tmp_path_factory.mktemp("runtimes")
-    sources = [str(path) for path in build.sources() if path.parent == build.HERE]
-
-    def compiled(name: str) -> Path:
-        library = folder / f"{name}.so"
-        flags = [*build.FLAGS, *BUILDS[name], "-shared", "-o", str(library)]
-        subprocess.run([*build.compiler(), *flags, *sources, "-lm"], check=True)
-        return library
-
-    with ThreadPoolExecutor(2) as pool:
-        return dict(zip(BUILDS, pool.map(compiled, BUILDS), strict=True))
-
-
-def trained_digest(net: tuple[list[int], str, str, int, int], steps: int) -> str:
-    """SHA-256 of the parameters and the losses after some steps."""
-    widths, activation, loss, batch, features = net
-    executor = NativeExecutor(mlp(widths, activation, loss, batch, features))
+def trained_digest(image: bytes, features: int, vector: Any, batches: list[Any]) -> str:
+    """SHA-256 of the losses, a step a batch, and of all that can be asked for then."""
+    executor = NativeExecutor(image)
     state = hashlib.sha256()
-    executor.load(initial(widths))
+    executor.load(vector)
     if features & CORRECTION:
-        executor.load_correction(0.01 * initial(widths))
+        executor.load_correction(np.float32(0.01) * vector)
     hyper = Hyper(
         0.02,
         momentum=0.9 * bool(features & MOMENTUM),
@@ -107,13 +84,29 @@ def trained_digest(net: tuple[list[int], str, str, int, int], steps: int) -> str
         prox=0.1 * bool(features & PROX),
         correction=bool(features & CORRECTION),
     )
-    for step in range(steps):
-        x, y = samples(widths, loss, batch, step % 20)
+    for x, y in batches:
         state.update(np.float64(executor.step(x, y, hyper)).tobytes())
     state.update(executor.store())
-    state.update(np.float64(executor.evaluate(x, y, batch)[0]).tobytes())
+    state.update(np.float64(executor.evaluate(x, y, len(x))[0]).tobytes())
     state.update(executor.predict(x))
     return state.hexdigest()
+
+
+def perceptron_digest(net: tuple[list[int], str, str, int, int], steps: int) -> str:
+    widths, activation, loss, batch, features = net
+    batches = [samples(widths, loss, batch, step % 20) for step in range(steps)]
+    image = mlp(widths, activation, loss, batch, features)
+    return trained_digest(image, features, initial(widths), batches)
+
+
+def conv_digest(features: int, steps: int) -> str:
+    rng = np.random.default_rng(features)
+    vector = (0.5 * rng.normal(size=CONV_NET_FLOATS)).astype(np.float32)
+    batches = [
+        (rng.normal(size=(2, 6, 5, 2)).astype(np.float32), np.array([k % 3, 2], np.int32))
+        for k in range(steps)
+    ]
+    return trained_digest(handmade.conv_net(features), features, vector, batches)
 
 
 def test_every_build_gives_the_same_bits(
@@ -123,9 +116,10 @@ def test_every_build_gives_the_same_bits(
     for name, path in runtimes.items():
         monkeypatch.setenv("FEDTINY_RUNTIME", str(path))
         native.library.cache_clear()
-        digests[name] = [trained_digest(net, steps=200) for net in NETS]
+        digests[name] = [perceptron_digest(net, steps=200) for net in NETS]
+        digests[name] += [conv_digest(features, steps=50) for features in FEATURES]
     assert all(found == digests["plain"] for found in digests.values()), digests
-    assert len(set(digests["plain"])) == len(NETS)
+    assert len(set(digests["plain"])) == len(NETS) + len(FEATURES)
 
 
 @settings(max_examples=120)
@@ -156,6 +150,39 @@ def test_the_orders_are_those_of_the_header(
         assert found == judge.step(x, y, (0.1, momentum, decay, clip, prox))
     assert bytes(executor.store()) == judge.vector.tobytes()
     assert bytes(executor.predict(x)) == judge.forward(x)[-1].tobytes()
+
+
+def test_a_gradient_summed_in_a_buffer_gives_the_same_step() -> None:
+    """+0 + g is g, as no sum that starts at +0 is -0."""
+    x = np.linspace(-1, 1, 120, dtype=np.float32)
+    vectors = []
+    for buffered in (False, True):
+        executor = NativeExecutor(handmade.conv_net(buffered=buffered))
+        executor.load(np.linspace(-0.5, 0.5, CONV_NET_FLOATS, dtype=np.float32))
+        executor.step(x, np.array([0, 2], np.int32), Hyper(0.1))
+        vectors.append(bytes(executor.store()))
+    assert vectors[0] == vectors[1]
+
+
+def test_codes_that_name_no_tap_add_nothing() -> None:
+    """The op that makes the codes is cut off, so they are what the memory holds: all ones. Three
+    taps of a row need two bits, so 3 names none of them."""
+    net = handmade.Image(batch=1)
+    x, label = net.tensor(handmade.INPUT, 1, 3, 1), net.tensor(handmade.LABELS, 1, 3, 1)
+    y, d, dx = (net.tensor(handmade.ARENA, 1, n, 1) for n in (3, 3, 3))
+    codes, total = net.tensor(handmade.ARENA, 1, 1, dtype=1), net.tensor(handmade.ARENA, 1)
+    dy = net.tensor(handmade.ARENA, 1, 1, 1)
+    net.op(handmade.RELU, x, y)
+    net.op(handmade.MSE, y, label, d, total)
+    net.op(handmade.MAX_POOL_DX, dy, codes, dx, words=(1, 1, 0, 0, 0, 0, 0, 1, 3))
+    executor = NativeExecutor(net.bytes(1, (x, label, y, total)))
+    words = np.frombuffer(memoryview(executor._arena).cast("B"), np.uint32)
+    for code, expected in ((3, [0.0, 0.0, 0.0]), (2, [0.0, 0.0, 5.0])):
+        words[net.offsets[codes] // 4] = code
+        words.view(np.float32)[net.offsets[dy] // 4] = 5.0
+        executor.step(np.zeros(3, np.float32), np.zeros(3, np.float32), Hyper(0.1))
+        found = words.view(np.float32)[net.offsets[dx] // 4 :][:3]
+        assert found.tolist() == expected
 
 
 def test_a_product_of_minus_zero_leaves_minus_zero_as_it_is() -> None:

@@ -61,7 +61,7 @@ def test_each_kind_of_damage_has_its_message(program: Program) -> None:
     cases = {
         image[:50]: "at least 128 bytes; this one has 50",
         b"ELF!" + image[4:]: "not a Program image",
-        image[:4] + struct.pack("<H", 9) + image[6:]: "version 9, this runtime reads 1",
+        image[:4] + struct.pack("<H", 9) + image[6:]: "version 9, this runtime reads 2",
         image + b"\0": f"says {len(image)} bytes and has {len(image) + 1}",
         image[:-1] + b"!": "checksum",
     }

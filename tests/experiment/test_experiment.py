@@ -246,11 +246,6 @@ def test_a_net_of_ones_own_stands_beside_the_experiment(tmp_path: Path) -> None:
         ("sine_mpl", {}, r"fedtiny\.engine\.zoo has no 'sine_mpl'; .*'sine_mlp'"),
         ("no_such_module:f", {}, r"no_such_module.*beside the experiment or be installed"),
         ("math:no_such", {}, r"math has no 'no_such'"),
-        (
-            "fractions:Fraction",
-            {},
-            r"'fractions:Fraction' gives a Fraction; it must give a fedtiny builder net",
-        ),
         ("mlp", {}, r"missing a required argument: 'widths'"),
         ("mlp", {"width": [1]}, r"takes no 'width'; did you mean 'widths'"),
     ],
@@ -276,6 +271,8 @@ def test_the_task_is_built_from_its_section() -> None:
         ('"sine"', '"sinus"', r".*no task 'sinus'.*'sine'"),
         ("support =", "suport =", r".*'suport'; did you mean 'support'"),
         ("support = 32", "support = -32", r"support = -32.* not below 0"),
+        ("support = 32", "support = 3.5", r".*support = 3.5 is of type float; .* of type int"),
+        ("support = 32", "domain = 3", r".*domain = 3 is of type int; .*tuple\[float, float\]"),
         ('"sine"', '"no_module:task"', r".*'no_module:task' cannot be imported"),
     ],
 )
@@ -287,9 +284,10 @@ def test_a_task_that_cannot_be_built_is_named_with_its_line(
         Experiment.parse(text, "a.toml").build_task()
 
 
-def test_an_argument_that_a_task_chokes_on_is_blamed_on_its_section() -> None:
-    with pytest.raises(ExperimentError, match=rf"a\.toml, line {line_with('[data]', TEXT)}: "):
-        Experiment.parse(TEXT.replace("support = 32", "domain = 3"), "a.toml").build_task()
+def test_an_error_that_names_no_key_is_blamed_on_its_section() -> None:
+    text = TEXT.replace('"sine"', '"few-shot-digits"').replace("support = 32", "shots = 1000")
+    with pytest.raises(DataError, match=rf"a\.toml, line {line_with('[data]', text)}: 1000 shots"):
+        Experiment.parse(text, "a.toml").build_task()
 
 
 def test_too_few_samples_stay_an_error_of_the_data() -> None:

@@ -31,6 +31,8 @@
 #define FT_W(name) ft_##name##8
 #define FT_W_FIRST(name) ft_##name##8_first
 typedef v8 vw;
+typedef v8i vwi;
+typedef v8u vwu;
 
 #else
 
@@ -207,6 +209,12 @@ FT_INLINE void ft_put(float *to, vw x, int partial, uint32_t lanes) {
     FT_W_FIRST(store)(to, x, lanes);
   else
     FT_W(store)(to, x);
+}
+
+/* Where the next block of `size` starts: the last one ends at the end, and so may compute again
+ * what the one before it has computed. */
+FT_INLINE uint32_t ft_block_start(uint32_t at, uint32_t size, uint32_t end) {
+  return at + size <= end ? at : end - size;
 }
 
 #endif

@@ -61,12 +61,6 @@ FORWARD(forward_1, forward_band(1, 0, x, w, b, y, rows, in, out, lanes))
 FORWARD(forward_last, forward_band(1, 1, x, w, b, y, rows, in, out, lanes))
 #undef FORWARD
 
-/* Where the next block of `size` starts: the last one ends at the end, and so may compute again
- * what the one before it has computed. */
-FT_INLINE uint32_t block_start(uint32_t at, uint32_t size, uint32_t end) {
-  return at + size <= end ? at : end - size;
-}
-
 static void forward_matrix(const float *x, const float *w, const float *b, float *y, uint32_t rows,
                            uint32_t in, uint32_t out) {
   uint32_t o = 0;
@@ -79,7 +73,7 @@ static void forward_matrix(const float *x, const float *w, const float *b, float
   if (rows == 1)
     for (; o + 4 * FT_WIDTH <= out; o += 4 * FT_WIDTH) BAND(forward_1x4, o, FT_WIDTH);
   for (; o + 2 * FT_WIDTH <= out; o += 2 * FT_WIDTH) BAND(forward_2, o, FT_WIDTH);
-  for (; o < out; o += FT_WIDTH) BAND(forward_1, block_start(o, FT_WIDTH, out), FT_WIDTH);
+  for (; o < out; o += FT_WIDTH) BAND(forward_1, ft_block_start(o, FT_WIDTH, out), FT_WIDTH);
 #undef BAND
 }
 
@@ -153,7 +147,7 @@ FT_BAND void back_one_row(const float *dy, const float *w, float *dx, uint32_t i
     return;
   }
   for (uint32_t i = 0; i < in; i += FT_WIDTH) {
-    const uint32_t start = block_start(i, FT_WIDTH, in);
+    const uint32_t start = ft_block_start(i, FT_WIDTH, in);
     FT_W(store)(dx + start, back_block(1, dy, w + (size_t)start * out, out));
   }
 }
@@ -161,7 +155,7 @@ FT_BAND void back_one_row(const float *dy, const float *w, float *dx, uint32_t i
 FT_BAND void back_two_rows(const float *dy, const float *w, float *dx, uint32_t in, uint32_t out) {
   const uint32_t half = FT_WIDTH / 2;
   for (uint32_t i = 0; i < in; i += half) {
-    const uint32_t start = block_start(i, half, in);
+    const uint32_t start = ft_block_start(i, half, in);
     ft_store_halves(dx + start, dx + in + start, back_block(2, dy, w + (size_t)start * out, out));
   }
 }

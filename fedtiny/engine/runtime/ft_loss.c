@@ -59,6 +59,34 @@ float ft_sum_exponentials_f32(const float *z, float m, float *q, uint32_t classe
   return ft_tree(sum);
 }
 
+float ft_sum_f32(const float *x, uint32_t count) {
+  ft_lanes sum = ft_no_lanes();
+  uint32_t i = 0;
+  for (; i + 8 <= count; i += 8) sum = ft_sum(sum, ft_lanes_at(x + i));
+  if (i < count) sum = ft_sum(sum, ft_lanes_first(x + i, count - i));
+  return ft_tree(sum);
+}
+
+/* log_s - (z - m) of eight logits. */
+FT_INLINE ft_lanes surprises(ft_lanes z, float m, float log_s) {
+  FT_UNROLL for (int p = 0; p < FT_PARTS; p++) z.part[p] = log_s - (z.part[p] - m);
+  return z;
+}
+
+float ft_soft_terms_f32(const float *z, const float *label, float m, float log_s,
+                        uint32_t classes) {
+  ft_lanes sum = ft_no_lanes();
+  uint32_t c = 0;
+  for (; c + 8 <= classes; c += 8)
+    ft_add_products(&sum, ft_lanes_at(label + c), surprises(ft_lanes_at(z + c), m, log_s));
+  if (c < classes) {
+    const uint32_t rest = classes - c;
+    const ft_lanes terms = surprises(ft_lanes_first(z + c, rest), m, log_s);
+    ft_add_products(&sum, ft_lanes_first(label + c, rest), ft_keep_first(terms, rest));
+  }
+  return ft_tree(sum);
+}
+
 #endif
 
 /* ---- mean squared error -------------------------------------------------------------------- */
@@ -94,16 +122,49 @@ float ft_cross_entropy_row_f32(const float *logits, int32_t label, uint32_t clas
   return ft_log(ft_sum_exponentials_f32(logits, m, NULL, classes)) - (logits[label] - m);
 }
 
-float ft_cross_entropy_f32(const float *logits, const int32_t *labels, float *gradient,
-                           uint32_t rows, uint32_t classes) {
-  const float share = 1.0f / (float)rows;
+float ft_soft_cross_entropy_row_f32(const float *logits, const float *label, uint32_t classes) {
+  const float m = ft_largest_f32(logits, classes);
+  const float s = ft_sum_exponentials_f32(logits, m, NULL, classes);
+  return ft_soft_terms_f32(logits, label, m, ft_log(s), classes);
+}
+
+/* What all rows weigh together. */
+static float total_weight(const int32_t *labels, const float *weight, uint32_t rows) {
+  float total = 0.0f;
+  for (uint32_t r = 0; r < rows; r++) total += weight ? weight[labels[r]] : 1.0f;
+  return total;
+}
+
+float ft_cross_entropy_f32(const float *logits, const int32_t *labels, const float *weight,
+                           float *gradient, uint32_t rows, uint32_t classes) {
+  const float total = total_weight(labels, weight, rows);
   float sum = 0.0f;
   for (uint32_t r = 0; r < rows; r++, logits += classes, gradient += classes) {
-    const float m = ft_largest_f32(logits, classes), own = logits[labels[r]] - m;
+    const int32_t label = labels[r];
+    const float own_weight = weight ? weight[label] : 1.0f, share = own_weight / total;
+    const float m = ft_largest_f32(logits, classes), own = logits[label] - m;
     const float s = ft_sum_exponentials_f32(logits, m, gradient, classes), factor = share / s;
-    sum += ft_log(s) - own;
+    sum += own_weight * (ft_log(s) - own);
     for (uint32_t c = 0; c < classes; c++) gradient[c] = gradient[c] * factor;
-    gradient[labels[r]] -= share;
+    gradient[label] -= share;
+  }
+  return sum / total;
+}
+
+/* A row's loss needs its logits, in whose place its gradient may stand: so the exponentials are
+ * computed again for the gradient. */
+float ft_soft_cross_entropy_f32(const float *logits, const float *labels, float *gradient,
+                                uint32_t rows, uint32_t classes) {
+  const float share = 1.0f / (float)rows;
+  float sum = 0.0f;
+  for (uint32_t r = 0; r < rows; r++) {
+    sum += ft_soft_cross_entropy_row_f32(logits, labels, classes);
+    const float m = ft_largest_f32(logits, classes);
+    const float s = ft_sum_exponentials_f32(logits, m, gradient, classes);
+    const float factor = ft_sum_f32(labels, classes) / s;
+    for (uint32_t c = 0; c < classes; c++)
+      gradient[c] = (gradient[c] * factor - labels[c]) * share;
+    logits += classes, labels += classes, gradient += classes;
   }
   return sum / (float)rows;
 }

@@ -18,8 +18,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define FT_ABI 2           /* changes with every struct and function of the runtime's headers */
-#define FT_IMAGE_VERSION 1
+#define FT_ABI 3           /* changes with every struct and function of the runtime's headers */
+#define FT_IMAGE_VERSION 2
 #define FT_HEADER_BYTES 128
 #define FT_NONE 0xFFFFu   /* an absent tensor in an op */
 #define FT_ALWAYS 0xFFu    /* the group of an op that every phase runs */
@@ -83,7 +83,7 @@ enum { FT_ARENA = 0, FT_PARAMS = 1, FT_INPUT = 2, FT_LABELS = 3 };
 typedef struct {           /* 24 bytes */
   uint8_t dtype, region, ndim, reserved;
   uint32_t offset;         /* bytes in its region, a multiple of 4 */
-  uint32_t dims[4];        /* unused ones are 1; dims[0] is the batch except for parameters */
+  uint32_t dims[4];        /* unused ones are 1; dims[0] of the input and the labels is the batch */
 } ft_tensor;
 
 /* The records ascend without overlap in vector_at, in their tensors' offsets and, of the trained
@@ -105,51 +105,145 @@ typedef struct {           /* 40 bytes */
 } ft_op;
 
 /* The ops. Tensors are row-major; B is the batch; an axis in [brackets] is the innermost.
- * "+=" below is: product rounded to float, then added. r = row, i = in, o = out.
+ * "+=" below is: product rounded to float, then added. r = row, i = in, o = out, c = channel.
+ * An operand "may alias" another: it may stand in exactly its place.
  *
- * Forward and loss (t0, t1 ... as listed; out-of-place unless "may alias" is said):
+ * Images are [B,H,W,C]; [B,L,C] is an image of height 1, [B,C] one of a single pixel. A weight of
+ * a convolution is [kh,kw,I,O], or [k,I,O] for height 1. Its window stands in attr[1..9]: stride_h,
+ * stride_w, pad_top, pad_left, pad_bottom, pad_right, groups (0 where the op does not convolve),
+ * kernel_h, kernel_w (of the pooling; 0 where the op does not pool). Output extents are (H + pad_top + pad_bottom - kernel) / stride + 1,
+ * rounded down. p = (b, oy, ox) is a position of the output, q = (b, oy * stride_h - pad_top + ky,
+ * ox * stride_w - pad_left + kx) the one that tap (ky, kx) of its window reads; taps outside the
+ * image are left out. Pads are smaller than the kernel.
+ * Other attributes: attr[1] = number (groups, first channel), attr[2], attr[3] = a float's low and
+ * high half (eps, slope).
+ *
+ * Masks and codes are FT_I32 tensors [B, words]: sample by sample, element j of the sample's row.
+ * A mask has one bit an element: bit j mod 32 of word j div 32. The codes of a pooling say which tap
+ * of the window (ky * kernel_w + kx) is the largest: 2 bits each for windows of up to 4 taps, 4 bits
+ * up to 16, 8 bits up to 256; the first element stands in the lowest bits. Unused bits are 0. A code
+ * that names no tap inside the image (none that a forward op wrote) adds nothing to any sum.
+ *
+ * Forward (t0, t1 ... as listed):
  *  LINEAR   t0 x[B,I] t1 W[I,O] t2 b[O] or none, t3 y[B,O].
  *           O > 1: y[r,o] starts at b[o] (or +0), += x[r,i] * W[i,o] sequentially over i.
  *           O == 1: y[r] = lanes8 over i of x[r,i] * W[i], then + b[0] if there is a b.
  *  BIAS     t0 x[...,C] t1 b[C] t2 y; y = x + b. y may alias x.
- *  RELU     t0 x t1 y; y = x > 0 ? x : (x != x ? x : +0): NaN passes. y may alias x.
- *  TANH, SIGMOID  t0 x t1 y; element-wise, ft_math.h. y may alias x. sigmoid(x) = 1 / (1 + exp(-x)).
+ *  RELU     t0 x t1 y t2 mask or none; y = x <= 0 ? +0 : x (NaN passes); bit = y > 0.
+ *  RELU6    t0 x t1 y t2 mask or none; y = x <= 0 ? +0 : (x >= 6 ? 6 : x); bit = y > 0 and y < 6.
+ *  LEAKY_RELU  t0 x t1 y t2 mask or none; slope > 0; y = x > 0 ? x : slope * x; bit = y > 0.
+ *  TANH, SIGMOID  t0 x t1 y; element-wise, ft_math.h. sigmoid(x) = 1 / (1 + exp(-x)).
+ *  HARDSWISH  t0 x t1 y; u = x + 3; c = u <= 0 ? +0 : (u >= 6 ? 6 : u); y = (x * c) / 6.
+ *           y may alias x in all of these.
  *  ADD      t0 a t1 b t2 y; y = a + b. y may alias a or b (also both).
- *  MSE      t0 prediction[B,O] t1 target[B,O] t2 gradient[B,O] (may alias t0) t3 loss[1]:
- *           e = p - y; row loss = (lanes8 over o of e * e) / (float)O; loss = (sequential sum of
- *           the rows, from +0) / (float)B; gradient = (2 / (float)(B * O)) * e.
- *  CROSS_ENTROPY  t0 logits[B,C] t1 label i32[B] t2 gradient[B,C] (may alias t0) t3 loss[1]:
+ *  SOFTMAX  t0 z[...,C] t1 y (may alias z); m, q and s as in CROSS_ENTROPY; y = q / s.
+ *  CONCAT   t0 a[...,C1] t1 b[...,C2] t2 y[...,C1+C2]: the channels of a, then those of b.
+ *  RESHAPE  t0 x t1 y (may alias x): the same elements in another shape.
+ *  CONV     t0 x[B,H,W,I] t1 W[kh,kw,I/groups,O] t2 b[O] or none, t3 y[B,OH,OW,O]: y[p,o] starts
+ *           at b[o] (or +0), += x[q,i] * W[ky,kx,i,o] sequentially over ky, kx, i of o's group.
+ *  MAX_POOL t0 x[B,H,W,C] t1 y[B,OH,OW,C] t2 codes: m starts at the window's first tap inside, then
+ *           taps ascending: m = (z > m or z != z) ? z : m; the code is that of the tap taken last.
+ *  AVG_POOL t0 x t1 y: y = (sequential sum of the taps inside, from +0) / (float)(kh * kw).
+ *  CONV_POOL  t0 x t1 W t2 b or none, t3 y[B,PH,PW,O] t4 codes: CONV, then MAX_POOL of its output
+ *           with stride = kernel and no padding; the output of the CONV is never stored.
+ *  AFFINE   t0 x[...,C] t1 g[C] t2 b[C] t3 y (may alias x); y = x * g + b.
+ *  BATCH_NORMALIZE  t0 x[...,C] t1 y (may alias x) t2 rstd[C]; eps. Over the N rows of x, channel by
+ *           channel: mean = (sequential sum, from +0) / (float)N; e = x - mean; var = (sequential
+ *           sum of e * e) / (float)N; rstd = 1 / sqrt(var + eps); y = e * rstd.
+ *  GROUP_NORMALIZE  t0 x[B,...,C] t1 y (may alias x) t2 rstd[B,G]; G = number, eps. The same over
+ *           each sample's elements of one group of C / G channels, n in all; a "sum" is: of each
+ *           channel sequentially over the rows of the sample, then lanes8 over the group's channels.
+ *  FROZEN_NORMALIZE  t0 x[...,C] t1 mean[C] t2 var[C] t3 y (may alias x); eps;
+ *           y = (x - mean) * (1 / sqrt(var + eps)).
+ * Losses (t0 = output, t1 = label, t2 gradient, which may alias t0, t3 loss[1]):
+ *  MSE      t0 prediction[B,O] t1 target[B,O]: e = p - y; row loss = (lanes8 over o of e * e) /
+ *           (float)O; loss = (sequential sum of the rows, from +0) / (float)B;
+ *           gradient = (2 / (float)(B * O)) * e.
+ *  CROSS_ENTROPY  t0 logits[B,C] t1 label i32[B]:
  *           m = max over c (ascending, m = z > m ? z : m); q[c] = exp(z[c] - m); s = lanes8 over c
  *           of q[c]; row loss = log(s) - (z[label] - m); loss as above;
  *           gradient = q[c] * ((1 / (float)B) / s), then gradient[label] -= 1 / (float)B.
+ *  SOFT_CROSS_ENTROPY  t1 label f32[B,C]: row loss = lanes8 over c of label[c] * (log(s) -
+ *           (z[c] - m)); S = lanes8 over c of label[c]; loss as above;
+ *           gradient = (q[c] * (S / s) - label[c]) * (1 / (float)B).
+ *  WEIGHTED_CROSS_ENTROPY  t1 label i32[B], t4 weight[C] (a parameter): w = weight[label]; W = sequential sum of
+ *           the rows' w, from +0; loss = (sequential sum of w * row loss, from +0) / W;
+ *           gradient = q[c] * ((w / W) / s), then gradient[label] -= w / W. Evaluation is unweighted.
  * Backward (d = gradient of the loss by that tensor):
  *  LINEAR_DX     t0 dy[B,O] t1 W[I,O] t2 dx[B,I]; dx[r,i] = lanes8 over o of W[i,o] * dy[r,o];
  *                O == 1: dx[r,i] = dy[r] * W[i].
- *  RELU_DX       t0 dy t1 y t2 dx; dx = y > 0 ? dy : +0. dx may alias dy.
- *  TANH_DX       t0 dy t1 y t2 dx; dx = dy * (1 - y * y). dx may alias dy.
- *  SIGMOID_DX    t0 dy t1 y t2 dx; dx = dy * (y * (1 - y)). dx may alias dy.
+ *  RELU_DX       t0 dy t1 y t2 dx; dx = y > 0 ? dy : +0.
+ *  RELU6_DX      t0 dy t1 y t2 dx; dx = (y > 0 and y < 6) ? dy : +0.
+ *  LEAKY_RELU_DX t0 dy t1 y t2 dx; dx = y > 0 ? dy : slope * dy.
+ *  MASK_DX       t0 dy t1 mask t2 dx; dx = bit ? dy : (slope == 0 ? +0 : slope * dy).
+ *  TANH_DX       t0 dy t1 y t2 dx; dx = dy * (1 - y * y).
+ *  SIGMOID_DX    t0 dy t1 y t2 dx; dx = dy * (y * (1 - y)).
+ *  HARDSWISH_DX  t0 dy t1 x t2 dx; dx = x <= -3 ? +0 : (x >= 3 ? dy : dy * (x / 3 + 0.5)).
+ *  SOFTMAX_DX    t0 dy t1 y t2 dx; d = lanes8 over c of dy * y; dx = y * (dy - d).
+ *                dx may alias dy in all of these.
+ *  SLICE         t0 dy[...,C] t1 dx[...,C1]; number = the first of the C1 channels copied.
+ *  CONV_DX       t0 dy t1 W t2 dx[B,H,W,I]: of dx[q,i], lane ((o - first o of i's group) mod 8) +=
+ *                W[ky,kx,i,o] * dy[p,o] over ky, kx ascending where a p reads q by that tap, then o of
+ *                the group; all lanes from +0; then tree8.
+ *  MAX_POOL_DX   t0 dy t1 codes t2 dx; dx from +0; per channel, over p: dx[q of the code] += dy[p].
+ *  AVG_POOL_DX   t0 dy t1 dx; dx[q] = (sequential sum over the p whose window holds q, from +0,
+ *                of dy[p]) / (float)(kh * kw).
+ *  AFFINE_DX     t0 dy t1 g[C] t2 dx (may alias dy); dx = dy * g.
+ *  BATCH_NORMALIZE_DX  t0 dy t1 y t2 rstd t3 dx (may alias dy): a = (sum of dy) / (float)N;
+ *                b = (sum of dy * y) / (float)N; dx = rstd * ((dy - a) - y * b); sums as forward.
+ *  GROUP_NORMALIZE_DX  the same with the sums and the n of GROUP_NORMALIZE.
+ *  FROZEN_NORMALIZE_DX  t0 dy t1 var[C] t2 dx (may alias dy); dx = dy * (1 / sqrt(var + eps)).
+ *  ZERO          t0 any; all elements +0.
  * Update in place. g is the gradient element; attr[0] = index into the parameter table;
  * t3 = scale[1] or none:
  *  LINEAR_UPDATE t0 x[B,I] t1 dy[B,O] t2 W[I,O]; g[i,o] from +0, += x[r,i] * dy[r,o] over r.
  *  BIAS_UPDATE   t0 none t1 dy[...,C] t2 b[C];   g[c] from +0, + dy[r,c] over r.
+ *  CONV_UPDATE   t0 x t1 dy t2 W; g[ky,kx,i,o] from +0, += x[q,i] * dy[p,o] over p ascending.
+ *  CONV_POOL_UPDATE  t0 x t1 dy[B,PH,PW,O] t2 W, t4 codes; g from +0, over the pooled positions
+ *                ascending, += x[q,i] * dy[pooled p,o], q as read from the position that the code of
+ *                (pooled p, o) names.
+ *  AFFINE_UPDATE t0 x[...,C] t1 dy[...,C] t2 g[C]; from +0, += x[r,c] * dy[r,c] over r.
+ *  GRADIENT_UPDATE  t0 none t1 g t2 w, of one shape: g itself.
  *    if t3: g = scale * g; if weight_decay != 0: g = g + weight_decay * w;
  *    if prox != 0: g = g + prox * (w - base); if FT_USE_CORRECTION: g = g + correction;
  *    if the Program has FT_MOMENTUM: v = momentum * v + g and g = v;   w = w - lr * g.
+ * Parameters that several ops use: their gradients are summed in a buffer before one GRADIENT_UPDATE:
+ *  LINEAR_GRADIENT, BIAS_GRADIENT, CONV_GRADIENT, CONV_POOL_GRADIENT, AFFINE_GRADIENT: operands as
+ *                of the update with a buffer of the parameter's shape for t2, no t3; buffer += g.
  * Clipping by the global norm without a gradient buffer (before the updates; while clip is 0 the
- * two norms are not computed, since the scale is 1):
- *  NORM_ZERO     t0 sum[1]; sum = +0.
- *  LINEAR_NORM   t0 x t1 dy t2 sum[1]; per parameter: lane (o mod 8) += g[i,o] * g[i,o], over i,
- *                then o, ascending, all lanes from +0; sum = sum + tree8(lanes).
- *  BIAS_NORM     t0 none t1 dy t2 sum[1]; the same over c.
+ * norms are not computed, since the scale is 1). sum[1] is set by ZERO; t0, t1, t4 as of the update:
+ *  LINEAR_NORM, BIAS_NORM, AFFINE_NORM, GRADIENT_NORM  ... t2 sum[1]; per parameter: lane (o mod 8)
+ *                += g * g, over the rows of the parameter, then its innermost axis o, ascending, all
+ *                lanes from +0; sum = sum + tree8(lanes).
+ *  CONV_NORM, CONV_POOL_NORM  ... t3 W (for its shape); the same, but over groups of eight o
+ *                ascending, then the rows (ky, kx, i) ascending.
  *  NORM_SCALE    t0 sum[1] t1 scale[1] (may alias t0); n = sqrt(sum);
  *                scale = (clip > 0 and n > clip) ? clip / n : 1.
  */
 enum {
+  /* forward: below 64 */
   FT_OP_LINEAR = 1, FT_OP_BIAS = 2, FT_OP_RELU = 3, FT_OP_TANH = 4, FT_OP_SIGMOID = 5, FT_OP_ADD = 6,
-  FT_OP_MSE = 16, FT_OP_CROSS_ENTROPY = 17,
-  FT_OP_LINEAR_DX = 32, FT_OP_RELU_DX = 33, FT_OP_TANH_DX = 34, FT_OP_SIGMOID_DX = 35,
-  FT_OP_LINEAR_UPDATE = 64, FT_OP_BIAS_UPDATE = 65,
-  FT_OP_NORM_ZERO = 80, FT_OP_LINEAR_NORM = 81, FT_OP_BIAS_NORM = 82, FT_OP_NORM_SCALE = 83
+  FT_OP_RELU6 = 7, FT_OP_LEAKY_RELU = 8, FT_OP_HARDSWISH = 9, FT_OP_SOFTMAX = 10, FT_OP_CONCAT = 11,
+  FT_OP_RESHAPE = 12, FT_OP_CONV = 16, FT_OP_CONV_POOL = 17, FT_OP_MAX_POOL = 18,
+  FT_OP_AVG_POOL = 19, FT_OP_AFFINE = 24, FT_OP_BATCH_NORMALIZE = 25, FT_OP_GROUP_NORMALIZE = 26,
+  FT_OP_FROZEN_NORMALIZE = 27,
+  /* losses: 64 to 79 */
+  FT_OP_MSE = 64, FT_OP_CROSS_ENTROPY = 65, FT_OP_SOFT_CROSS_ENTROPY = 66,
+  FT_OP_WEIGHTED_CROSS_ENTROPY = 67,
+  /* backward: 80 to 127 */
+  FT_OP_LINEAR_DX = 80, FT_OP_RELU_DX = 81, FT_OP_TANH_DX = 82, FT_OP_SIGMOID_DX = 83,
+  FT_OP_RELU6_DX = 84, FT_OP_LEAKY_RELU_DX = 85, FT_OP_HARDSWISH_DX = 86, FT_OP_SOFTMAX_DX = 87,
+  FT_OP_MASK_DX = 88, FT_OP_SLICE = 89, FT_OP_CONV_DX = 96, FT_OP_MAX_POOL_DX = 97,
+  FT_OP_AVG_POOL_DX = 98, FT_OP_AFFINE_DX = 104, FT_OP_BATCH_NORMALIZE_DX = 105,
+  FT_OP_GROUP_NORMALIZE_DX = 106, FT_OP_FROZEN_NORMALIZE_DX = 107, FT_OP_ZERO = 120,
+  FT_OP_NORM_SCALE = 121,
+  /* updates: 128 to 159; the norm of the same gradient is 32 above, its sum in a buffer 64 above */
+  FT_OP_LINEAR_UPDATE = 128, FT_OP_BIAS_UPDATE = 129, FT_OP_CONV_UPDATE = 130,
+  FT_OP_CONV_POOL_UPDATE = 131, FT_OP_AFFINE_UPDATE = 132, FT_OP_GRADIENT_UPDATE = 133,
+  FT_OP_LINEAR_NORM = 160, FT_OP_BIAS_NORM = 161, FT_OP_CONV_NORM = 162, FT_OP_CONV_POOL_NORM = 163,
+  FT_OP_AFFINE_NORM = 164, FT_OP_GRADIENT_NORM = 165,
+  FT_OP_LINEAR_GRADIENT = 192, FT_OP_BIAS_GRADIENT = 193, FT_OP_CONV_GRADIENT = 194,
+  FT_OP_CONV_POOL_GRADIENT = 195, FT_OP_AFFINE_GRADIENT = 196
 };
 
 /* ---- running ----------------------------------------------------------------------------- */
@@ -185,7 +279,8 @@ uint32_t ft_abi(void);
 /* Every byte of the image is checked here; what follows trusts a program that passed. The image
  * must be 4-byte aligned, stay in place and not change. Beside the rules above: exactly one loss op,
  * behind the forward ops, over the header's output, label and loss; a forward op's output has
- * `batch` rows; only updates and the two norms depend on a group; a step has at most 2^40
+ * `batch` rows; only updates, norms and gradients of parameters depend on a group; a convolution's
+ * output has at most FT_MAX_FLOATS even if a pooling spares its memory; a step has at most 2^40
  * multiply-adds. */
 ft_status ft_check(const void *image, size_t bytes, ft_program *program);
 
@@ -214,7 +309,8 @@ ft_status ft_step(const ft_program *program, const ft_memory *memory, const floa
 const float *ft_predict(const ft_program *program, const ft_memory *memory, const float *x);
 
 /* Forward on one batch of which the first `valid` samples count: adds loss (row loss as in the op),
- * count and correct answers (cross-entropy only: the first largest logit equals the label). */
+ * count and correct answers (not for MSE: the first largest logit is at the label, or at the first
+ * largest of soft labels). */
 ft_status ft_evaluate(const ft_program *program, const ft_memory *memory, const float *x,
                       const void *y, uint32_t valid, ft_score *score);
 

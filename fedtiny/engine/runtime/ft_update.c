@@ -3,36 +3,9 @@
  * No gradient is ever stored. A block sums it in registers over the batch, then applies the rule to
  * the weights in place. Everything exists twice: plain, w -= lr g, and general.
  */
-#include "ft_blocks.h"
+#include "ft_rule.h"
 
 #ifndef FT_SMALL
-
-/* What the rule makes of `vectors` vw of weights, from element `at` of the parameter on, whose
- * gradient is g. The rule is a copy of the caller's, so that no store of weights can be taken for a
- * change of it. */
-FT_INLINE void apply(const ft_rule rule, uint32_t vectors, int partial, int general, float *w,
-                     size_t at, vw *g, uint32_t lanes) {
-  vw weight[4];
-  FT_UNROLL for (uint32_t v = 0; v < vectors; v++)
-    weight[v] = ft_get(w + at + FT_WIDTH * v, partial, lanes);
-#define EACH(statement)                                                                            \
-  FT_UNROLL for (uint32_t v = 0; v < vectors; v++) {                                               \
-    const size_t k = at + FT_WIDTH * v;                                                            \
-    (void)k, statement;                                                                            \
-  }
-  if (general) {
-    if (rule.scale != 1.0f) EACH(g[v] = rule.scale * g[v])
-    if (rule.weight_decay != 0.0f) EACH(g[v] += rule.weight_decay * weight[v])
-    if (rule.base) EACH(g[v] += rule.prox * (weight[v] - ft_get(rule.base + k, partial, lanes)))
-    if (rule.correction) EACH(g[v] += ft_get(rule.correction + k, partial, lanes))
-    if (rule.velocity) {
-      EACH(g[v] = rule.momentum * ft_get(rule.velocity + k, partial, lanes) + g[v])
-      EACH(ft_put(rule.velocity + k, g[v], partial, lanes))
-    }
-  }
-  EACH(ft_put(w + k, weight[v] - rule.lr * g[v], partial, lanes))
-#undef EACH
-}
 
 /* ---- w[in, out] ---------------------------------------------------------------------------- */
 
@@ -53,7 +26,7 @@ FT_INLINE void update_block(uint32_t ins, uint32_t vectors, int partial, int gen
       FT_UNROLL for (uint32_t v = 0; v < vectors; v++) sum[k][v] += x[k] * gradient[v];
   }
   FT_UNROLL for (uint32_t k = 0; k < ins; k++)
-    apply(rule, vectors, partial, general, w, (size_t)(i + k) * out + o, sum[k], out - o);
+    ft_apply(rule, vectors, partial, general, w, (size_t)(i + k) * out + o, sum[k], out - o);
 }
 
 /* One sample, a band of columns: the gradient is x dy^T, and its columns stay in registers. The sum
@@ -67,7 +40,7 @@ FT_INLINE void update_outer(uint32_t vectors, int partial, int general, const fl
   for (uint32_t i = 0; i < in; i++) {
     vw g[4];
     FT_UNROLL for (uint32_t v = 0; v < vectors; v++) g[v] = 0.0f + x[i] * gradient[v];
-    apply(rule, vectors, partial, general, w, (size_t)i * out + o, g, out - o);
+    ft_apply(rule, vectors, partial, general, w, (size_t)i * out + o, g, out - o);
   }
 }
 
@@ -88,7 +61,7 @@ FT_INLINE void update_column(int partial, int general, const float *x, const flo
   vw sum = FT_W(set)(0.0f);
   for (uint32_t r = 0; r < rows; r++)
     sum += ft_get(x + (size_t)r * in + i, partial, in - i) * dy[r];
-  apply(rule, 1, partial, general, w, i, &sum, in - i);
+  ft_apply(rule, 1, partial, general, w, i, &sum, in - i);
 }
 
 /* Bands of whole vectors, then what is left, of each of the three cases. */
@@ -139,7 +112,7 @@ FT_INLINE void update_bias_part(int partial, int general, const float *dy, float
   vw sum = FT_W(set)(0.0f);
   for (uint32_t at = 0; at < size; at += channels)
     sum += ft_get(dy + at + c, partial, channels - c);
-  apply(rule, 1, partial, general, b, c, &sum, channels - c);
+  ft_apply(rule, 1, partial, general, b, c, &sum, channels - c);
 }
 
 FT_INLINE void update_bias(int general, const float *dy, float *b, uint32_t size,

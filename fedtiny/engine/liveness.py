@@ -1,0 +1,65 @@
+"""When tensors are alive, and how many bytes that makes in each op.
+
+The bytes of an op count what is alive while it runs. An output that may stand where one of the op's
+operands dies is counted once: `fedtiny.engine.memory` gives it that place.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate
+
+from fedtiny.engine.ir import Graph, Op
+from fedtiny.engine.ops import GRADIENT, NORM, TABLE, UPDATE
+
+_ACCUMULATED = 2
+"""The operand that an update, a norm or a sum of gradients reads and writes."""
+
+
+def lifetimes(graph: Graph) -> dict[str, tuple[int, int]]:
+    """First and last op of each arena tensor. The loss outlives the step; the output outlives the
+    forward ops, since a prediction is read there."""
+    first: dict[str, int] = {}
+    last: dict[str, int] = {}
+    for index, op in enumerate(graph.ops):
+        for name in op.inputs:
+            last[name] = index
+        for name in op.outputs:
+            first[name] = last[name] = index
+    for name, least in ((graph.output, graph.n_forward), (graph.loss, len(graph.ops))):
+        if name in first:
+            last[name] = max(last[name], least)
+    return {name: (born, last[name]) for name, born in first.items()}
+
+
+def replaced(graph: Graph, index: int, lives: Mapping[str, tuple[int, int]]) -> str:
+    """The operand whose place the first output of an op may take: it is an arena tensor of the same
+    size that dies in this op; else ""."""
+    op = graph.ops[index]
+    for position in TABLE[op.kind].in_place:
+        name = op.inputs[position]
+        dies = name in lives and lives[name][1] == index
+        if dies and graph.tensors[name].size == graph.tensors[op.outputs[0]].size:
+            return name
+    return ""
+
+
+def live_bytes(graph: Graph) -> list[int]:
+    """The bytes of each op; see the module's docstring."""
+    lives = lifetimes(graph)
+    change = [0] * (len(graph.ops) + 1)
+    for name, (first, last) in lives.items():
+        nbytes = graph.tensors[name].nbytes
+        change[first] += nbytes
+        change[min(last + 1, len(graph.ops))] -= nbytes
+    alive = list(accumulate(change[:-1]))
+    for index in range(len(alive)):
+        if name := replaced(graph, index, lives):
+            alive[index] -= graph.tensors[name].nbytes
+    return alive
+
+
+def mutated(op: Op) -> str:
+    """The operand that an op reads and writes: a parameter, or a sum of gradients or norms."""
+    changes = TABLE[op.kind].role in (UPDATE, NORM, GRADIENT)
+    return op.inputs[_ACCUMULATED] if changes else ""

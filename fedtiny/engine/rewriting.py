@@ -1,0 +1,142 @@
+"""Rewrites of a training graph by which values are kept shorter, or in fewer bytes.
+
+`masked`: an activation's output that is kept for its sign pattern is kept as one bit an element.
+`buffered`: where a layer's data gradient needs the weights as they were, the gradient of the
+weights is made before it, in a buffer, so that the layer's input is gone before its gradient comes.
+`run_again`: a value is not kept but computed again just before the backward op that reads it.
+Results stay the same: an op that runs again reads the same operands, and parameters as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass, field, replace
+
+from fedtiny.engine.ir import Graph, Op, Scalars, Tensor, fresh
+from fedtiny.engine.liveness import mutated
+from fedtiny.engine.ops import BACKWARD, BUFFERED, FORWARD, TABLE, UPDATE, produce
+from fedtiny.errors import GraphError
+
+_MASKABLE = ("relu", "relu6", "leaky_relu")
+
+
+def makers(graph: Graph) -> dict[str, Op]:
+    """The op behind each value that could be made again."""
+    return {n: op for op in graph.ops if TABLE[op.kind].role == FORWARD for n in op.outputs}
+
+
+# ---- masks -----------------------------------------------------------------------------------
+
+
+def maskable(graph: Graph) -> dict[str, Op]:
+    """The backward op that needs no more of an activation's output than its sign pattern."""
+    found, behind = {}, makers(graph)
+    for op in graph.ops[graph.n_forward :]:
+        maker = behind.get(op.inputs[1]) if op.inputs[1:] else None
+        if maker and maker.kind in _MASKABLE and op.kind == f"{maker.kind}_dx":
+            found[op.inputs[1]] = op
+    return found
+
+
+def masked(graph: Graph, values: Iterable[str]) -> Graph:
+    """The graph in which the activations of these outputs make masks for their gradients."""
+    tensors, instead = dict(graph.tensors), dict[Op, Op]()
+    behind, slopes = makers(graph), maskable(graph)
+    for y in values:
+        maker, slope, mask = behind[y], slopes[y], fresh(f"{y}.mask", tensors)
+        again, made = produce(maker.kind, maker.inputs, (y, mask), tensors, maker.attributes)
+        instead[maker], tensors[mask] = again, made[1]
+        inputs, attributes = (slope.inputs[0], mask), slope.attributes or Scalars()
+        instead[slope] = Op("mask_dx", inputs, slope.outputs, attributes=attributes)
+    ops = tuple(instead.get(op, op) for op in graph.ops)
+    return replace(graph, ops=ops, tensors=tensors)
+
+
+# ---- gradients in buffers --------------------------------------------------------------------
+
+
+def bufferable(graph: Graph) -> dict[str, tuple[Op, Op]]:
+    """The update of each parameter, and the data gradient that must read it before, where a buffer
+    is smaller than the operand that it lets go. An update that waits for the norm of all gradients
+    waits for more than that."""
+    reader = {n: op for op in graph.ops if TABLE[op.kind].role == BACKWARD for n in op.inputs}
+    size = {name: tensor.size for name, tensor in graph.tensors.items()}
+    return {
+        op.parameter: (op, reader[op.parameter]) for op in graph.ops
+        if TABLE[op.kind].role == UPDATE and len(op.inputs) == 3 and op.inputs[0]
+        and op.parameter in reader and size[op.parameter] < size[op.inputs[0]]
+    }  # fmt: skip
+
+
+def buffered(graph: Graph, parameters: Iterable[str]) -> Graph:
+    """The graph in which the gradients of these parameters are made before the data gradients that
+    read them, and so is that of the bias beside them."""
+    tensors, found = dict(graph.tensors), bufferable(graph)
+    before, instead = dict[Op, list[Op]](), dict[Op, list[Op]]()
+    for name in parameters:
+        update, reader = found[name]
+        biases = [op for op in _biases(graph, update.inputs[1]) if op not in instead]
+        buffer = fresh(f"g.{name}", tensors)
+        zero, (tensors[buffer],) = produce("zero", (), (buffer,), tensors, like=tensors[name].shape)
+        kind = update.kind.replace("_update", "_gradient")
+        gradient = replace(update, kind=kind, inputs=(*update.inputs[:2], buffer))
+        late = Op(f"{BUFFERED}_update", ("", buffer, name), (), name)
+        before.setdefault(reader, []).extend((zero, gradient, *biases))
+        instead.update({update: [late], **{bias: [] for bias in biases}})
+    ops = (new for op in graph.ops for new in (*before.get(op, ()), *instead.get(op, (op,))))
+    return replace(graph, ops=tuple(ops), tensors=tensors)
+
+
+def _biases(graph: Graph, dy: str) -> Iterator[Op]:
+    return (op for op in graph.ops if op.kind == "bias_update" and op.inputs[1] == dy)
+
+
+# ---- values made again -----------------------------------------------------------------------
+
+
+def run_again(graph: Graph, values: Collection[str], behind: int) -> Graph:
+    """The graph in which the ops that make these values run again for what reads them behind op
+    ``behind`` and behind the loss.
+
+    Raises GraphError if such an op reads a parameter that is updated by then.
+    """
+    start = max(behind, graph.n_forward) + 1
+    again = {n: op for op in graph.ops[:start] for n in op.outputs if op.outputs[0] in values}
+    updated = {mutated(op) for op in graph.ops[graph.n_forward : start]}
+    writing = _Writing(again, dict(graph.tensors), list(graph.ops[:start]), updated)
+    for op in graph.ops[start:]:
+        writing.write(op)
+    return replace(graph, ops=tuple(writing.ops), tensors=writing.tensors)
+
+
+@dataclass
+class _Writing:
+    """The ops as far as they are written; those that are to run again, by the values they make."""
+
+    makers: dict[str, Op]
+    tensors: dict[str, Tensor]
+    ops: list[Op]
+    updated: set[str]
+    names: dict[str, str] = field(default_factory=dict)
+
+    def write(self, op: Op) -> None:
+        """Write an op, behind what is to run again for it."""
+        if not self.makers.keys().isdisjoint(op.inputs):
+            op = replace(op, inputs=tuple(map(self._read, op.inputs)))
+        self.ops.append(op)
+        self.updated.add(mutated(op))
+
+    def _read(self, name: str) -> str:
+        if name in self.makers and name not in self.names:
+            self._run_again(self.makers[name])
+        return self.names.get(name, name)
+
+    def _run_again(self, maker: Op) -> None:
+        inputs = tuple(map(self._read, maker.inputs))
+        if not self.updated.isdisjoint(filter(None, inputs)):
+            raise GraphError(f"{maker.kind} cannot run again behind an update of what it reads")
+        for name in maker.outputs:
+            new = self.names[name] = fresh(f"{name}~", self.tensors)
+            self.tensors[new] = replace(self.tensors[name], name=new)
+        outputs = tuple(self.names[name] for name in maker.outputs)
+        self.ops.append(replace(maker, inputs=inputs, outputs=outputs))
