@@ -92,7 +92,7 @@ def compile_model(
     if explain is not None:
         from fedtiny.report.arena import draw
 
-        draw(built.graph, built.memory, explain)
+        draw(built.graph, built.memory, built.program.report(), explain)
     if misfit is not None:
         raise misfit
     if out is not None:

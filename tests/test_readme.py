@@ -1,25 +1,46 @@
-"""The README is true: its blocks run, one after another, and print what it says."""
+"""The README and its pages are true: their blocks run in order and print what they say."""
 
 from __future__ import annotations
 
 import io
 import re
+import sys
+import tomllib
+from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
+from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
+import fedtiny
 from fedtiny import simulate
+from fedtiny.cli import app
+from fedtiny.engine.zoo import omniglot_conv
+from fedtiny.errors import DataError
+from fedtiny.experiment import Experiment
+from fedtiny.experiment.workload import Workload
+from tests.data.test_datasets import MODULE
 
 README = Path(__file__).parent.parent / "README.md"
-BLOCKS = re.findall(r"```(python|text|sh)\n(.*?)```", README.read_text(encoding="utf-8"), re.S)
+MODELS = README.parent / "docs/models.md"
 
 
-def test_its_blocks_run_and_print_what_it_says() -> None:
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """What stands in the page as code: its language and its text."""
+    return re.findall(r"```(\w+)\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
+
+
+BLOCKS = blocks(README)
+
+
+@pytest.mark.parametrize(("page", "printing"), [(README, 6), (MODELS, 2)], ids=lambda p: str(p))
+def test_its_blocks_run_and_print_what_it_says(page: Path, printing: int) -> None:
     names: dict[str, object] = {}
     printed = ""
     compared = 0
-    for kind, text in BLOCKS:
+    for kind, text in blocks(page):
         if kind == "python":
             out = io.StringIO()
             with redirect_stdout(out):
@@ -28,7 +49,55 @@ def test_its_blocks_run_and_print_what_it_says() -> None:
         elif kind == "text":
             assert printed == text
             compared += 1
-    assert compared == 4
+    assert compared == printing
+
+
+@pytest.fixture
+def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """The README's model as a file of the folder where we are."""
+    (source,) = [text for _, text in BLOCKS if text.startswith("# my_model.py")]
+    (tmp_path / "my_model.py").write_text(source)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    yield tmp_path
+    sys.modules.pop("my_model", None)
+
+
+def test_its_model_compiles_on_the_command_line(own_model: Path) -> None:
+    (line,) = [text for kind, text in BLOCKS if kind == "console"]
+    program, *arguments = line.removeprefix("$ ").split()
+    result = CliRunner().invoke(app, arguments)
+    assert (program, result.exit_code) == ("fedtiny", 0), result.output
+    assert re.search(r"needed +192,348 ", result.stdout)
+    assert (own_model / "arena.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_its_picture_is_that_of_the_present_arena() -> None:
+    report = fedtiny.compile(omniglot_conv(), loss="cross_entropy", ram="256KiB").report()
+    picture = (README.parent / "docs/arena.svg").read_text(encoding="utf-8")
+    assert f">arena {report['arena_bytes']:,} B<" in picture
+    assert f">lower bound {report['lower_bound_bytes']:,} B, in op " in picture
+
+
+def test_its_data_tables_are_those_of_an_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("FEDTINY_DATA", raising=False)
+    (text,) = [text for kind, text in BLOCKS if kind == "toml"]
+    tables: dict[str, Any] = {
+        **tomllib.loads(text),
+        "model": {"build": "mlp", "widths": [490, 10]},
+        "strategy": {"name": "fedavg"},
+        "fleet": {"devices": 10},
+        "run": {"rounds": 1},
+    }
+    with pytest.raises(DataError, match="fedtiny data convert spoken-digits"):  # all else is right
+        Workload.of(Experiment.of(tables))
+    tables["data"]["concentrations"] = 0.5
+    with pytest.raises(fedtiny.FedtinyError, match="concentrations"):
+        Workload.of(Experiment.of(tables))
+
+
+def test_its_source_of_partitions_is_the_tested_one() -> None:
+    assert MODULE in README.read_text(encoding="utf-8")
 
 
 def test_its_strategy_runs_from_the_folder_of_the_experiment(tmp_path: Path) -> None:
@@ -49,6 +118,11 @@ def test_its_code_is_as_short_as_it_says() -> None:
     (strategy,) = [text for _, text in BLOCKS if "class TrimmedMean" in text]
     lines = [line for line in strategy.splitlines() if line and not line.startswith("#")]
     assert len(lines) <= 15
+
+
+def test_its_model_is_as_short_as_it_says() -> None:
+    (model,) = [text for _, text in BLOCKS if text.startswith("# my_model.py")]
+    assert len(model.splitlines()) == 10
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README.read_text(encoding="utf-8")))

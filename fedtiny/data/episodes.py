@@ -12,7 +12,7 @@ import numpy as np
 from fedtiny import draws
 from fedtiny.data.labelled import Dealing, Labelled
 from fedtiny.data.pools import KINDS, Pools, class_pools
-from fedtiny.data.tables import RowTable, Tabled, even_starts
+from fedtiny.data.tables import RowTable, Tabled
 from fedtiny.errors import DataError, ExperimentError
 from fedtiny.rng import Purpose
 
@@ -31,7 +31,8 @@ class Episodes(Tabled):
     device's own ``pool`` of them (None: from all), with ``within_superclass`` all of one
     superclass, such as an alphabet. Held-out devices draw from the test samples, and so from the
     classes that those have; where there are none, from the share ``held_out_samples`` of each
-    class. With ``held_out_classes`` that many classes are theirs alone.
+    class. With ``held_out_classes`` that many classes are theirs alone. Their episodes may be
+    smaller: ``held_out_ways`` and ``held_out_shots`` (None: as those of the others).
     """
 
     data: Labelled
@@ -40,6 +41,8 @@ class Episodes(Tabled):
     ways: int = 5
     shots: int = 5
     queries: int = 10
+    held_out_ways: int | None = None
+    held_out_shots: int | None = None
     pool: int | None = None
     held_out_samples: float = 0.25
     held_out_classes: int = 0
@@ -66,26 +69,43 @@ class Episodes(Tabled):
                 f"held_out_samples = {self.held_out_samples} must lie between 0 and 1"
             )
         pool = self.data.classes if self.pool is None else self.pool
-        least = min(self.ways, self.shots, self.queries, pool - self.ways + 1)
-        if least < 1 or not 0 <= self.held_out_classes < self.data.classes:
+        ways, shots = (sizes[1] for sizes in (self.ways_by_kind, self.shots_by_kind))
+        least = min(ways, shots, self.queries, pool - self.ways + 1)
+        larger = ways > self.ways or shots > self.shots
+        if least < 1 or larger or not 0 <= self.held_out_classes < self.data.classes:
             raise ExperimentError(
                 f"ways = {self.ways}, shots = {self.shots}, queries = {self.queries}, "
-                f"pool = {pool}, held_out_classes = {self.held_out_classes}: each must be 1 or "
-                f"more (held_out_classes 0 to {self.data.classes - 1}), and ways at most pool"
+                f"pool = {pool}, held_out_ways = {ways}, held_out_shots = {shots}, "
+                f"held_out_classes = {self.held_out_classes}: each must be 1 or more "
+                f"(held_out_classes 0 to {self.data.classes - 1}), ways at most pool, and those of "
+                "held-out devices at most those of the others"
             )
         if self.within_superclass and self.data.superclass is None:
             raise ExperimentError("within_superclass = true, but the data has no superclasses")
         _supply(self, 0)
 
+    @property
+    def ways_by_kind(self) -> tuple[int, int]:
+        """Of training devices, and of held-out ones."""
+        return self.ways, self.ways if self.held_out_ways is None else self.held_out_ways
+
+    @property
+    def shots_by_kind(self) -> tuple[int, int]:
+        """Likewise."""
+        return self.shots, self.shots if self.held_out_shots is None else self.held_out_shots
+
+    def _kind(self, devices: Sequence[int] | Int64) -> Int64:
+        """0 for training devices, 1 for held-out ones."""
+        return (np.asarray(devices) >= self.devices - self.held_out).astype(np.int64)
+
     def counts(self, run: int, devices: Sequence[int] | Int64) -> Int64:
         """Support and query samples of each device: [devices, 2]."""
-        of_one = np.array([self.ways * self.shots, self.ways * self.queries])
-        return np.tile(of_one, (len(devices), 1))
+        ways, shots = np.array([self.ways_by_kind, self.shots_by_kind])[:, self._kind(devices)]
+        return np.stack([ways * shots, ways * self.queries], axis=1)
 
     def table(self, run: int, round: int, devices: Sequence[int] | Int64) -> RowTable:
         """The episodes of a cohort; samples take turns by class, as in a stream."""
-        device = np.asarray(devices)
-        kind = (device >= self.devices - self.held_out).astype(np.int64)
+        device, kind = np.asarray(devices), self._kind(devices)
         pools, families = _supply(self, run)
         words = draws.words(run, round, device, Purpose.EPISODE, 8 + 4 * self.ways)
         family = families.first[kind] + draws.below(words[:, 0], families.number[kind])
@@ -95,9 +115,11 @@ class Episodes(Tabled):
         keys = words[:, 8:].reshape(len(device), 1, self.ways, 4)
         draw = np.arange(self.shots + self.queries)[None, :, None]
         rows = self.data.rows_by_class(run)[start + draws.shuffle(draw, size, keys)]
-        labels = np.broadcast_to(np.arange(self.ways, dtype=np.int32), rows.shape)
-        starts = even_starts(len(device), self.ways * self.shots, self.ways * self.queries)
-        return RowTable(self.data.x, None, labels.ravel(), rows.ravel(), starts)
+        way = np.broadcast_to(np.arange(self.ways, dtype=np.int32), rows.shape)
+        ways, shots = np.array([self.ways_by_kind, self.shots_by_kind])[:, kind, None, None]
+        asked = (way < ways) & ((draw < shots) | (draw >= self.shots))
+        starts = np.cumsum([0, *self.counts(run, device).ravel()]).astype(np.uint32)
+        return RowTable(self.data.x, None, way[asked], rows[asked], starts)
 
     native = table
 
@@ -162,11 +184,11 @@ def _families(
     if task.within_superclass and task.data.superclass is not None:
         superclass = task.data.superclass[classes]
         families = [classes[superclass == one] for one in np.unique(superclass)]
-    most = max(map(len, families), default=0)
-    if task.ways > most:
+    ways, most = task.ways_by_kind[kind], max(map(len, families), default=0)
+    if ways > most:
         where = "one superclass" if task.within_superclass else f"{KINDS[kind]} devices"
         raise ExperimentError(
-            f"{task.ways} ways of {most} classes for {where}; lower ways"
+            f"{ways} ways of {most} classes for {where}; lower ways"
             + (" or held_out_classes" if task.held_out_classes else "")
         )
     samples = int(pools.size[kind, classes].min())
@@ -176,4 +198,4 @@ def _families(
             f"samples of a class; {KINDS[kind]} devices have {samples}: lower shots or queries, "
             "or change held_out_samples"
         )
-    return [family for family in families if len(family) >= task.ways]
+    return [family for family in families if len(family) >= ways]

@@ -6,11 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
+
 from fedtiny.data.digits import digits
 from fedtiny.data.drift import Drift
 from fedtiny.data.episodes import Episodes
 from fedtiny.data.files import DATA_SETS
-from fedtiny.data.labelled import Labelled
+from fedtiny.data.labelled import TRAINING, Labelled
 from fedtiny.data.partitions import Clients, LabelSkew, QuantitySkew, Shards
 from fedtiny.data.recordings import Preparation, Recordings
 from fedtiny.errors import ExperimentError, did_you_mean
@@ -83,9 +85,32 @@ def _halved(data: Labelled, side: int) -> Labelled:
     return replace(data, x=(four * 0.25).reshape(len(x), -1))
 
 
+@lru_cache(maxsize=1)
+def _omniglot_rotated() -> Labelled:
+    """Each training character also in three quarter turns, as classes of their own."""
+    data = DATA_SETS["omniglot"].load()
+    kept = np.flatnonzero(data.split == TRAINING)
+    pictures = data.x[kept].reshape(-1, 28, 28)
+    turned = [np.rot90(pictures, k, (1, 2)).reshape(len(kept), -1) for k in (1, 2, 3)]
+    turns = "", " turned 90", " turned 180", " turned 270"
+    assert data.superclass is not None
+    alphabets = 1 + int(data.superclass.max())
+    return Labelled(
+        x=np.concatenate([data.x, *turned]),
+        label=np.concatenate(
+            [data.label, *(data.label[kept] + data.classes * k for k in (1, 2, 3))]
+        ),
+        client=np.concatenate([data.client, *[data.client[kept]] * 3]),
+        split=np.concatenate([data.split, *[data.split[kept]] * 3]),
+        class_names=tuple(f"{n}{turn}" for turn in turns for n in data.class_names),
+        superclass=np.concatenate([data.superclass + alphabets * k for k in range(4)]),
+    )
+
+
 SOURCES: Mapping[str, Source] = {
     "label-skew-digits": Source(digits, "label-skew"),
     "omniglot": Source(DATA_SETS["omniglot"].load, "episodes"),
+    "omniglot-rotated": Source(_omniglot_rotated, "episodes"),
     "omniglot-14": Source(_omniglot_14, "episodes"),
     "uci-har": Source(DATA_SETS["uci-har"].load, "clients", DATA_SETS["uci-har"].recordings),
     "spoken-digits": Source(

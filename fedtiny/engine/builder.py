@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 Extent = int | tuple[int, int]
 Padding = int | tuple[int, int] | tuple[int, int, int, int] | str
 _RESERVED = ("label", "loss")
+HE = math.sqrt(6)
+"""The `Net.gain` for layers that a ReLU follows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ class Net:
 
     Attributes:
         start: Values, by parameter, that it starts from instead of random ones.
+        gain: Of the random ones made from here on: uniform within gain / sqrt(fan-in). 1 as torch
+            has it; HE keeps the variance through ReLUs (He et al. 2015).
     """
 
     def __init__(self, inputs: int | Sequence[int], group: str = "shared") -> None:
@@ -78,6 +82,7 @@ class Net:
         self.input = Value("input", self.sample_shape)
         self.group = group
         self.start: dict[str, Float32] = {}
+        self.gain = 1.0
         self._calls: list[_Call] = []
         self._layers: Counter[str] = Counter()
         self._parameters: dict[str, Parameter] = {}
@@ -273,7 +278,8 @@ class Net:
         return weight, self._uniform(f"{name}.bias", shape[-1:], fan_in) if bias else ""
 
     def _uniform(self, name: str, shape: tuple[int, ...], fan_in: int) -> str:
-        return self._parameter(Parameter(name, shape, self.group), ("uniform", fan_in**-0.5))
+        bound = self.gain * fan_in**-0.5
+        return self._parameter(Parameter(name, shape, self.group), ("uniform", bound))
 
     def _constant(self, name: str, shape: tuple[int, ...], value: float, group: str) -> str:
         return self._parameter(Parameter(name, shape, group), ("constant", value))

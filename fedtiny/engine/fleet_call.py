@@ -43,8 +43,8 @@ if TYPE_CHECKING:
 SHUFFLED, RETURN_GRADIENT = 1, 2
 EVALUATE_BEFORE, EVALUATE_AFTER = 1, 2
 ROWS_TASK, SINE_TASK = 0, 1
-VISITS_A_THREAD = 4
-"""Fewer are not worth waking a thread for."""
+MACS_A_THREAD = 16_000
+"""Visits whose single steps have fewer multiply-adds together are not worth waking a thread for."""
 
 _PROTOTYPES: Prototypes = {
     "ft_fleet_run": (c_int, (c_void_p, c_uint32, c_uint32, c_void_p, c_size_t, c_void_p)),
@@ -161,6 +161,7 @@ class FleetCall:
         self.program = program
         self._library = declare(library(), _PROTOTYPES)
         self._pool, self._threads = pool, threads
+        self._least_visits = max(1, MACS_A_THREAD // program.report()["macs_per_step"])
         self._image, _ = check_image(program.image)
         self._fold_mask, self._local = _masks(program)
         self._fleet = FleetStruct(
@@ -285,7 +286,7 @@ class FleetCall:
 
     def _call(self, count: int, size: int) -> Int64:
         """One C call for each thread over neighbouring visits; the added sums."""
-        threads = max(1, min(self._threads, count // VISITS_A_THREAD))
+        threads = max(1, min(self._threads, count // self._least_visits))
         cuts = [count * i // threads for i in range(threads + 1)]
         sums = np.zeros((threads, size), np.int64)
         parts = list(zip(cuts, cuts[1:], self._rooms(), sums, strict=False))

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import accumulate
 
-from fedtiny.engine.ir import Graph, Op
+from fedtiny.engine.ir import Graph, Op, verify
 from fedtiny.engine.ops import GRADIENT, NORM, TABLE, UPDATE
+from fedtiny.errors import GraphError
 
 _ACCUMULATED = 2
 """The operand that an update, a norm or a sum of gradients reads and writes."""
@@ -63,3 +64,14 @@ def mutated(op: Op) -> str:
     """The operand that an op reads and writes: a parameter, or a sum of gradients or norms."""
     changes = TABLE[op.kind].role in (UPDATE, NORM, GRADIENT)
     return op.inputs[_ACCUMULATED] if changes else ""
+
+
+def verify_updates(graph: Graph) -> Graph:
+    """The graph itself, if no op reads a parameter behind its update; else GraphError."""
+    updated: set[str] = set()
+    for index, op in enumerate(verify(graph).ops):
+        for name in updated.intersection(op.inputs):
+            raise GraphError(f"op {index} ({op.kind}) reads {name!r} behind its update")
+        if TABLE[op.kind].role == UPDATE:
+            updated.add(mutated(op))
+    return graph

@@ -13,9 +13,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from fedtiny.engine.ir import Graph, Op, Scalars, Tensor, fresh
-from fedtiny.engine.liveness import mutated
 from fedtiny.engine.ops import BACKWARD, BUFFERED, FORWARD, TABLE, UPDATE, produce
-from fedtiny.errors import GraphError
 
 _MASKABLE = ("relu", "relu6", "leaky_relu")
 
@@ -96,16 +94,12 @@ def _biases(graph: Graph, dy: str) -> Iterator[Op]:
 
 def run_again(graph: Graph, values: Collection[str], behind: int) -> Graph:
     """The graph in which the ops that make these values run again for what reads them behind op
-    ``behind`` and behind the loss.
-
-    Raises GraphError if such an op reads a parameter that is updated by then.
-    """
+    ``behind`` and behind the loss."""
     start = max(behind, graph.n_forward) + 1
     again = {n: op for op in graph.ops[:start] for n in op.outputs if op.outputs[0] in values}
-    updated = {mutated(op) for op in graph.ops[graph.n_forward : start]}
-    writing = _Writing(again, dict(graph.tensors), list(graph.ops[:start]), updated)
+    writing = _Writing(again, dict(graph.tensors), list(graph.ops[:start]))
     for op in graph.ops[start:]:
-        writing.write(op)
+        writing.ops.append(op if again.keys().isdisjoint(op.inputs) else writing.renamed(op))
     return replace(graph, ops=tuple(writing.ops), tensors=writing.tensors)
 
 
@@ -116,27 +110,19 @@ class _Writing:
     makers: dict[str, Op]
     tensors: dict[str, Tensor]
     ops: list[Op]
-    updated: set[str]
     names: dict[str, str] = field(default_factory=dict)
 
-    def write(self, op: Op) -> None:
-        """Write an op, behind what is to run again for it."""
-        if not self.makers.keys().isdisjoint(op.inputs):
-            op = replace(op, inputs=tuple(map(self._read, op.inputs)))
-        self.ops.append(op)
-        self.updated.add(mutated(op))
+    def renamed(self, op: Op) -> Op:
+        """The op that reads what runs again; what did not yet is written first."""
+        return replace(op, inputs=tuple(map(self._read, op.inputs)))
 
     def _read(self, name: str) -> str:
-        if name in self.makers and name not in self.names:
-            self._run_again(self.makers[name])
+        maker = self.makers.get(name)
+        if maker and name not in self.names:
+            again = self.renamed(maker)
+            for old in maker.outputs:
+                new = self.names[old] = fresh(f"{old}~", self.tensors)
+                self.tensors[new] = replace(self.tensors[old], name=new)
+            outputs = tuple(self.names[old] for old in maker.outputs)
+            self.ops.append(replace(again, outputs=outputs))
         return self.names.get(name, name)
-
-    def _run_again(self, maker: Op) -> None:
-        inputs = tuple(map(self._read, maker.inputs))
-        if not self.updated.isdisjoint(filter(None, inputs)):
-            raise GraphError(f"{maker.kind} cannot run again behind an update of what it reads")
-        for name in maker.outputs:
-            new = self.names[name] = fresh(f"{name}~", self.tensors)
-            self.tensors[new] = replace(self.tensors[name], name=new)
-        outputs = tuple(self.names[name] for name in maker.outputs)
-        self.ops.append(replace(maker, inputs=inputs, outputs=outputs))

@@ -8,15 +8,17 @@ given up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from itertools import accumulate
 from typing import TypeVar
 
-from fedtiny.engine.ir import Graph, Op, verify
-from fedtiny.engine.liveness import lifetimes, live_bytes
+from fedtiny.engine.ir import Graph, Op
+from fedtiny.engine.liveness import lifetimes, live_bytes, verify_updates
 from fedtiny.engine.ops import TABLE, macs
 from fedtiny.engine.rewriting import bufferable, buffered, makers, maskable, masked, run_again
-from fedtiny.errors import CompileError, GraphError
+from fedtiny.errors import CompileError
 
 MINIMISE = ("ram", "time")
 DEPTH = 12
@@ -26,6 +28,7 @@ BREADTH = 8
 
 _Item = TypeVar("_Item")
 _Identity = tuple[str, str, tuple[str, ...]]
+"""Role, parameter and outputs of an op: what no rewrite changes."""
 
 
 def spare(graph: Graph, minimise: str = "ram") -> Graph:
@@ -37,71 +40,89 @@ def spare(graph: Graph, minimise: str = "ram") -> Graph:
     """
     if minimise not in MINIMISE:
         raise CompileError(f"minimise must be one of {list(MINIMISE)}; got {minimise!r}")
-    rewrites = _Rewrites(tuple(maskable(graph)), tuple(bufferable(graph)))
-    sparing = rewrites.applied(graph)
-    while minimise == "ram" and (found := _best_again(sparing)):
-        again, sparing = found
-        rewrites = replace(rewrites, again=(*rewrites.again, again))
-    return verify(_pruned(graph, rewrites).applied(graph))
+    plan = _Plan(graph, tuple(maskable(graph)), tuple(bufferable(graph)))
+    if minimise == "ram":
+        plan = replace(plan, steps=_lightened(plan.base, _greedy(plan.base)))
+    plan = _thinned(plan)
+    return verify_updates(plan.result) if plan.peak_bytes < max(live_bytes(graph)) else graph
 
 
 @dataclass(frozen=True, slots=True)
-class _Again:
-    """Values that are made again behind an op, known by its role, parameter and outputs."""
+class _Step:
+    """Values that are made again behind an op: behind the first of these that is there, since the
+    step that made another may be given up."""
 
     values: frozenset[str]
-    behind: _Identity
+    behind: tuple[_Identity, ...]
+
+    def applied(self, graph: Graph) -> Graph:
+        """The graph rewritten."""
+        ops = list(map(_identity, graph.ops))
+        behind = next(op for op in self.behind if op in ops)
+        return run_again(graph, self.values, ops.index(behind))
 
 
 @dataclass(frozen=True, slots=True)
-class _Rewrites:
-    """What is done to a graph, in this order."""
+class _Plan:
+    """The rewrites of a graph, in their order."""
 
-    masked: tuple[str, ...]
-    buffered: tuple[str, ...]
-    again: tuple[_Again, ...] = ()
+    graph: Graph
+    masks: tuple[str, ...]
+    buffers: tuple[str, ...]
+    steps: tuple[_Step, ...] = ()
 
-    def applied(self, graph: Graph) -> Graph:
-        """The graph rewritten. Raises GraphError if a step needs one that is left out."""
-        graph = buffered(masked(graph, self.masked), self.buffered)
-        for step in self.again:
-            places = [i for i, op in enumerate(graph.ops) if _identity(op) == step.behind]
-            if not places:
-                raise GraphError(f"there is no op {step.behind}")
-            graph = run_again(graph, step.values, places[0])
-        return graph
+    @property
+    def base(self) -> Graph:
+        """The graph before the first step."""
+        return buffered(masked(self.graph, self.masks), self.buffers)
+
+    @property
+    def result(self) -> Graph:
+        """The graph behind the last step."""
+        return reduce(lambda graph, step: step.applied(graph), self.steps, self.base)
+
+    @property
+    def peak_bytes(self) -> int:
+        """The peak of the result."""
+        return _peak_bytes(self.base, self.steps)
 
 
 def _identity(op: Op) -> _Identity:
     return TABLE[op.kind].role, op.parameter, op.outputs
 
 
+def _peak_bytes(graph: Graph, steps: Sequence[_Step]) -> int:
+    """The peak behind these steps."""
+    return max(live_bytes(reduce(lambda before, step: step.applied(before), steps, graph)))
+
+
 # ---- making values again ---------------------------------------------------------------------
 
 
-def _best_again(graph: Graph) -> tuple[_Again, Graph] | None:
-    """What lowers the peak most, or else the number of ops that reach it; None if nothing does.
-    Of equals, what costs the fewest multiply-adds."""
+def _greedy(graph: Graph) -> tuple[_Step, ...]:
+    """Steps of which each lowers the peak, or the number of ops that reach it."""
+    steps: list[_Step] = []
+    while found := _best_step(graph):
+        step, graph = found
+        steps.append(step)
+    return tuple(steps)
+
+
+def _best_step(graph: Graph) -> tuple[_Step, Graph] | None:
+    """What lowers the peak most; of equals, what costs the fewest multiply-adds."""
     alive = live_bytes(graph)
     at = alive.index(max(alive))
+    behind = tuple(map(_identity, graph.ops[at::-1]))
     best, found = (*_figure(graph), 0), None
     for tried, value in enumerate(_idle(graph, at), 1):
         for values, cost in _chains(graph, value):
-            if not (new := _tried(graph, values, at)):
-                continue
+            new = run_again(graph, values, at)
             figure = (*_figure(new), cost)
             if figure < best:
-                best, found = figure, (_Again(values, _identity(graph.ops[at])), new)
+                best, found = figure, (_Step(values, behind), new)
         if found and tried % BREADTH == 0:
             break
     return found
-
-
-def _tried(graph: Graph, values: frozenset[str], at: int) -> Graph | None:
-    try:
-        return run_again(graph, values, at)
-    except GraphError:
-        return None
 
 
 def _figure(graph: Graph) -> tuple[int, int]:
@@ -137,21 +158,39 @@ def _chains(graph: Graph, value: str) -> Iterator[tuple[frozenset[str], int]]:
 # ---- giving up what is not needed ------------------------------------------------------------
 
 
-def _pruned(graph: Graph, rewrites: _Rewrites) -> _Rewrites:
-    peak_bytes, _ = _figure(rewrites.applied(graph))
+def _thinned(plan: _Plan) -> _Plan:
+    """The plan without the buffers and masks that its peak does not need."""
+    most = plan.peak_bytes
+    buffers = _needed(plan.buffers, lambda few: replace(plan, buffers=few).peak_bytes <= most)
+    thin = replace(plan, buffers=buffers)
+    masks = _needed(thin.masks, lambda few: replace(thin, masks=few).peak_bytes <= most)
+    return replace(thin, masks=masks)
 
-    def suffices(fewer: _Rewrites) -> bool:
-        try:
-            return _figure(fewer.applied(graph))[0] <= peak_bytes
-        except GraphError:
-            return False
 
-    again = _needed(rewrites.again, lambda a: suffices(replace(rewrites, again=a)))
-    rewrites = replace(rewrites, again=again)
-    buffers = _needed(rewrites.buffered, lambda b: suffices(replace(rewrites, buffered=b)))
-    rewrites = replace(rewrites, buffered=buffers)
-    masks = _needed(rewrites.masked, lambda m: suffices(replace(rewrites, masked=m)))
-    return replace(rewrites, masked=masks)
+def _lightened(graph: Graph, steps: Sequence[_Step]) -> tuple[_Step, ...]:
+    """The steps without the values that the peak does not need: from the last step on, since what
+    stands before it need not be made anew."""
+    peak_bytes = _peak_bytes(graph, steps)
+    graphs = list(accumulate(steps, lambda before, step: step.applied(before), initial=graph))
+    kept: tuple[_Step, ...] = ()
+    for step, before in zip(reversed(steps), reversed(graphs[:-1]), strict=True):
+        values = _needed_values(before, step, kept, peak_bytes)
+        kept = (_Step(frozenset(values), step.behind), *kept) if values else kept
+    return kept
+
+
+def _needed_values(
+    graph: Graph, step: _Step, behind: Sequence[_Step], peak_bytes: int
+) -> tuple[str, ...]:
+    """Of a step that others stand behind; the most costly ones are given up first."""
+    remade = makers(graph)
+    cost = {name: macs(remade[name], graph.tensors) for name in step.values}
+
+    def suffices(values: tuple[str, ...]) -> bool:
+        fewer = replace(step, values=frozenset(values))
+        return _peak_bytes(graph, (fewer, *behind)) <= peak_bytes
+
+    return _needed(tuple(sorted(cost, key=lambda name: (-cost[name], name))), suffices)
 
 
 def _needed(

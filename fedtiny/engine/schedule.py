@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from fedtiny.engine.ir import Graph, Op, Tensor, verify
-from fedtiny.engine.liveness import lifetimes, live_bytes, mutated
+from fedtiny.engine.ir import Graph, Op, Tensor
+from fedtiny.engine.liveness import lifetimes, live_bytes, mutated, verify_updates
 from fedtiny.engine.ops import TABLE
 
 WIDTH = 32
@@ -30,7 +30,7 @@ def schedule(graph: Graph) -> Graph:
         segment, peak = _segment(graph, start, stop), max(live_bytes(graph)[start:stop], default=0)
         ops = [graph.ops[start + index] for index in _order_below(segment, peak)]
         graph = replace(graph, ops=(*graph.ops[:start], *ops, *graph.ops[stop:]))
-    return verify(graph)
+    return verify_updates(graph)
 
 
 # ---- what may follow what --------------------------------------------------------------------

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-from fedtiny.engine.builder import Net, Value
+import numpy as np
+
+from fedtiny.engine.builder import HE, Net, Value
 from fedtiny.errors import CompileError
 
 ACTIVATIONS = ("relu", "tanh", "sigmoid")
@@ -73,6 +76,25 @@ def omniglot_conv(
         value = _conv(net, value, channels, 3, 1 if pool else 2, norm)
         value = net.max_pool(net.relu(value), 2) if pool else net.relu(value)
     net.linear(value, ways)
+    return net
+
+
+def omniglot_slim(ways: int = 5, channels: int = 32, head: str = "fresh") -> Net:
+    """Four 3 x 3 convolutions over 28 x 28 that train in 256 KiB with batches of four.
+
+    The first has no normalisation and is pooled as it is made: its 14 x 14 output is never stored.
+    The ``head`` is the group of the last layer, which starts at zero: with "fresh" every
+    task learns one of its own, and only the features are shared.
+    """
+    net = Net((28, 28, 1))
+    net.gain = HE
+    value = net.max_pool(net.relu(net.conv(net.input, channels, 3, 2, 1)), 2)
+    for stride in (1, 2, 2):
+        value = net.relu(_conv(net, value, channels, 3, stride, "group"))
+    net.group = head
+    net.linear(value, ways, name="head")
+    net.start["head.weight"] = np.zeros((math.prod(value.shape), ways), np.float32)
+    net.start["head.bias"] = np.zeros(ways, np.float32)
     return net
 
 

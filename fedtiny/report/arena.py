@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch, Rectangle
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-from fedtiny.engine.ir import ARENA, F32, Graph
+from fedtiny.engine.ir import F32, Graph
 from fedtiny.engine.liveness import lifetimes, live_bytes
 from fedtiny.engine.memory import MemoryPlan
 from fedtiny.engine.ops import FORWARD, GRADIENT, NORM, TABLE, UPDATE
@@ -35,6 +35,7 @@ _LETTER = 0.62  # width of a letter, in font sizes
 
 _INK, _MUTED, _PEAK = "#16191d", "#5b636d", "#b23c00"
 _VALUE, _AGAIN, _GRADIENT, _SMALL = "#7db8dd", "#f0c36b", "#eda07a", "#8cc9b4"
+_EDGES = {_VALUE: "#3f87b5", _AGAIN: "#b98a24", _GRADIENT: "#b95f38", _SMALL: "#3f8f74"}
 _LEGEND = {
     _VALUE: "value",
     _AGAIN: "made again",
@@ -71,14 +72,16 @@ def draw(graph: Graph, plan: MemoryPlan, report: Mapping[str, int], path: Path) 
         report: The report of its Program.
         path: A ``.png`` or ``.svg`` file.
     """
-    if path.suffix not in FORMATS:
+    suffix = path.suffix.lower()
+    if suffix not in FORMATS:
         raise ExperimentError(f"cannot draw {path.name}; the picture is a .png or an .svg file")
     with rc_context(_STYLE):
         figure = Figure(figsize=_INCHES, layout="constrained")
         arena, ram = figure.subplots(1, 2, width_ratios=(14, 1))
         _draw_arena(arena, graph, plan)
         _draw_ram(ram, report)
-        nothing = {".png": ("Software",), ".svg": ("Date", "Creator")}[path.suffix]
+        _legend(figure)
+        nothing = {".png": ("Software",), ".svg": ("Date", "Creator")}[suffix]
         figure.savefig(path, dpi=_DPI, metadata=dict.fromkeys(nothing))
 
 
@@ -106,9 +109,9 @@ def _draw_arena(axes: Axes, graph: Graph, plan: MemoryPlan) -> None:
         axes.axvspan(first, stop, color=_PHASES[phase], linewidth=0, zorder=0)
     blocks = list(_blocks(graph, plan))
     shapes = [Rectangle((b.left, b.offset / by), b.right - b.left, b.nbytes / by) for b in blocks]
-    colours = [b.colour for b in blocks]
+    faces, edges = [b.colour for b in blocks], [_EDGES[b.colour] for b in blocks]
     axes.add_collection(
-        PatchCollection(shapes, facecolor=colours, edgecolor="white", linewidth=0.4, zorder=2)
+        PatchCollection(shapes, facecolor=faces, edgecolor=edges, linewidth=0.4, zorder=2)
     )
     for block in blocks:
         _label(axes, block, len(graph.ops), by, height)
@@ -180,7 +183,8 @@ def _mark_peak(axes: Axes, graph: Graph, plan: MemoryPlan, by: float) -> None:
     axes.axvspan(at, at + 1, facecolor="none", edgecolor=_PEAK, linewidth=0.8, zorder=3)
     axes.axhline(plan.arena_bytes / by, color=_INK, linewidth=0.8, zorder=3)
     axes.axhline(most / by, color=_PEAK, linewidth=0.8, dashes=(4, 3), zorder=3)
-    said = f"lower bound {most:,} B in op {at}: {op.kind} of {op.outputs[0] if op.outputs else op.parameter}"
+    of = op.outputs[0] if op.outputs else op.parameter
+    said = f"lower bound {most:,} B, in op {at}: {op.kind} of {of}"
     axes.set_title(f"arena {plan.arena_bytes:,} B", loc="left", fontsize=9, fontweight="bold")
     axes.set_title(said, loc="right", fontsize=8.5, color=_PEAK)
 
@@ -195,14 +199,14 @@ def _finish(axes: Axes, graph: Graph, unit: str) -> None:
     else:
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.set_xlabel("op, in the order of execution")
+
+
+def _legend(figure: Figure) -> None:
     shown = [Patch(color=colour, label=name) for colour, name in _LEGEND.items()]
-    shown += [
-        Patch(facecolor=colour, edgecolor=_MUTED, linewidth=0.4, label=name)
-        for name, colour in _PHASES.items()
-    ]
-    axes.legend(
-        handles=shown, loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=len(shown),
-        frameon=False, fontsize=8, handlelength=1.2, handleheight=1.0, columnspacing=1.4,
+    shown += [Patch(fc=colour, ec=_MUTED, lw=0.4, label=name) for name, colour in _PHASES.items()]
+    figure.legend(
+        handles=shown, loc="outside lower center", ncols=len(shown), frameon=False, fontsize=8,
+        handlelength=1.2, handleheight=1.0, columnspacing=1.4,
     )  # fmt: skip
 
 
@@ -216,10 +220,16 @@ def _plain(value: float, _: object) -> str:
 def _draw_ram(axes: Axes, report: Mapping[str, int]) -> None:
     """The parts of the RAM on top of each other."""
     by, unit = scale(report["ram_bytes"], "B")
-    bottom = 0.0
+    whole, bottom = report["ram_bytes"] / by, 0.0
     for part, colour in zip(RAM_PARTS, _PARTS, strict=True):
         high = report[f"{part}_bytes"] / by
         axes.bar(0, high, bottom=bottom, color=colour, edgecolor="white", linewidth=0.4)
-        if high > 0.035 * report["ram_bytes"] / by:
-            axes.text(0.5, bottom + high / 2, f" {part}\n {high:.3g}", fontsize=_FONT, va="center")
+        if high > 0.06 * whole:
+            axes.text(
+                0, bottom + high / 2, f"{part}\n{high:.3g}", fontsize=_FONT, ha="center",
+                va="center",
+            )  # fmt: skip
         bottom += high
+    axes.set_title(f"RAM\n{whole:.4g} {unit}", fontsize=8.5, fontweight="bold")
+    axes.set_ylim(0, whole)
+    axes.set_axis_off()
