@@ -1,4 +1,4 @@
-"""The nets of steps.py as people write them in torch: by name, a module and the shape of a sample."""
+"""The nets of steps.py as people write them in torch: a module and the shape of a sample."""
 
 from __future__ import annotations
 

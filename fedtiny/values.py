@@ -234,7 +234,7 @@ class UpdatePlan:
 
     @classmethod
     def last_layers(cls, count: int) -> UpdatePlan:
-        """The parameters of the last ``count`` layers."""
+        """The parameters of the last ``count`` layers that have any to train."""
         return cls(f"last:{count}")
 
     @classmethod
@@ -276,7 +276,7 @@ class UpdatePlan:
         if kind == "named" and argument:
             return any(fnmatch.fnmatchcase(parameter.name, p) for p in argument.split(","))
         if kind == "last" and argument.isdigit() and int(argument) > 0:
-            layers = list(dict.fromkeys(p.layer for p in layout.parameters))
+            layers = list(dict.fromkeys(p.layer for p in layout.parameters if p.group != FROZEN))
             return parameter.layer in layers[-int(argument) :]
         raise CompileError(
             f"unknown plan {self.rule!r}; there are 'all', 'last:2', 'biases' and "

@@ -42,8 +42,9 @@ def spare(graph: Graph, minimise: str = "ram") -> Graph:
         raise CompileError(f"minimise must be one of {list(MINIMISE)}; got {minimise!r}")
     plan = _Plan(graph, tuple(maskable(graph)), tuple(bufferable(graph)))
     if minimise == "ram":
-        plan = replace(plan, steps=_lightened(plan.base, _greedy(plan.base)))
+        plan = replace(plan, steps=_greedy(plan.base))
     plan = _thinned(plan)
+    plan = replace(plan, steps=_lightened(plan.base, plan.steps))
     return verify_updates(plan.result) if plan.peak_bytes < max(live_bytes(graph)) else graph
 
 

@@ -89,7 +89,7 @@ def draw(graph: Graph, plan: MemoryPlan, report: Mapping[str, int], path: Path) 
 
 
 @dataclass(frozen=True)
-class _Block:
+class Block:
     """A tensor in the picture: ops by bytes."""
 
     name: str
@@ -107,13 +107,13 @@ def _draw_arena(axes: Axes, graph: Graph, plan: MemoryPlan) -> None:
     axes.set_ylim(0, height)
     for phase, first, stop in _phases(graph):
         axes.axvspan(first, stop, color=_PHASES[phase], linewidth=0, zorder=0)
-    blocks = list(_blocks(graph, plan))
-    shapes = [Rectangle((b.left, b.offset / by), b.right - b.left, b.nbytes / by) for b in blocks]
-    faces, edges = [b.colour for b in blocks], [_EDGES[b.colour] for b in blocks]
+    drawn = list(blocks(graph, plan))
+    shapes = [Rectangle((b.left, b.offset / by), b.right - b.left, b.nbytes / by) for b in drawn]
+    faces, edges = [b.colour for b in drawn], [_EDGES[b.colour] for b in drawn]
     axes.add_collection(
         PatchCollection(shapes, facecolor=faces, edgecolor=edges, linewidth=0.4, zorder=2)
     )
-    for block in blocks:
+    for block in drawn:
         _label(axes, block, len(graph.ops), by, height)
     _mark_peak(axes, graph, plan, by)
     _finish(axes, graph, unit)
@@ -132,7 +132,7 @@ def _phases(graph: Graph) -> Iterator[tuple[str, int, int]]:
         yield name, indices[0], indices[-1] + 1
 
 
-def _blocks(graph: Graph, plan: MemoryPlan) -> Iterator[_Block]:
+def blocks(graph: Graph, plan: MemoryPlan) -> Iterator[Block]:
     """Every tensor from the op that makes it on; one that takes the place of another does so in
     the middle of that op."""
     lives = lifetimes(graph)
@@ -143,7 +143,7 @@ def _blocks(graph: Graph, plan: MemoryPlan) -> Iterator[_Block]:
         offset = plan.offsets[name]
         takes = ends.get((offset, first), name) != name
         given = (offset, last) in taken and last > first
-        yield _Block(
+        yield Block(
             name, _colour(graph, name, makers[name]), first + 0.5 * takes,
             min(last, len(graph.ops) - 1) + (0.5 if given else 1.0),
             offset, graph.tensors[name].nbytes,
@@ -159,7 +159,7 @@ def _colour(graph: Graph, name: str, made: int) -> str:
     return _AGAIN if TABLE[op.kind].role == FORWARD and op.kind != "add" else _GRADIENT
 
 
-def _label(axes: Axes, block: _Block, ops: int, by: float, height: float) -> None:
+def _label(axes: Axes, block: Block, ops: int, by: float, height: float) -> None:
     """The name, along or across, where there is room for it."""
     wide = (block.right - block.left) / ops * _MAP_INCHES[0] * 72
     high = block.nbytes / by / height * _MAP_INCHES[1] * 72

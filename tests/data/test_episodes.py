@@ -177,3 +177,22 @@ def test_omniglot_holds_out_the_evaluation_alphabets(
         classes = {*data.label[[*seen_by(task, devices, range(8))]].tolist()}
         assert len({*data.superclass[[*classes]].tolist()}) == alphabets
         assert len(classes) == characters
+
+
+def test_held_out_devices_may_have_smaller_episodes() -> None:
+    task = Episodes(BY_CLASS, 6, 3, ways=3, shots=4, queries=2, held_out_ways=2, held_out_shots=1)
+    table, devices = task.table(RUN, 0, range(6)), range(6)
+    sizes = np.diff(table.starts).reshape(-1, 2).tolist()
+    assert sizes == task.counts(RUN, devices).tolist() == [[12, 6]] * 3 + [[2, 4]] * 3
+    for device in devices:
+        (_, support), (_, query) = (task.samples(RUN, 0, device, part) for part in PARTS)
+        ways, shots = (3, 4) if device < 3 else (2, 1)
+        assert support.tolist() == [*range(ways)] * shots
+        assert query.tolist() == [*range(ways)] * 2
+
+
+def test_held_out_episodes_are_never_larger() -> None:
+    with pytest.raises(
+        ExperimentError, match=r"held_out_ways = 3, held_out_shots = 2, .*at most those"
+    ):
+        Episodes(PLAIN, 6, 3, ways=2, shots=2, held_out_ways=3)

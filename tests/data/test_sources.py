@@ -56,6 +56,18 @@ def test_omniglot_14_has_the_means_of_four_pixels(folder: Path) -> None:
     np.testing.assert_array_equal(halved.label, full.label)
 
 
+def test_quarter_turns_of_training_characters_are_classes_of_their_own(folder: Path) -> None:
+    plain, turned = (SOURCES[name].read() for name in ("omniglot", "omniglot-rotated"))
+    training = np.flatnonzero(plain.split == 0)
+    assert len(turned.x) == len(plain.x) + 3 * len(training)
+    assert turned.classes == 4 * plain.classes
+    np.testing.assert_array_equal(turned.counts(1)[plain.classes :], 0)
+    row, picture = len(plain.x), plain.x[training[0]].reshape(28, 28)
+    np.testing.assert_array_equal(turned.x[row].reshape(28, 28), np.rot90(picture))
+    assert turned.label[row] == plain.label[training[0]] + plain.classes
+    assert turned.class_names[turned.label[row]].endswith(" turned 90")
+
+
 @pytest.mark.parametrize("partition", PARTITIONS)
 def test_a_partition_has_its_own_arguments(partition: str) -> None:
     with pytest.raises(ExperimentError, match=r"has no 'no_such_key'; it has .*[a-z_]+"):
