@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 
 import steps
-from images import IMAGES, net
+from images import DEVICES, IMAGES, net
 from kernels import flop_per_step, peak_flops
 
 from fedtiny import Experiment
@@ -32,7 +32,6 @@ from fedtiny.simulator.simulation import Simulation
 THREADS = 2
 STEPS = 32
 COHORT = 2000
-IMAGE_COHORT = 200
 PEERS = {
     "numpy, batched": ("numpy", "numpy", "S"),
     "torch, one device after another": ("torch-loop", "torch", "SC"),
@@ -69,8 +68,8 @@ def images() -> Experiment:
             "model": {"build": "images:net"},
             "data": {"source": "images:task"},
             "device": {"ram": "1MiB", "batch": 10},
-            "strategy": {"name": "fedavg", "cohort": IMAGE_COHORT, "beta": 0.01},
-            "fleet": {"devices": IMAGE_COHORT, "held_out": 0, "threads": THREADS,
+            "strategy": {"name": "fedavg", "cohort": DEVICES, "beta": 0.01},
+            "fleet": {"devices": DEVICES, "held_out": 0, "threads": THREADS,
                       "profiles": {"pi-4": 1.0}},
             "run": {"rounds": 1_000_000},
         }
@@ -97,7 +96,7 @@ def ours(asked: Experiment, seconds: float, watch: Stopwatch) -> tuple[float, fl
     """Median updates a second over the rounds; microseconds a participant outside the C calls."""
     simulation = Simulation(asked, "columns", lambda row: None)
     simulation.step()
-    cohort = IMAGE_COHORT if asked.fleet.devices == IMAGE_COHORT else COHORT
+    cohort = DEVICES if asked.fleet.devices == DEVICES else COHORT
     rates, overheads = [], []
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:

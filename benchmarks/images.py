@@ -9,7 +9,7 @@ from fedtiny.data.partitions import QuantitySkew
 from fedtiny.engine.builder import Net
 from fedtiny.engine.zoo import small_conv
 
-SIDE, CLASSES, IMAGES = 28, 62, 100
+SIDE, CLASSES, IMAGES, DEVICES = 28, 62, 100, 200
 
 
 def net() -> Net:
@@ -17,10 +17,10 @@ def net() -> Net:
     return small_conv(SIDE, 1, CLASSES, (8, 16))
 
 
-def task(devices: int, held_out: int) -> QuantitySkew:
+def task() -> QuantitySkew:
     """As many pictures for every device."""
     rng = np.random.default_rng(0)
-    n = devices * IMAGES
+    n = DEVICES * IMAGES
     label = np.arange(n, dtype=np.int32) % CLASSES
     data = Labelled(
         rng.random((n, SIDE * SIDE), dtype=np.float32),
@@ -29,4 +29,4 @@ def task(devices: int, held_out: int) -> QuantitySkew:
         np.full(n, TRAINING, np.uint8),
         tuple(map(str, range(CLASSES))),
     )
-    return QuantitySkew(data, devices, held_out, query_share=0.0, sigma=0.0)
+    return QuantitySkew(data, DEVICES, query_share=0.0, sigma=0.0)

@@ -8,7 +8,7 @@ given up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from itertools import accumulate
@@ -113,14 +113,18 @@ def _best_step(graph: Graph) -> tuple[_Step, Graph] | None:
     """What lowers the peak most; of equals, what costs the fewest multiply-adds."""
     alive = live_bytes(graph)
     at = alive.index(max(alive))
-    behind = tuple(map(_identity, graph.ops[at::-1]))
+    idle = _idle(graph, at)
     best, found = (*_figure(graph), 0), None
-    for tried, value in enumerate(_idle(graph, at), 1):
-        for values, cost in _chains(graph, value):
+    for tried, value in enumerate(idle, 1):
+        for ops in _chains(graph, value):
+            freed = sum(idle.get(name, 0) for op in ops for name in op.outputs)
+            if alive[at] - freed > best[0]:
+                continue
+            values = frozenset(op.outputs[0] for op in ops)
             new = run_again(graph, values, at)
-            figure = (*_figure(new), cost)
+            figure = (*_figure(new), sum(macs(op, graph.tensors) for op in ops))
             if figure < best:
-                best, found = figure, (_Step(values, behind), new)
+                best, found = figure, (_Step(values, tuple(map(_identity, graph.ops[at::-1]))), new)
         if found and tried % BREADTH == 0:
             break
     return found
@@ -132,27 +136,27 @@ def _figure(graph: Graph) -> tuple[int, int]:
     return max(alive), alive.count(max(alive))
 
 
-def _idle(graph: Graph, at: int) -> list[str]:
-    """The values that an op does not touch and that only backward ops read after it; the largest
-    first."""
+def _idle(graph: Graph, at: int) -> dict[str, int]:
+    """The values that an op does not touch and that only backward ops read after it, and their
+    bytes; the largest first."""
     later = {n for op in graph.ops[at : graph.n_forward + 1] for n in op.inputs}
     touched, remade = later.union(graph.ops[at].operands), makers(graph)
-    waiting = (
-        name for name, (first, last) in lifetimes(graph).items()
+    waiting = {
+        name: graph.tensors[name].nbytes for name, (first, last) in lifetimes(graph).items()
         if first < at < last and name in remade and name not in touched
-    )  # fmt: skip
-    return sorted(waiting, key=lambda name: -graph.tensors[name].size)
+    }  # fmt: skip
+    return dict(sorted(waiting.items(), key=lambda item: -item[1]))
 
 
-def _chains(graph: Graph, value: str) -> Iterator[tuple[frozenset[str], int]]:
-    """The values of the one, two, three ... ops up to this value, and the cost of those ops."""
+def _chains(graph: Graph, value: str) -> Iterator[Collection[Op]]:
+    """The one, two, three ... ops up to this value."""
     remade, ops, values = makers(graph), dict[str, Op](), {value}
     for _ in range(DEPTH):
         more = {op.outputs[0]: op for name in values if (op := remade.get(name))}
         if not more.keys() - ops.keys():
             return
         ops |= more
-        yield frozenset(ops), sum(macs(op, graph.tensors) for op in ops.values())
+        yield ops.values()
         values = {name for op in more.values() for name in op.inputs}
 
 
