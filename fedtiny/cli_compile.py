@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fedtiny.errors import BudgetError
+from fedtiny.errors import BudgetError, ExperimentError, FedtinyError
 
 if TYPE_CHECKING:
     from fedtiny.engine.compile import Build
@@ -92,11 +92,18 @@ def compile_model(
     if explain is not None:
         from fedtiny.report.arena import draw
 
-        draw(built.graph, built.memory, built.program.report(), explain)
+        _write(explain, lambda: draw(built.graph, built.memory, built.program.report(), explain))
     if misfit is not None:
         raise misfit
     if out is not None:
-        out.write_bytes(built.program.image)
+        _write(out, lambda: out.write_bytes(built.program.image))
+
+
+def _write(path: Path, write: Callable[[], object]) -> None:
+    try:
+        write()
+    except OSError as error:
+        raise ExperimentError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def _net(model: str, fold: bool, max_model: str) -> Any:
@@ -105,7 +112,12 @@ def _net(model: str, fold: bool, max_model: str) -> Any:
 
     # At the end, as for an experiment: a file here must not hide an installed module.
     sys.path.append("")
-    return built_net(lambda: references.call(model, {}), seed=0, fold=fold, max_model=max_model)
+    try:
+        return built_net(lambda: references.call(model, {}), seed=0, fold=fold, max_model=max_model)
+    except FedtinyError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise ExperimentError(f"{model!r}: {references.cause(error)}") from error
 
 
 def _misfit(built: Build, ram_bytes: int, flash_bytes: int) -> BudgetError | None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import traceback
 from collections.abc import Collection, Mapping
 from importlib import import_module
+from pathlib import Path
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
 from fedtiny.errors import ExperimentError, did_you_mean
+
+_PACKAGE = Path(__file__).parent
 
 
 def load(reference: str) -> Any:
@@ -24,6 +28,9 @@ def load(reference: str) -> Any:
             f"{reference!r} cannot be imported: {error}; the module must stand beside the "
             "experiment or be installed"
         ) from error
+    except (Exception, SystemExit) as error:
+        told = f"{type(error).__name__}: {error}"
+        raise ExperimentError(f"{reference!r}: {module} cannot be imported: {told}") from error
     if not hasattr(loaded, name):
         public = [known for known in vars(loaded) if not known.startswith("_")]
         hint = did_you_mean(name, public) or "write 'your_module:object'"
@@ -31,13 +38,22 @@ def load(reference: str) -> Any:
     return getattr(loaded, name)
 
 
+def cause(error: BaseException) -> str:
+    """What went wrong; in a user's own object with its type, file and line."""
+    frames = traceback.extract_tb(error.__traceback__)
+    outside = [frame for frame in frames if not Path(frame.filename).is_relative_to(_PACKAGE)]
+    if not outside:
+        return str(error)
+    return f"{type(error).__name__} in {outside[-1].filename}, line {outside[-1].lineno}: {error}"
+
+
 def call(reference: str, arguments: Mapping[str, Any]) -> Any:
-    """What the object gives for the arguments; the object itself when it cannot be called.
+    """What a function or class gives for the arguments; of anything else, the object itself.
 
     Raises ExperimentError when it does not take the arguments, or takes others.
     """
     found = load(reference)
-    if callable(found):
+    if inspect.isroutine(found) or inspect.isclass(found):
         _check(reference, inspect.signature(found), arguments)
         return found(**arguments)
     if arguments:

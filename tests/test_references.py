@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -106,3 +107,33 @@ def test_a_value_of_another_type_is_named(values: dict[str, Any], message: str) 
 def test_a_hidden_field_is_not_there() -> None:
     with pytest.raises(ExperimentError, match="has no 'sides'; it has length, filled"):
         check_fields("the shape", Shape, {"sides": 3}, hidden=("sides",))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("made = (", "cannot be imported: SyntaxError"),
+        ("raise RuntimeError('no luck')", "cannot be imported: RuntimeError: no luck"),
+        ("import sys\nsys.exit(3)", "cannot be imported: SystemExit: 3"),
+    ],
+)
+def test_a_module_that_fails_as_it_is_imported_is_named_with_its_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, told: str
+) -> None:
+    name = f"broken_{abs(hash(text))}"
+    (tmp_path / f"{name}.py").write_text(text)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(ExperimentError, match=told):
+        call(f"{name}:made", {})
+
+
+def test_an_instance_is_taken_as_it_is_even_if_it_can_be_called() -> None:
+    assert call(HERE + "INSTANCE", {}) is INSTANCE
+
+
+class Countdown:
+    def __call__(self) -> int:
+        return 1
+
+
+INSTANCE = Countdown()

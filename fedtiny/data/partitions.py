@@ -140,6 +140,14 @@ def _ranked(group: Int64, *keys: Int64 | UInt32 | Float32) -> Int64:
     return rank
 
 
+def _spread(rank: Int64) -> UInt32:
+    """Keys that order 0, 1, 2 ... such that the first few lie evenly among all of them.
+
+    Multiples of the golden ratio modulo 1, in 32 bits: no gap is more than three times another.
+    """
+    return rank.astype(np.uint32) * np.uint32(0x9E3779B9)
+
+
 def _cuts(share: Float32, counts: Int64 | int) -> Int64:
     """``counts`` things in these shares, down the first axis: how many each one gets."""
     cuts = np.cumsum(share.astype(np.float64), axis=0)
@@ -218,8 +226,9 @@ class Clients(Partition):
     """Each device is one natural client, drawn among those with ``least`` samples or more.
 
     The query has its share of each class, the last samples where they are in the order of time.
-    Samples take turns by class, as in a stream; with ``support`` only so many of them, the first
-    ones, are the support, as many of each class as there can be.
+    Samples take turns by class, as in a stream; with ``support`` only so many of them are the
+    support, as many of each class as there can be: the first ones, or those that lie evenly in the
+    time before the query.
     Of overlapping samples the last one of a class before the query is left out, so that support
     and query share no raw sample.
     """
@@ -265,7 +274,9 @@ class Clients(Partition):
             part = np.where(borders, _NEITHER, part)
         turn = rank * self.classes + label
         if self.support:
-            place = _ranked(3 * owner + part, turn)
+            keys = _spread(rank) if self.data.overlapping else rank
+            chosen = _ranked(3 * cell + part, keys) * self.classes + label
+            place = _ranked(3 * owner + part, chosen)
             part = np.where((part == _SUPPORT) & (place >= self.support), _NEITHER, part)
         return part, turn
 

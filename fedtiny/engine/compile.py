@@ -110,6 +110,19 @@ def is_module(model: object) -> bool:
     return torch is not None and isinstance(model, torch.nn.Module)
 
 
+def _check_values(module: Any) -> None:
+    """Of a torch module: everything it holds has values."""
+    held = (*module.named_parameters(), *module.named_buffers())
+    empty = [
+        name for name, tensor in held
+        if type(tensor).__name__.startswith("Uninitialized") or tensor.is_meta
+    ]  # fmt: skip
+    if empty:
+        raise CompileError(
+            f"{empty} have no values yet; run the module once on an example, on the CPU"
+        )
+
+
 def net_of(
     model: object,
     example_input: object = None,
@@ -122,6 +135,7 @@ def net_of(
     Raises CompileError for what is neither, or too large, or does not take the example.
     """
     if is_module(model):
+        _check_values(cast("Any", model))
         _check_size(sum(p.numel() for p in cast("Any", model).parameters()), max_model)
         from fedtiny.engine import torch_frontend
 

@@ -70,8 +70,8 @@ def verify_updates(graph: Graph) -> Graph:
     """The graph itself, if no op reads a parameter behind its update; else GraphError."""
     updated: set[str] = set()
     for index, op in enumerate(verify(graph).ops):
-        for name in updated.intersection(op.inputs):
-            raise GraphError(f"op {index} ({op.kind}) reads {name!r} behind its update")
+        if stale := [name for name in op.inputs if name in updated]:
+            raise GraphError(f"op {index} ({op.kind}) reads {stale[0]!r} behind its update")
         if TABLE[op.kind].role == UPDATE:
             updated.add(mutated(op))
     return graph

@@ -105,7 +105,7 @@ def _example(module: Module, example_input: object) -> Tensor:
                 "them along the features"
             )
         (example_input,) = example_input
-    example = torch.as_tensor(example_input)
+    example = _tensor(example_input)
     _check_float(example.dtype, "the example input")
     for name, parameter in module.named_parameters():
         _check_float(parameter.dtype, f"the parameter {name}")
@@ -115,6 +115,17 @@ def _example(module: Module, example_input: object) -> Tensor:
         )
     like = next(module.parameters(), example)
     return example[:1].expand(BATCH, *example.shape[1:]).to(like.device, like.dtype)
+
+
+def _tensor(values: object) -> Tensor:
+    """What the example is; only a dense tensor with values will do."""
+    try:
+        example = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise CompileError(f"the example input is no tensor: {error}") from error
+    if example.layout != torch.strided or example.is_meta:
+        raise CompileError("the example input is sparse or has no values; give a dense tensor")
+    return example
 
 
 def _check_float(dtype: torch.dtype, what: str) -> None:
@@ -188,6 +199,11 @@ def _convert(
             c.values[node] = weights[node.name] or made(net.input, axes)
         elif node.op == "call_function":
             carry_out(c, node)
+        elif node.op == "get_attr":
+            raise CompileError(
+                f"{node.name} is a block of its own, as of torch.no_grad() or autocast; take it "
+                "out of forward, and freeze parameters by requires_grad_(False)"
+            )
         elif node.op == "output":
             c.node = node
             _finish(c, node.args[0])

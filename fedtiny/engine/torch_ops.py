@@ -410,6 +410,7 @@ _REMEDIES = (
     (("gelu", "silu", "mish", "elu", "celu", "selu", "softplus", "prelu", "hardsigmoid", "rrelu",
       "threshold", "softsign", "logsigmoid", "clamp", "clamp_min"),
      "use ReLU, ReLU6, LeakyReLU or Hardswish"),
+    (("detach",), "freeze the layers before it by requires_grad_(False)"),
     (("log_softmax",), "leave it out: the loss cross_entropy takes logits"),
     (("conv_transpose1d", "conv_transpose2d", "upsample_nearest2d", "upsample_bilinear2d",
       "pixel_shuffle"), "models end in [batch, features]; use Conv2d and a Linear head"),

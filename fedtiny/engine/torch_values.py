@@ -131,6 +131,8 @@ class Conversion:
         index = torch.arange(weight.tensor.numel()).view(weight.tensor.shape)
         order = arrange(index).contiguous()
         values = weight.tensor.flatten()[order].float()
+        if not values.isfinite().all():
+            raise self.refuse(f"holds values in {weight.fqn} that are not finite in float32")
         made = Held(weight.fqn if weight.own else "", order, values)
         known = self.held.setdefault(name, made)
         if known.fqn != made.fqn or not torch.equal(known.order, made.order):

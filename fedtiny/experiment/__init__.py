@@ -32,7 +32,6 @@ from fedtiny.strategies.table import build as build_strategy
 if TYPE_CHECKING:
     from fedtiny.data.tables import Task
 
-_PACKAGE = Path(__file__).parents[1]
 _SECTIONS = ("seed", "model", "data", "device", "strategy", "fleet", "run", "evaluate")
 _FIGURES = {
     "ram": "ram_bytes", "flash": "flash_bytes", "macs_per_s": "macs_per_s",
@@ -194,7 +193,7 @@ class Experiment:
             error.args = (f"{self._place(section, table, error)}: {error}",)
             raise
         except Exception as error:
-            told = f"{self._place(section, table, error)}: {_cause(error)}"
+            told = f"{self._place(section, table, error)}: {references.cause(error)}"
             raise ExperimentError(told) from error
 
     def _place(self, section: str, table: Table, error: Exception) -> str:
@@ -349,15 +348,6 @@ def _board_contradictions(e: Experiment, name: str) -> Iterator[tuple[Keys, str]
                     f"make a board of your own with like = {name!r}"
                 ),
             )
-
-
-def _cause(error: Exception) -> str:
-    """What went wrong; in a user's own object with its type, file and line."""
-    frames = traceback.extract_tb(error.__traceback__)
-    outside = [frame for frame in frames if not Path(frame.filename).is_relative_to(_PACKAGE)]
-    if not outside:
-        return str(error)
-    return f"{type(error).__name__} in {outside[-1].filename}, line {outside[-1].lineno}: {error}"
 
 
 def _named(table: Table, message: str) -> Keys:

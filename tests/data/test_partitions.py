@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fedtiny.data.files import data_set
 from fedtiny.data.labelled import NO_CLIENT, Labelled
-from fedtiny.data.partitions import Clients, LabelSkew, Partition, QuantitySkew, Shards
+from fedtiny.data.partitions import Clients, LabelSkew, Partition, QuantitySkew, Shards, _spread
 from fedtiny.data.tables import PARTS
 from fedtiny.errors import DataError, ExperimentError
 from tests.data import small
@@ -220,3 +220,12 @@ def test_the_people_of_har_are_devices(data_dir: Path, monkeypatch: pytest.Monke
     assert held == {2, 4, 9, 10, 12, 13, 18, 20, 24}
     labels = data.label[support_of(task, 29)]
     assert np.bincount(labels[:60]).tolist() == [10] * 6
+
+
+@given(st.integers(2, 60), st.integers(2, 60))
+def test_the_first_few_of_a_spread_order_lie_evenly_in_time(total: int, few: int) -> None:
+    order = np.argsort(_spread(np.arange(max(total, few))), kind="stable")
+    places = np.sort(_spread(np.arange(max(total, few)))[: min(total, few)].astype(np.int64))
+    gaps = np.diff([*places, places[0] + 2**32])
+    assert gaps.max() <= 3 * gaps.min()
+    assert sorted(order.tolist()) == list(range(max(total, few)))

@@ -167,3 +167,34 @@ def test_a_norm_must_train_both_its_parameters() -> None:
     module = nn.Sequential(nn.Linear(4, 4), nn.GroupNorm(2, 4))
     module[1].bias.requires_grad = False
     assert "1 (GroupNorm): group_norm must have both" in str(refused(module, FLAT))
+
+
+class Blocked(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            x = self.first(x)
+        found: Tensor = self.last(x)
+        return found
+
+
+def test_what_has_no_values_is_refused() -> None:
+    for module, example, told in (
+        (Blocked(), torch.zeros(1, 3), "no_grad"),
+        (nn.LazyLinear(2), torch.zeros(1, 3), "have no values yet"),
+        (nn.Linear(3, 2, device="meta"), torch.zeros(1, 3), "have no values yet"),
+        (nn.Linear(3, 2), "hello", "is no tensor"),
+        (nn.Linear(3, 2), torch.zeros(1, 3).to_sparse(), "sparse"),
+    ):
+        with pytest.raises(CompileError, match=told):
+            fedtiny.compile(module, example, loss="cross_entropy", ram="64KiB")
+
+
+def test_values_that_are_not_finite_are_refused() -> None:
+    module = nn.Linear(3, 2)
+    nn.init.constant_(module.bias, float("nan"))
+    with pytest.raises(GraphError, match="not finite"):
+        fedtiny.compile(module, torch.zeros(1, 3), loss="cross_entropy", ram="64KiB")
