@@ -85,10 +85,13 @@ def _halved(data: Labelled, side: int) -> Labelled:
     return replace(data, x=(four * 0.25).reshape(len(x), -1))
 
 
-@lru_cache(maxsize=1)
 def _omniglot_rotated() -> Labelled:
+    return _rotated(DATA_SETS["omniglot"].load())
+
+
+@lru_cache(maxsize=1)
+def _rotated(data: Labelled) -> Labelled:
     """Each training character also in three quarter turns, as classes of their own."""
-    data = DATA_SETS["omniglot"].load()
     kept = np.flatnonzero(data.split == TRAINING)
     pictures = data.x[kept].reshape(-1, 28, 28)
     turned = [np.rot90(pictures, k, (1, 2)).reshape(len(kept), -1) for k in (1, 2, 3)]
