@@ -1,0 +1,1 @@
+"""The device's shell: a link over gRPC and a store on disk around `fedtiny.device`."""

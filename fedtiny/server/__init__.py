@@ -1,0 +1,1 @@
+"""The coordinator's shell: gRPC, SQLite, certificates around the decisions of `fedtiny.rounds`."""

@@ -1,0 +1,1 @@
+"""What travels between devices and a coordinator, in bytes."""

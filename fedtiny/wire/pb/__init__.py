@@ -1,0 +1,1 @@
+"""Generated from protos/ by protos/generate.sh; not to be edited."""
