@@ -14,16 +14,15 @@ import numpy as np
 from fedtiny.data.tables import Task
 from fedtiny.engine.program import Program
 from fedtiny.errors import ExperimentError, RunError
+from fedtiny.experiment.evaluation import Scores, instruction_of, summary
 from fedtiny.experiment.schema import Evaluation
 from fedtiny.experiment.workload import Workload
 from fedtiny.simulator.fleet import Fleet
-from fedtiny.simulator.visits import Scores, Workers
-from fedtiny.values import EVALUATE, Instruction, Phase, Sgd
+from fedtiny.simulator.visits import Workers
+from fedtiny.values import Instruction
 
 if TYPE_CHECKING:
-    from fedtiny.tensors import Float32, Float64, Int64
-
-NORMAL_95 = 1.959964
+    from fedtiny.tensors import Float32, Int64
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,8 +37,7 @@ class Adaptation:
     @classmethod
     def of(cls, name: str, asked: Evaluation, workload: Workload, fleet: Fleet) -> Adaptation:
         """What an experiment asks for. Raises RunError when it fits no held-out device."""
-        phase = Phase(asked.lr, asked.steps, shuffle=asked.shuffle, sgd=Sgd(clip=asked.clip))
-        instruction = Instruction(EVALUATE, phases=(phase,))
+        instruction = instruction_of(asked)
         fitted = [workload.fit(p.name, asked.batch, instruction.sgd) for p in fleet.profiles]
         kind = fleet.profile[fleet.held_out]
         programs = tuple(
@@ -59,7 +57,7 @@ class Adaptation:
             for program, devices in self.programs
         ]
         columns = ([getattr(part, f.name) for part in parts] for f in fields(Scores))
-        return _summary(Scores(*map(np.concatenate, columns)), self.task.classes is not None)
+        return summary(Scores(*map(np.concatenate, columns)), self.task.classes is not None)
 
 
 def _resized(task: Task, name: str, asked: Evaluation) -> Task:
@@ -74,25 +72,3 @@ def _resized(task: Task, name: str, asked: Evaluation) -> Task:
         )
     resized: Task = replace(task, **sizes)  # type: ignore[type-var]
     return resized
-
-
-def _summary(scores: Scores, labelled: bool) -> dict[str, Any]:
-    """Devices without a query sample are left out; where one diverged, there is no mean."""
-    judged = scores.count > 0
-    row: dict[str, Any] = {"devices": int(judged.sum())}
-    kinds = ("loss", "correct") if labelled else ("loss",)
-    for kind in kinds:
-        for when in ("before", "after"):
-            each = getattr(scores, f"{kind}_{when}")[judged] / scores.count[judged]
-            label = f"{'accuracy' if kind == 'correct' else 'loss'}_{when}"
-            row[label], row[f"{label}_ci"] = _interval(each)
-    diverged = ~np.isfinite(scores.loss_before[judged] + scores.loss_after[judged])
-    return row | ({"diverged": int(diverged.sum())} if diverged.any() else {})
-
-
-def _interval(each: Float64) -> tuple[float | None, float | None]:
-    """Mean, and half the width of its 95 % interval; None where a value is not finite."""
-    if not each.size or not np.isfinite(each).all():
-        return None, None
-    spread = float(each.std(ddof=1)) if each.size > 1 else 0.0
-    return float(each.mean()), NORMAL_95 * spread / each.size**0.5

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedtiny.rounds.ledger import Ledger
 from fedtiny.runs import Checkpoint
 from fedtiny.simulator.flights import Flights
-from fedtiny.simulator.ledger import Ledger
 from fedtiny.simulator.visits import Personal
 from fedtiny.strategies import calls
 

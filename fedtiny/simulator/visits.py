@@ -19,6 +19,7 @@ from fedtiny.device.learner import Key, Learner, Outcome, Samples
 from fedtiny.engine.native import Status
 from fedtiny.engine.program import Program
 from fedtiny.errors import DataError, UpdateError
+from fedtiny.experiment.evaluation import Scores
 from fedtiny.fold import Total
 from fedtiny.rounds.content import OpenRound, Part
 from fedtiny.rounds.measures import Measures
@@ -66,17 +67,6 @@ class Visited:
     reasons: tuple[str, ...] = ()
     loss_sum: float = 0.0
     steps: int = 0
-
-
-@dataclass(frozen=True, eq=False)
-class Scores:
-    """Sums over the query of each device, before and after adaptation; columns."""
-
-    count: Float64
-    loss_before: Float64
-    loss_after: Float64
-    correct_before: Float64
-    correct_after: Float64
 
 
 class Workers(Protocol):

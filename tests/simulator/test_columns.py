@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fedtiny.device.session import Event, State
 from fedtiny.simulator.contact import Contact
 from fedtiny.simulator.flights import Flights
-from fedtiny.simulator.ledger import KINDS, OTHERS, Figures, Ledger
+from fedtiny.rounds.ledger import KINDS, OTHERS, Figures, Ledger
 from fedtiny.simulator.sessions import ColumnSessions, ObjectSessions
 from fedtiny.simulator.traces import Always, Diurnal
 from fedtiny.simulator.visits import ROWS_BYTES, Personal, in_pieces
