@@ -9,7 +9,10 @@ FedtinyError
 ├── DataError         6  samples are missing, empty, of the wrong shape, or not finite
 ├── UpdateError       7  an update cannot be folded: not finite, too large, of the wrong size
 ├── StrategyError     8  a strategy is unknown, cannot be built, or failed in a round
-└── RunError          9  a run cannot go on: no folder, no devices, a journal that does not fit
+├── RunError          9  a run cannot go on: no folder, no devices, a journal that does not fit
+├── WireError        10  a message is not what it should be; carries the kind of flaw
+├── IdentityError    11  a device may not take part: its token, certificate or key is refused
+└── OutdatedError    12  a device and its coordinator speak no protocol that both know
 
 A message says what is wrong, with the numbers, and what to do about it. The command-line tool
 ends with the exit code beside its branch.
@@ -89,3 +92,30 @@ class RunError(FedtinyError):
     """A run cannot go on."""
 
     exit_code = 9
+
+
+class WireError(FedtinyError):
+    """A message is not what it should be. ``reason`` is the kind of flaw, to count refusals by."""
+
+    exit_code = 10
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class IdentityError(FedtinyError):
+    """A device may not take part. ``reason`` is a short label; ``status`` is that of gRPC."""
+
+    exit_code = 11
+
+    def __init__(self, reason: str, message: str, status: str = "PERMISSION_DENIED") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.status = status
+
+
+class OutdatedError(FedtinyError):
+    """A device and its coordinator speak no protocol that both know."""
+
+    exit_code = 12

@@ -6,6 +6,7 @@ face that the machine has: a NumPy array, else a `memoryview` of format ``f``.
 
 from __future__ import annotations
 
+import math
 import sys
 from array import array
 from importlib.util import find_spec
@@ -117,3 +118,12 @@ def vector(buffer: Buffer) -> Vector:
     import numpy as np
 
     return np.frombuffer(raw(buffer), dtype=np.float32)
+
+
+def all_finite(view: memoryview[float]) -> bool:
+    """Whether no value is NaN or infinite."""
+    if not has_numpy():
+        return all(map(math.isfinite, view))
+    import numpy as np
+
+    return bool(np.isfinite(np.asarray(view)).all())

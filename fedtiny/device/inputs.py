@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from fedtiny.errors import DataError
-from fedtiny.tensors import floats, has_numpy, ints
+from fedtiny.tensors import all_finite, floats, has_numpy, ints
 
 if TYPE_CHECKING:
     from fedtiny.engine.program import Program
@@ -114,12 +114,3 @@ class Input:
 
 def _told(shape: tuple[int, ...]) -> str:
     return ", ".join(map(str, shape))
-
-
-def all_finite(view: memoryview[float]) -> bool:
-    """Whether no value is NaN or infinite."""
-    if not has_numpy():
-        return all(map(math.isfinite, view))
-    import numpy as np
-
-    return bool(np.isfinite(np.asarray(view)).all())

@@ -11,11 +11,11 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from fedtiny import rng
-from fedtiny.device.inputs import Input, all_finite
+from fedtiny.device.inputs import Input
 from fedtiny.engine import native
 from fedtiny.engine.program import Executor, Moments, Program
 from fedtiny.errors import DataError, RunError
-from fedtiny.tensors import float_view, floats, has_numpy, vector
+from fedtiny.tensors import all_finite, float_view, floats, has_numpy, vector
 from fedtiny.values import (
     CALIBRATE,
     EVALUATE,

@@ -31,7 +31,8 @@ from fedtiny.strategies.table import build as build_strategy
 if TYPE_CHECKING:
     from fedtiny.data.tables import Task
 
-_SECTIONS = ("seed", "model", "data", "device", "strategy", "fleet", "run", "evaluate")
+_KEYS = ("seed", "seeded")
+_SECTIONS = ("model", "data", "device", "strategy", "fleet", "run", "evaluate")
 _FIGURES = {
     "ram": "ram_bytes", "flash": "flash_bytes", "macs_per_s": "macs_per_s",
     "downlink": "downlink_bps", "uplink": "uplink_bps", "latency": "latency_s",
@@ -46,6 +47,8 @@ class Experiment:
 
     Attributes:
         seed: Keys every random number of the run.
+        seeded: A deployed run draws by the seed too, and decides as the simulated one; without it
+            the operating system draws, so that nobody can foresee who is asked.
         boards: What ``[device.NAME]`` says, by profile.
         strategy: ``[strategy]`` as written: the name or build of a strategy and its fields.
         evaluate: The named ways in which held-out devices adapt before they are judged.
@@ -54,6 +57,7 @@ class Experiment:
     """
 
     seed: int
+    seeded: bool
     model: Model
     data: Data
     device: Device
@@ -102,14 +106,15 @@ class Experiment:
     @classmethod
     def _read(cls, given: Table, origin: Origin) -> Experiment:
         for key in given:
-            if key not in _SECTIONS:
-                raise origin.unknown((key,), _SECTIONS)
+            if key not in _KEYS + _SECTIONS:
+                raise origin.unknown((key,), _KEYS + _SECTIONS)
         reading.check_finite(given, origin)
-        tables = {key: given.get(key, {}) for key in _SECTIONS[1:]}
-        top = reading.read(_Top, {k: v for k, v in given.items() if k == "seed"}, origin, ())
+        tables = {key: given.get(key, {}) for key in _SECTIONS}
+        top = reading.read(_Top, {k: v for k, v in given.items() if k in _KEYS}, origin, ())
         device, boards = _read_device(tables["device"], origin)
         experiment = cls(
             seed=top.seed,
+            seeded=top.seeded,
             model=_read_named(Model, tables["model"], origin, "model"),
             data=_read_named(Data, tables["data"], origin, "data"),
             device=device,
@@ -220,6 +225,7 @@ class Experiment:
         device = _plain(self.device) | {name: dict(said) for name, said in self.boards.items()}
         return {
             "seed": self.seed,
+            "seeded": self.seeded,
             "model": _inline(self.model),
             "data": _inline(self.data),
             "device": device,
@@ -244,6 +250,7 @@ class Experiment:
 @dataclass(frozen=True, slots=True)
 class _Top(reading.Section):
     seed: reading.Seed = 0
+    seeded: reading.Flag = False
 
 
 # ---- sections that are more than one dataclass -----------------------------------------------

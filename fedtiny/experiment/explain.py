@@ -63,7 +63,8 @@ def _with_costs(
     row: Row, workload: Workload, program: Program, counts: Mapping[str, float], visits: float
 ) -> Row:
     cost = workload.cost(row.profile, program, counts)
-    visit_bytes = workload.layout.nbytes + workload.upload_bytes(program)
+    visit = workload.visit_bytes(program, workload.instruction)
+    visit_bytes = visit.down + visit.up
     return replace(
         row,
         seconds=float(cost.seconds[0]),

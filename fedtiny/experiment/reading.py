@@ -246,7 +246,6 @@ DeviceCount = Annotated[int, Kind("an integer from 1 to 2^31 - 1", integer(1, 2*
 Positive = Annotated[int, Kind("an integer >= 1", integer(1))]
 Seed = Annotated[int, Kind("an integer from 0 to 2^64 - 1", integer(0, 2**64 - 1))]
 Rate = Annotated[float, Kind("a number > 0", number(0, above=True))]
-Factor = Annotated[float, Kind("a number >= 1", number(1))]
 Probability = Annotated[float, Kind("a number from 0 to 1", number(0, 1))]
 NonNegative = Annotated[float, Kind("a number >= 0", number(0))]
 Seconds = Annotated[float, Kind(f"a duration {_SOME_TIME}", in_units(_SECONDS))]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fedtiny.data import recordings
 from fedtiny.errors import ExperimentError
@@ -13,8 +13,8 @@ from fedtiny.experiment.reading import (
     Bytes,
     DeviceCount,
     Duration,
-    Factor,
     Flag,
+    Kind,
     Natural,
     NonNegative,
     Plan,
@@ -25,6 +25,8 @@ from fedtiny.experiment.reading import (
     Section,
     Shares,
     Text,
+    exactly,
+    number,
 )  # fmt: skip
 
 if TYPE_CHECKING:
@@ -193,6 +195,16 @@ class Fleet(Section):
     threads: Natural = 0
 
 
+MEASURED = "measured"
+
+
+def _over_selection(value: Any) -> float | str:
+    return exactly(str, value) if value == MEASURED else number(1)(value)
+
+
+OverSelection = Annotated[float | str, Kind("a number >= 1 or 'measured'", _over_selection)]
+
+
 @dataclass(frozen=True, slots=True)
 class Run(Section):
     """``[run]``: how long, and how patient.
@@ -201,7 +213,8 @@ class Run(Section):
         rounds: Rounds to run.
         evaluate_every: Rounds between two evaluations; 0: only before the first and after the last.
         deadline: Seconds that a device has for a visit.
-        over_selection: Devices asked for each one that the round needs.
+        over_selection: Devices asked for each one that the round needs; "measured": as many as the
+            drop-out of the rounds before calls for.
         minimum: Updates with which a round may close at its deadline.
         save_every: Rounds between two models that are kept; 0: only the last.
         checkpoint_every: Rounds between two points from which an interrupted run goes on.
@@ -210,10 +223,15 @@ class Run(Section):
     rounds: Natural = 100
     evaluate_every: Natural = 0
     deadline: Duration = 600.0
-    over_selection: Factor = 1.0
+    over_selection: OverSelection = 1.0
     minimum: Positive = 1
     save_every: Natural = 0
     checkpoint_every: Positive = 100
+
+    @property
+    def leases_per_update(self) -> float:
+        """``over_selection`` as the rules of the rounds have it: 0 means measured."""
+        return 0.0 if self.over_selection == MEASURED else float(self.over_selection)
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,20 @@ from fedtiny.errors import BudgetError, ExperimentError, StrategyError
 from fedtiny.experiment import Experiment
 from fedtiny.registry.cost import BoardColumns, VisitCost, visit_cost
 from fedtiny.registry.match import misfits
+from fedtiny.rounds.machine import Rules
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import Round, Strategy
-from fedtiny.tensors import FLOAT_BYTES
-from fedtiny.values import QUERY, SUPPORT, TRAIN, Instruction, Layout, Sgd, length
+from fedtiny.values import (
+    CALIBRATE,
+    EVALUATE,
+    QUERY,
+    SUPPORT,
+    TRAIN,
+    Instruction,
+    Layout,
+    Sgd,
+)
+from fedtiny.wire.visit import VisitBytes, visit_bytes
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Float32, Int64
@@ -77,6 +87,18 @@ class Workload:
         state = calls.start(self.strategy, self.layout, np.zeros(self.layout.size, np.float32))
         return calls.ask(self.strategy, Round(0, rounds), state, self.layout)
 
+    def rules(self, seed: int) -> Rules:
+        """The rules of the rounds; ``seed`` keys the choice of devices."""
+        run = self.experiment.run
+        return Rules(
+            rounds=run.rounds,
+            cohort=self.strategy.cohort,
+            deadline_s=run.deadline,
+            minimum=run.minimum,
+            over_selection=run.leases_per_update,
+            seed=seed,
+        )
+
     @property
     def reserved(self) -> Sgd:
         """What the Programs are compiled with: for the first round, and what else may come."""
@@ -119,18 +141,20 @@ class Workload:
 
     def cost(self, name: str, program: Program, counts: Mapping[str, Any]) -> VisitCost:
         """What visits of the first round with so many samples cost a board of that name."""
+        visit = self.visit_bytes(program, self.instruction)
         return visit_cost(
             BoardColumns.of([self.experiment.profile(name)]),
             macs=self.instruction.macs(counts, program.footprint),
-            download_bytes=self.layout.nbytes,
-            upload_bytes=self.upload_bytes(program),
+            download_bytes=visit.down,
+            upload_bytes=visit.up,
             samples=self.instruction.used(counts, program.batch)[1],
             sample_period_s=self.experiment.data.sample_period,
         )
 
-    def upload_bytes(self, program: Program) -> int:
-        """Bytes that a visit of the first round sends back."""
-        return FLOAT_BYTES * length(program.sent_ranges(self.instruction))
+    def visit_bytes(self, program: Program, asked: Instruction) -> VisitBytes:
+        """What a visit of such a round carries."""
+        sent, measured = program.sent_ranges(asked), _measured(program, asked)
+        return visit_bytes(asked, self.layout.size, sent, measured)
 
     def check(self, round: Round, asked: Instruction) -> None:
         """StrategyError if a Program of the fleet cannot carry out what a round asks."""
@@ -172,6 +196,21 @@ class Workload:
         devices = np.arange(self.experiment.fleet.devices)
         support, query = self.task.counts(self.experiment.seed, devices).T
         return {SUPPORT: support, QUERY: query}
+
+
+def _measured(program: Program, asked: Instruction) -> tuple[str, ...]:
+    """The names of what a visit measures, as a Learner gives them."""
+    if asked.kind == TRAIN:
+        return ("loss_sum", "steps")
+    if asked.kind == EVALUATE:
+        return (
+            *(f"{n}_{at}" for n in ("loss_sum", "correct") for at in ("before", "after")),
+            "count",
+        )
+    if asked.kind == CALIBRATE:
+        moments = ("count", "sum", "sum_squares", "min", "max")
+        return tuple(f"{name}.{what}" for name in program.forward_names for what in moments)
+    return (*(f"loss_sum.{index}" for index in range(len(asked.candidates))), "count")
 
 
 def _check_fit(experiment: Experiment, net: Compilable, task: Task) -> None:

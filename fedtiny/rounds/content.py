@@ -109,9 +109,9 @@ class OpenRound:
 
 
 def _contribution(parts: Sequence[Part]) -> Contribution:
-    """What `Strategy.finish` gets: the Total, or the updates in the order of their leases."""
+    """What `Strategy.finish` gets: the Total, or the updates in the order of their devices."""
     totals = [part for part in parts if isinstance(part, Total)]
     if totals:
         return reduce(Total.merge, totals)
     updates = [update for part in parts if isinstance(part, tuple) for update in part]
-    return sorted(updates, key=lambda update: update.lease)
+    return sorted(updates, key=lambda update: update.device)

@@ -1,14 +1,14 @@
-"""A coordinator in memory: it carries out what the machine of rounds decides.
+"""The coordinator of one run: it carries out what the machine of rounds decides.
 
-This is the shape of every shell around `machine`: decide, write to the journal, then answer. It
-keeps nothing that the journal does not have, so that a new one on the same journal goes on where
-the last one fell.
+It decides, appends to the journal, and returns the answers. Its shell commits the journal before it
+lets them out: one commit may serve many calls. A coordinator keeps nothing that the journal does
+not have, so that a new one on the same journal goes on where the last one fell.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import reduce
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +18,10 @@ from fedtiny.errors import RunError, UpdateError
 from fedtiny.fold import Total
 from fedtiny.rounds import journal as records
 from fedtiny.rounds import machine
-from fedtiny.rounds.content import OpenRound
+from fedtiny.rounds.content import Conclusion, OpenRound, Part
 from fedtiny.rounds.events import (
     NEVER,
+    Abandon,
     Begin,
     CheckIns,
     ComeBack,
@@ -37,19 +38,23 @@ from fedtiny.rounds.events import (
     Tick,
 )
 from fedtiny.rounds.measures import Measures
+from fedtiny.strategies import calls
 from fedtiny.strategies.base import Round, Strategy
 from fedtiny.values import Instruction, Layout, Lease, Receipt, Update
 
 if TYPE_CHECKING:
     from fedtiny.rounds.journal import Journal
-    from fedtiny.tensors import Float32
+    from fedtiny.tensors import Float32, Int64
+
+_NO_FLAWS: Mapping[int, str] = {}
 
 
 class Coordinator:
     """Runs the rounds of one strategy over the devices that call its methods.
 
     ``devices`` is the number of devices that the Program fits; ``model`` the initial model. After
-    an exception, make a new one: it recovers from the journal.
+    an exception, make a new one: it recovers from the journal. ``published`` is the last round that
+    this one has committed.
     """
 
     def __init__(
@@ -64,10 +69,14 @@ class Coordinator:
     ) -> None:
         self.rules, self.strategy, self.layout, self.journal = rules, strategy, layout, journal
         self.rounds = records.recover(rules, journal)
-        *_, (self.model, self.strategy_state) = records.replay(
-            journal, rules.rounds, strategy, layout, model
-        )
+        self.model, self.strategy_state = journal.latest() or (
+            model, calls.start(strategy, layout, model),
+        )  # fmt: skip
+        self.published: records.Published | None = None
+        self._now = now
         self._arrived: Sequence[Update] = ()
+        self._flaws: Mapping[int, str] = _NO_FLAWS
+        self._replacement: Float32 | None = None
         if self.rounds.phase == "open":
             self._begin_round()
         self._handle(Begin(now, devices) if self.rounds.phase == "idle" else Tick(now))
@@ -76,15 +85,26 @@ class Coordinator:
 
     def check_in(self, now: float, device: int) -> tuple[Lease, Instruction] | float:
         """Work for the device, or when it may ask again (`NEVER`: the run is over)."""
+        work, later = self.check_ins(now, np.array([device]))
+        return work.get(device, later)
+
+    def check_ins(
+        self, now: float, devices: Int64
+    ) -> tuple[dict[int, tuple[Lease, Instruction]], float]:
+        """Work by device, and when those that got none may ask again (`NEVER`: the run is over)."""
+        work: dict[int, tuple[Lease, Instruction]] = {}
         later = NEVER
-        for answer in self._handle(CheckIns(now, np.array([device]))):
+        for answer in self._handle(CheckIns(now, devices)):
             if isinstance(answer, Grant):
-                ids = int(answer.leases[0]), int(answer.devices[0])
-                lease = Lease(*ids, answer.round, answer.version, float(answer.deadlines[0]))
-                return lease, self.open.instruction
+                work |= {lease.device: (lease, self.open.instruction) for lease in _leases(answer)}
             if isinstance(answer, ComeBack):
                 later = answer.at
-        return later
+        return work, later
+
+    @property
+    def demand(self) -> int:
+        """How many leases the open window would give now."""
+        return self.rounds.demand if self._now < self.rounds.closes_at else 0
 
     def fetch(self, version: int) -> bytes:
         """The bytes of the current model. Raises RunError for any other version."""
@@ -95,12 +115,15 @@ class Coordinator:
             )
         return self.model.tobytes()
 
-    def submit(self, now: float, updates: Sequence[Update]) -> list[Receipt]:
+    def submit(
+        self, now: float, updates: Sequence[Update], flaws: Mapping[int, str] = _NO_FLAWS
+    ) -> list[Receipt]:
         """Receipts for the updates, which have arrived in this order.
 
-        A copy of an update in the same call has no receipt of its own.
+        A copy of an update in the same call has no receipt of its own. ``flaws`` says by lease why
+        an update cannot be folded, where that is known before its content is looked at.
         """
-        self._arrived = updates
+        self._arrived, self._flaws = updates, flaws
         columns = ([u.lease, u.device, u.version] for u in updates)
         leases, devices, versions = np.array(list(columns), np.int64).reshape(-1, 3).T
         answers = self._handle(Offers(now, leases, devices, versions))
@@ -118,10 +141,34 @@ class Coordinator:
         """Time has passed."""
         self._handle(Tick(now))
 
+    # ---- what operators call
+
+    def abandon(self, now: float) -> None:
+        """End the open round as failed, whatever has been accepted in it."""
+        if self.rounds.phase == "done":
+            raise RunError(f"the run is over after {self.rounds.round:,} rounds; none is open")
+        self._handle(Abandon(now))
+
+    def publish(self, now: float, model: Float32) -> None:
+        """Abandon the open round and go on from this model, under a new version.
+
+        The strategy's state stays. Raises RunError for what is no model of this run.
+        """
+        if model.shape != self.model.shape or model.dtype != np.float32:
+            raise RunError(
+                f"{model.dtype} {model.shape} is no model of this run, which has float32 "
+                f"{self.model.shape}"
+            )
+        if not np.isfinite(model).all():
+            raise RunError("the model has values that are not finite; publish another version")
+        self._replacement = model
+        self._handle(Abandon(now))
+
     # ---- carrying out
 
     def _handle(self, event: Event) -> list[Command]:
         answers: list[Command] = []
+        self._now = event.now
         events = deque([event])
         while events:
             self.rounds, commands = machine.step(self.rounds, events.popleft())
@@ -154,6 +201,7 @@ class Coordinator:
         part, measures = self.open.nothing, Measures()
         for update in (self._arrived[at] for at in command.at):
             try:
+                _refuse(self._flaws.get(update.lease))
                 measured = Measures.of(update.measures)
                 part, measures = self.open.add(part, update), measures.merge(measured)
             except UpdateError as error:
@@ -168,23 +216,40 @@ class Coordinator:
 
     def _commit(self, command: Commit, now: float) -> Committed:
         accepted = [r for r in self.journal.pending() if isinstance(r, records.Accepted)]
-        done = self.open.conclude([record.part for record in accepted], command.failed)
+        done = self._conclude([record.part for record in accepted], command.failed)
         self.model, self.strategy_state = done.model, done.state
-        total = done.contribution if isinstance(done.contribution, Total) else None
-        self.journal.append(
-            records.Published(
-                round=command.round,
-                leases=command.leases[:0] if command.failed else command.leases,
-                version=self.rounds.version + done.changed,
-                digest=records.digest(self.model),
-                total=total,
-                model=done.model if done.changed and total is None else None,
-                state=self.strategy_state,
-                measures=reduce(Measures.merge, (r.measures for r in accepted), Measures()),
-                failed=command.failed,
-            )
+        self.published = records.Published(
+            round=command.round,
+            leases=command.leases[:0] if command.failed else command.leases,
+            version=self.rounds.version + done.changed,
+            digest=records.digest(self.model),
+            changed=done.changed,
+            total=done.contribution if isinstance(done.contribution, Total) else None,
+            model=done.model,
+            state=self.strategy_state,
+            measures=reduce(Measures.merge, (r.measures for r in accepted), Measures()),
+            failed=command.failed,
+            drop_out=self.rounds.drop_out.share,
         )
+        self.journal.append(self.published)
         return Committed(now, done.changed)
+
+    def _conclude(self, parts: Sequence[Part], failed: bool) -> Conclusion:
+        replacement, self._replacement = self._replacement, None
+        if replacement is None:
+            return self.open.conclude(parts, failed)
+        return Conclusion((), replacement, self.strategy_state)
+
+
+def _refuse(flaw: str | None) -> None:
+    if flaw:
+        raise UpdateError(flaw)
+
+
+def _leases(grant: Grant) -> Iterator[Lease]:
+    columns = grant.leases.tolist(), grant.devices.tolist(), grant.deadlines.tolist()
+    for lease, device, deadline in zip(*columns, strict=True):
+        yield Lease(lease, device, grant.round, grant.version, deadline)
 
 
 _ACTIONS: dict[type[Command], Callable[[Coordinator, Any, float], Event | None]] = {

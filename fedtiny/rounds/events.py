@@ -72,18 +72,29 @@ class Tick:
     now: float
 
 
-Event = Begin | CheckIns | Offers | Folded | Committed | Tick
+@dataclass(frozen=True, slots=True)
+class Abandon:
+    """The open round is to end as failed, whatever has been accepted."""
+
+    now: float
+
+
+Event = Begin | CheckIns | Offers | Folded | Committed | Tick | Abandon
 
 # ---- commands --------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Open:
-    """A window of a round is open: ``wanted`` devices may have a lease."""
+    """A window of a round is open: ``wanted`` devices may have a lease.
+
+    ``drop_out`` is the share of leases that is known to come to nothing.
+    """
 
     round: int
     window: int
     wanted: int
+    drop_out: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

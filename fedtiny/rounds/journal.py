@@ -1,8 +1,10 @@
 """The journal of a run: what must be known to go on after a crash, and to rebuild every model.
 
-While a round is open its windows, leases and accepted updates are kept. When it commits they are
-destroyed, and one `Published` stays: who was accepted, what was folded (or, for strategies that
-need every update, what `finish` returned), and the strategy's next state.
+A shell appends records and then commits: nothing that they say may be answered before. While a
+round is open its windows, leases and accepted updates are kept. When it commits they are destroyed,
+and one `Published` stays: who was accepted, what was folded (or, for strategies that need every
+update, what `finish` returned), and the strategy's next state. To go on takes the last model alone;
+`replay` rebuilds all of them.
 """
 
 from __future__ import annotations
@@ -41,42 +43,65 @@ class Accepted:
 class Published:
     """A committed round. ``version`` and ``digest`` (SHA-256, hex) are those of the model after it.
 
-    ``total`` makes that model from the one before; ``model`` is the model itself, where the
-    strategy needs every update; both are None if the round changed nothing.
+    ``total`` makes that model from the one before. Without it the round changed nothing, or the
+    ``model`` itself is what came of it: the strategy needs every update, or an operator gave it.
+    A journal need not keep a ``model`` that is made by a ``total`` or is that of the round before.
     """
 
     round: int
     leases: Int64
     version: int
     digest: str
+    changed: bool
     total: Total | None
     model: Float32 | None
     state: State
     measures: Measures
     failed: bool
+    drop_out: float
 
-    @property
-    def changed(self) -> bool:
-        """Whether the round made a model."""
-        return self.total is not None or self.model is not None
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What the rounds must know of a committed round to go on; much less than a Published."""
+
+    leases: Int64
+    changed: bool
+    drop_out: float
 
 
 Record = Open | Grant | Accepted | Published
 
 
-class Journal(Protocol):
-    """Where records go. `append` returns when the record would survive a crash."""
-
-    def append(self, record: Record) -> None:
-        """Keep the record; a Published destroys what was pending."""
-        ...
-
-    def pending(self) -> Iterable[Open | Grant | Accepted]:
-        """The records since the last commit, in order."""
-        ...
+class Commits(Protocol):
+    """The committed rounds of a run."""
 
     def commits(self) -> Iterable[Published]:
         """Every committed round, in order."""
+        ...
+
+    def outcomes(self) -> Iterable[Outcome]:
+        """The same, as far as the rounds need it to go on."""
+        ...
+
+    def latest(self) -> tuple[Float32, State] | None:
+        """The model and the strategy's state after the last of them; None before the first."""
+        ...
+
+
+class Journal(Commits, Protocol):
+    """Where records go."""
+
+    def append(self, record: Record) -> None:
+        """Note the record; a Published destroys what was pending."""
+        ...
+
+    def commit(self) -> None:
+        """What was appended survives a crash from here on; nothing may be answered before."""
+        ...
+
+    def pending(self) -> Iterable[Open | Grant | Accepted]:
+        """The records since the last committed round, in order."""
         ...
 
 
@@ -95,20 +120,35 @@ class MemoryJournal:
         else:
             self._pending.append(record)
 
+    def commit(self) -> None:
+        """Nothing to do: a crash takes the memory with it."""
+
     def pending(self) -> Iterable[Open | Grant | Accepted]:
-        """The records since the last commit, in order."""
+        """The records since the last committed round, in order."""
         return tuple(self._pending)
 
     def commits(self) -> Iterable[Published]:
         """Every committed round, in order."""
         return tuple(self._commits)
 
+    def outcomes(self) -> Iterable[Outcome]:
+        """The same, as far as the rounds need it to go on."""
+        return (Outcome(c.leases, c.changed, c.drop_out) for c in self._commits)
+
+    def latest(self) -> tuple[Float32, State] | None:
+        """The model and the strategy's state after the last of them; None before the first."""
+        if not self._commits:
+            return None
+        last = self._commits[-1]
+        assert last.model is not None
+        return last.model, last.state
+
 
 def recover(rules: machine.Rules, journal: Journal) -> machine.State:
     """The state of the rounds after a crash: what was accepted still is, live leases still live."""
     state = machine.start(rules)
-    for commit in journal.commits():
-        state = machine.committed(state, commit.leases, commit.changed)
+    for outcome in journal.outcomes():
+        state = machine.committed(state, outcome.leases, outcome.changed, outcome.drop_out)
     for record in journal.pending():
         match record:
             case Open():
@@ -121,7 +161,7 @@ def recover(rules: machine.Rules, journal: Journal) -> machine.State:
 
 
 def replay(
-    journal: Journal, rounds: int, strategy: Strategy, layout: Layout, model: Float32
+    journal: Commits, rounds: int, strategy: Strategy, layout: Layout, model: Float32
 ) -> Iterator[tuple[Float32, State]]:
     """The model and the strategy's state before each round, and after the last, bit by bit.
 
@@ -133,7 +173,8 @@ def replay(
         if commit.total is not None:
             turn = Round(commit.round, rounds)
             model, _ = calls.finish(strategy, turn, model, commit.total, state)
-        elif commit.model is not None:
+        elif commit.changed:
+            assert commit.model is not None
             model = commit.model
         state = commit.state
         if digest(model) != commit.digest:

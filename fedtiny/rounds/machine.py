@@ -1,12 +1,12 @@
 """The rounds of a run as a pure function: ``step(state, event) -> (state, commands)``.
 
-A round asks for devices in windows. A window gives ``missing * over_selection`` leases. It is over
-when all of them are given (or ``deadline_s`` has passed since its first one) and none is live any
-more. A round is complete as soon as ``cohort`` updates are accepted. If a window is over before,
-``minimum`` updates complete the round too; with fewer, another window opens, at most
-``max_extensions`` times; then the round has failed and the model stays as it is. So no round waits
-longer than ``2 * deadline_s * (1 + max_extensions)`` from its first lease, windows that wait for
-their first device apart.
+A round asks for devices in windows. A window gives ``missing * over_selection`` leases, or as many
+as the measured drop-out calls for. It is over when all of them are given (or ``deadline_s`` has
+passed since its first one) and none is live any more. A round is complete as soon as ``cohort``
+updates are accepted. If a window is over before, ``minimum`` updates complete the round too; with
+fewer, another window opens, at most ``max_extensions`` times; then the round has failed and the
+model stays as it is. So no round waits longer than ``2 * deadline_s * (1 + max_extensions)`` from
+its first lease, windows that wait for their first device apart.
 
 Events carry columns (NumPy arrays), so that a cohort of a thousand costs little more than one.
 The shell obeys three rules. It gives each `Fold` its `Folded` and each `Commit` its `Committed`.
@@ -26,8 +26,10 @@ import numpy as np
 
 from fedtiny import values
 from fedtiny.errors import RunError
+from fedtiny.rounds.drop_out import DropOut
 from fedtiny.rounds.events import (
     NEVER,
+    Abandon,
     Begin,
     CheckIns,
     ComeBack,
@@ -53,7 +55,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """What does not change during a run. ``seed`` keys the choice of devices."""
+    """What does not change during a run. ``seed`` keys the choice of devices.
+
+    With ``over_selection`` 0 the drop-out is measured, and as many devices are asked as it takes.
+    """
 
     rounds: int
     cohort: int
@@ -69,9 +74,13 @@ class Rules:
                 f"minimum = {self.minimum} updates with a cohort of {self.cohort}: no round could "
                 f"ever complete; choose a minimum from 1 to {self.cohort}"
             )
-        for name, least in (("rounds", 0), ("over_selection", 1), ("max_extensions", 0)):
-            if getattr(self, name) < least:
-                raise RunError(f"{name} = {getattr(self, name)}; it must be at least {least}")
+        for name in ("rounds", "max_extensions"):
+            if getattr(self, name) < 0:
+                raise RunError(f"{name} = {getattr(self, name)}; it must be at least 0")
+        if self.over_selection != 0 and not self.over_selection >= 1:
+            raise RunError(
+                f"over_selection = {self.over_selection}; it must be at least 1, or 0: measured"
+            )
         if not 0 < self.deadline_s < math.inf:
             raise RunError(f"deadline_s = {self.deadline_s}; a lease needs a positive, finite time")
 
@@ -120,6 +129,7 @@ class Past:
 class State:
     """Where a run stands. The columns are the leases of the open round, by ordinal.
 
+    ``given`` leases of the open window, of which ``came`` brought an update that could count.
     ``phase``: "idle" before Begin, "between" rounds, "open", "committing", "done".
     """
 
@@ -130,12 +140,14 @@ class State:
     window: int = 0
     wanted: int = 0
     given: int = 0
+    came: int = 0
     closes_at: float = NEVER
     accepted: int = 0
     devices: Int64 = field(default_factory=lambda: _NO_IDS)
     deadlines: Float64 = field(default_factory=lambda: _NO_TIMES)
     status: Int8 = field(default_factory=lambda: _NO_STATUS)
     past: Past = field(default_factory=Past)
+    drop_out: DropOut = field(default_factory=DropOut)
 
     @property
     def demand(self) -> int:
@@ -170,7 +182,14 @@ def _with(state: State, **changes: Any) -> State:
 def opened(state: State, window: Open) -> State:
     """A window has opened; leases of an earlier window of the round have ended."""
     state = _with(
-        state, phase="open", window=window.window, wanted=window.wanted, given=0, closes_at=NEVER
+        state,
+        phase="open",
+        window=window.window,
+        wanted=window.wanted,
+        given=0,
+        came=0,
+        closes_at=NEVER,
+        drop_out=state.drop_out.recalled(window.drop_out),
     )
     return _released(state)
 
@@ -192,10 +211,11 @@ def granted(state: State, grant: Grant) -> State:
 def accepted(state: State, leases: Int64) -> State:
     """These leases count."""
     marked = _marked(state, leases, ACCEPTED)
-    return _with(marked, accepted=int(np.count_nonzero(marked.status == ACCEPTED)))
+    count = int(np.count_nonzero(marked.status == ACCEPTED))
+    return _with(marked, accepted=count, came=state.came + leases.size)
 
 
-def committed(state: State, leases: Int64, changed: bool) -> State:
+def committed(state: State, leases: Int64, changed: bool, drop_out: float) -> State:
     """The round is over; these leases made what came of it."""
     return State(
         rules=state.rules,
@@ -203,6 +223,7 @@ def committed(state: State, leases: Int64, changed: bool) -> State:
         round=state.round + 1,
         version=state.version + changed,
         past=state.past.then(leases),
+        drop_out=state.drop_out.recalled(drop_out),
     )
 
 
@@ -301,8 +322,12 @@ def _offered(state: State, event: Offers) -> tuple[State, Commands]:
     folding = np.count_nonzero(state.status == FOLDING)
     room = state.rules.cohort - state.accepted - folding
     admitted, surplus = admitted[:room], admitted[room:]
+    if state.drop_out.given:
+        late = event.leases[answers == ENDED]
+        state = _with(state, drop_out=state.drop_out.late(late))
     answers[surplus] = ENDED
     state = _marked(state, event.leases[surplus], ENDED)
+    state = _with(state, came=state.came + surplus.size)
     state = _marked(state, event.leases[answers == _STALE], REFUSED)
     commands = _replies(event.leases, answers)
     if admitted.size:
@@ -365,7 +390,15 @@ def _committed(state: State, event: Committed) -> tuple[State, Commands]:
     if state.phase != "committing":
         raise RunError(f"round {state.round:,} is {state.phase}: there is nothing to commit")
     leases = _NO_IDS if _too_few(state) else accepted_leases(state)
-    return committed(state, leases, event.changed and not _too_few(state)), ()
+    return committed(state, leases, event.changed, state.drop_out.share), ()
+
+
+def _abandoned(state: State, event: Abandon) -> tuple[State, Commands]:
+    if state.phase not in ("open", "done"):
+        raise RunError(f"round {state.round:,} is {state.phase}: it cannot be abandoned")
+    ended = np.full_like(state.status, ENDED)
+    state = _with(state, phase="committing", status=ended, accepted=0)
+    return state, (Commit(state.round, _NO_IDS, failed=True),)
 
 
 def _ticked(state: State, event: Tick) -> tuple[State, Commands]:
@@ -379,6 +412,7 @@ _DECISIONS: dict[type[Event], Callable[[State, Any], tuple[State, Commands]]] = 
     Folded: _folded,
     Committed: _committed,
     Tick: _ticked,
+    Abandon: _abandoned,
 }
 
 
@@ -391,11 +425,11 @@ def _settled(state: State, now: float) -> tuple[State, Commands]:
         return _open(state, 0)
     if state.phase != "open":
         return state, ()
-    if state.accepted < rules.cohort:
-        if not _window_is_over(state, now):
-            return state, ()
-        if _too_few(state) and state.window < rules.max_extensions:
-            return _open(state, state.window + 1)
+    if state.accepted < rules.cohort and not _window_is_over(state, now):
+        return state, ()
+    state = _learned(state, now)
+    if _too_few(state) and state.window < rules.max_extensions:
+        return _open(state, state.window + 1)
     state = _with(_released(state), phase="committing")
     return state, (Commit(state.round, accepted_leases(state), _too_few(state)),)
 
@@ -412,9 +446,18 @@ def _too_few(state: State) -> bool:
 
 def _open(state: State, window: int) -> tuple[State, Commands]:
     cohort = state.rules.cohort
-    wanted = leases_wanted(cohort - state.accepted, cohort, state.rules.over_selection)
-    command = Open(state.round, window, wanted)
+    missing, share = cohort - state.accepted, state.drop_out.share
+    wanted = leases_wanted(missing, cohort, state.rules.over_selection, share)
+    command = Open(state.round, window, wanted, share)
     return opened(state, command), (command,)
+
+
+def _learned(state: State, now: float) -> State:
+    """The window closes: what has come of its leases tells how many drop out."""
+    live = state.deadlines[state.status == LIVE]
+    until = float(live.max()) if live.size else now
+    first = lease_id(state.round, state.devices.size - state.given)
+    return _with(state, drop_out=state.drop_out.closed(first, state.given, state.came, until, now))
 
 
 def _marked(state: State, leases: Int64, status: int) -> State:
@@ -426,6 +469,8 @@ def _marked(state: State, leases: Int64, status: int) -> State:
 
 
 def _expired(state: State, now: float) -> State:
+    if state.drop_out.until <= now:
+        state = _with(state, drop_out=state.drop_out.at(now))
     return _ended(state, (state.status == LIVE) & (state.deadlines <= now))
 
 

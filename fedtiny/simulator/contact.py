@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedtiny import draws, rng
 from fedtiny.device.session import State
+from fedtiny.rounds import invitation
 
 if TYPE_CHECKING:
     from fedtiny.simulator.sessions import Sessions
@@ -36,11 +36,10 @@ class Contact:
         self._share = 1.0  # of those last asked who were ready: how far to look at once
 
     def open(self, round: int, window: int) -> None:
-        """A window opens: a new order. In the counter the window stands in place of a device."""
+        """A window opens: a new order."""
         if window == 0:
             self._served[:] = False
-        words = rng.block(self._run, round, window, rng.Purpose.CONTACT, 0)
-        self._key, self._next = np.array(words, np.uint32), 0
+        self._key, self._next = invitation.key(self._run, round, window), 0
 
     def rewind(self) -> None:
         """Something has changed: those who were skipped may be ready now."""
@@ -65,7 +64,7 @@ class Contact:
             wanted = int(1.1 * missing / self._share) + 1
             stop = min(self._next + wanted, self._training.size)
             places = np.arange(self._next, stop)
-            devices = self._training[draws.shuffle(places, self._training.size, self._key)]
+            devices = invitation.invited(self._training, places, self._key)
             ready = self._ready(devices)
             ready[ready] = self._reach.available(devices[ready], now)
             taken = np.flatnonzero(ready)[:missing]

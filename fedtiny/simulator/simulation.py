@@ -64,8 +64,8 @@ from fedtiny.simulator.visits import (
     in_pieces,
 )
 from fedtiny.strategies.base import Round
-from fedtiny.tensors import FLOAT_BYTES
-from fedtiny.values import ACCEPTED, DUPLICATE, LATE, length
+from fedtiny.values import ACCEPTED, DUPLICATE, LATE
+from fedtiny.wire.visit import VisitBytes
 
 if TYPE_CHECKING:
     from fedtiny.engine.program import Program
@@ -95,7 +95,7 @@ class Simulation:
         self.work = Workload.of(experiment)
         self.fleet = Fleet.of(self.work)
         self.layout = self.work.layout
-        self.rules = _rules(self.work)
+        self.rules = self.work.rules(experiment.seed)
         self.standing = (
             Standing.restored(self.work, checkpoint) if checkpoint else Standing.at_start(self.work)
         )
@@ -246,7 +246,7 @@ class Simulation:
         )
         self.sessions.apply(devices, Happens.FETCHED, self.standing.now)
         lost = self._drop_out(command)
-        seconds, upload_bytes, joules = self._costs(devices, lost)
+        seconds, carried, joules = self._costs(devices, lost)
         ends_at = self.standing.now + seconds
         arrives = ~lost & (ends_at < command.deadlines)
         self.standing.flights = self.standing.flights.merge(
@@ -257,8 +257,8 @@ class Simulation:
         )  # fmt: skip
         spent = self.standing.ledger.open
         spent.leases += devices.size
-        spent.bytes_down += self.layout.nbytes * devices.size
-        spent.bytes_up += int(upload_bytes[arrives].sum())
+        spent.bytes_down += int((carried.work + carried.receipt * arrives).sum())
+        spent.bytes_up += int((carried.requests + carried.update * arrives).sum())
         spent.energy_j += float(joules.sum())
 
     def _drop_out(self, command: Grant) -> Bools:
@@ -271,27 +271,27 @@ class Simulation:
         )
         return np.asarray(draws.uniform(words[:, window]) < share)
 
-    def _costs(self, devices: Int64, lost: Bools) -> tuple[Float64, Int64, Float64]:
-        """Seconds, uploaded bytes and joules of each visit; who is lost uploads nothing."""
+    def _costs(self, devices: Int64, lost: Bools) -> tuple[Float64, VisitBytes, Float64]:
+        """Seconds, bytes and joules of each visit; who is lost sends no update."""
         macs = np.zeros(devices.size)
-        upload_bytes = np.zeros(devices.size, np.int64)
         samples = np.zeros(devices.size)
+        columns = np.zeros((devices.size, len(VisitBytes._fields)), np.int64)
         for profile, at in self.fleet.split(devices):
             assert profile.program is not None
             counts, footprint = self._counts_of(devices[at]), profile.program.footprint
             macs[at] = self.open.instruction.macs(counts, footprint)
             samples[at] = self.open.instruction.used(counts, footprint.batch)[1]
-            sent = profile.program.sent_ranges(self.open.instruction)
-            upload_bytes[at] = FLOAT_BYTES * length(sent)
+            columns[at] = self.work.visit_bytes(profile.program, self.open.instruction)
+        carried = VisitBytes(*columns.T)
         cost = visit_cost(
             self.fleet.boards.take(devices),
             macs=macs,
-            download_bytes=self.layout.nbytes,
-            upload_bytes=np.where(lost, 0, upload_bytes),
+            download_bytes=carried.work + carried.receipt * ~lost,
+            upload_bytes=carried.requests + carried.update * ~lost,
             samples=samples,
             sample_period_s=self.experiment.data.sample_period,
         )
-        return cost.seconds, upload_bytes, cost.joules
+        return cost.seconds, carried, cost.joules
 
     def _counts_of(self, devices: Int64) -> dict[str, Int64]:
         return {part: column[devices] for part, column in self.work.counts.items()}
@@ -388,15 +388,3 @@ def _devices(form: DeviceForm, work: Workload, standing: Standing) -> tuple[Work
         return workers, ColumnSessions(standing.states)
     objects = ObjectWorkers(work.task, seed, standing.personal)
     return objects, ObjectSessions(seed, standing.states)
-
-
-def _rules(work: Workload) -> machine.Rules:
-    run = work.experiment.run
-    return machine.Rules(
-        rounds=run.rounds,
-        cohort=work.strategy.cohort,
-        deadline_s=run.deadline,
-        minimum=run.minimum,
-        over_selection=run.over_selection,
-        seed=work.experiment.seed,
-    )

@@ -3,7 +3,7 @@
 A round goes like this. `Strategy.ask` says what the cohort is to do. Each answer counts with
 `Strategy.weight`. With ``needs = "sum"`` the weighted deltas are folded exactly (`fedtiny.fold`)
 and `Strategy.finish` gets their Total; with ``needs = "all"`` it gets every Update, in the order
-of their leases. `finish` returns the next model and the next state.
+of their devices. `finish` returns the next model and the next state.
 
 Strategies are pure: what they must remember between rounds is in the State, which is stored with
 every commit. They draw nothing and read no clock.

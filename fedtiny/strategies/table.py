@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
-from typing import get_type_hints
 
 from fedtiny import references
 from fedtiny.errors import ExperimentError, StrategyError, did_you_mean
@@ -41,7 +39,9 @@ def build(spec: Mapping[str, object]) -> Strategy:
         label = str(fields.pop("name"))
         reference = _known(label)
     try:
-        _check_fields(label, references.load(reference), fields)
+        kind = references.load(reference)
+        if isinstance(kind, type) and issubclass(kind, Strategy):
+            references.check_fields(label, kind, fields)
         made = references.call(reference, fields)
     except (ExperimentError, TypeError, ValueError) as error:
         raise StrategyError(f"{label} cannot be built: {error}") from error
@@ -59,30 +59,3 @@ def _known(name: str) -> str:
             f"{', '.join(TABLE)}; your own is named by build = 'your_module:MyStrategy'"
         )
     return TABLE[name]
-
-
-def _check_fields(label: str, made: object, fields: Mapping[str, object]) -> None:
-    """Fields of a class of strategies have names and types; a function checks its own."""
-    if not (isinstance(made, type) and issubclass(made, Strategy)):
-        return
-    types = get_type_hints(made)
-    known = {f.name: types[f.name] for f in dataclasses.fields(made) if f.init}
-    for name, value in fields.items():
-        if name not in known:
-            raise StrategyError(
-                f"{label} has no field {name!r}; {did_you_mean(name, known)}it has "
-                f"{', '.join(sorted(known))}"
-            )
-        if not _is_a(value, known[name]):
-            raise StrategyError(
-                f"{label}: {name} = {value!r} is of type {type(value).__name__}; the field is of "
-                f"type {known[name].__name__}"
-            )
-
-
-def _is_a(value: object, kind: object) -> bool:
-    if not isinstance(kind, type):
-        return True  # a user's own annotation that is more than a class: the class checks it
-    if kind is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

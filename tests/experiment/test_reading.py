@@ -113,7 +113,6 @@ class Everything(reading.Section):
     positive: reading.Positive = 1
     seed: reading.Seed = 0
     rate: reading.Rate = 1.0
-    factor: reading.Factor = 1.0
     probability: reading.Probability = 0.0
     non_negative: reading.NonNegative = 0.0
     seconds: reading.Seconds = 0.0
@@ -176,7 +175,6 @@ def test_a_value_of_its_kind_is_read(key: str, given_value: Any, value: Any) -> 
         ("rate", 0, "a number > 0"),
         ("rate", float("nan"), "a number > 0"),
         ("rate", float("inf"), "a number > 0"),
-        ("factor", 0.99, "a number >= 1"),
         ("non_negative", -0.1, "a number >= 0"),
         ("probability", 1.01, "a number from 0 to 1"),
         ("seconds", "10 sec", "a duration such as"),

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import permutations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,7 +24,7 @@ from fedtiny.values import (
     Instruction,
     Phase,
 )
-from tests.harness.toys import INITIAL, LAYOUT, Run, loss, samples, target
+from tests.harness.toys import INITIAL, LAYOUT, Run, loss, samples, target, visit
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Float32
@@ -111,12 +112,14 @@ class First(Median):
         return np.frombuffer(bytes(first.values), np.float32), state
 
 
-def test_updates_are_handed_over_in_the_order_of_their_leases() -> None:
+@pytest.mark.parametrize("arrival", list(permutations(range(3))))
+def test_updates_are_handed_over_in_the_order_of_their_devices(arrival: tuple[int, ...]) -> None:
     run = Run(First(cohort=3, beta=0.1), rounds=1)
-    updates = run.updates()
-    for update in reversed(updates):
+    answers = [run.coordinator.check_in(0.0, device) for device in arrival]
+    updates = [visit(*answer, INITIAL) for answer in answers if not isinstance(answer, float)]
+    for update in updates:
         run.coordinator.submit(1.0, [update])
-    assert run.coordinator.model.tobytes() == updates[0].values
+    assert run.coordinator.model.tobytes() == updates[arrival.index(0)].values
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,6 @@ def test_a_sum_is_journalled_as_a_sum() -> None:
     run.round()
     assert run.journal is not None
     (commit,) = run.journal.commits()
-    assert commit.model is None
     assert commit.total is not None
     assert commit.total.count == 3
 

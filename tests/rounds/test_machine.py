@@ -163,7 +163,9 @@ def test_a_serial_round_whose_lease_expires_passes_to_the_next_device() -> None:
     play.check_in(0.0, 5)
     assert play.state.wakes_at == 10.0
     assert play.tell(Tick(9.9)) == ()
-    assert play.tell(Tick(10.0)) == (Open(0, window=1, wanted=1),)
+    (opened,) = play.tell(Tick(10.0))
+    assert isinstance(opened, Open)
+    assert (opened.window, opened.wanted) == (1, 1)
     assert play.check_in(11.0, 5, 6).devices.tolist() == [6]
     play.offer(12.0, [0], [5])
     assert play.heard_by(0) == LATE
@@ -191,7 +193,7 @@ def test_below_the_minimum_another_window_opens_for_what_is_missing() -> None:
     grant = play.check_in(0.0, *range(5))
     play.deliver(5.0, grant, 0)
     play.tell(Tick(10.0))
-    assert play.one(Open) == Open(0, window=1, wanted=3)  # ceil((3 - 1) * 1.5)
+    assert (play.one(Open).window, play.one(Open).wanted) == (1, 3)  # ceil((3 - 1) * 1.5)
     more = play.check_in(11.0, 20, 21, 22)
     assert more.leases.tolist() == [5, 6, 7]
     play.deliver(12.0, more, 0, 1)
@@ -206,7 +208,7 @@ def test_after_the_last_extension_the_round_fails_and_the_model_stays() -> None:
     play.tell(Tick(20.0))
     commit = play.one(Commit)
     assert (commit.leases.tolist(), commit.failed) == ([0], True)
-    play.tell(Committed(21.0))
+    play.tell(Committed(21.0, changed=False))
     assert (play.state.round, play.state.version) == (1, 0)
     play.offer(22.0, [0], [1])
     assert play.heard_by(0) == LATE  # acknowledged once, but its round used nothing
@@ -346,7 +348,8 @@ def test_after_the_run_devices_are_told_never_to_come_back() -> None:
         ({"minimum": 4}, "minimum = 4 updates with a cohort of 3"),
         ({"minimum": 0}, "minimum = 0"),
         ({"rounds": -1}, "rounds = -1; it must be at least 0"),
-        ({"over_selection": 0.9}, "over_selection = 0.9; it must be at least 1"),
+        ({"over_selection": 0.9}, "over_selection = 0.9; it must be at least 1, or 0: measured"),
+        ({"over_selection": math.nan}, "over_selection = nan"),
         ({"max_extensions": -1}, "max_extensions = -1"),
         ({"deadline_s": 0.0}, "deadline_s = 0.0"),
         ({"deadline_s": math.inf}, "deadline_s = inf"),

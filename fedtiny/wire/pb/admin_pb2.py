@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66\x65\x64tiny/v1/admin.proto\x12\nfedtiny.v1\"\x18\n\x08\x44ocument\x12\x0c\n\x04json\x18\x01 \x01(\x0c\"\x0f\n\rStatusRequest\"\x10\n\x0e\x44\x65vicesRequest\"\r\n\x0bRunsRequest\"\x1c\n\rModelsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"A\n\x0cTokenRequest\x12\r\n\x05label\x18\x01 \x01(\t\x12\x14\n\x0c\x65xpires_in_s\x18\x02 \x01(\x01\x12\x0c\n\x04uses\x18\x03 \x01(\r\"\x1f\n\rRevokeRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\"/\n\x0fRollbackRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\" \n\x0c\x44rainRequest\x12\x10\n\x08within_s\x18\x01 \x01(\x01\x32\xe6\x03\n\x08Operator\x12\x39\n\x06Status\x12\x19.fedtiny.v1.StatusRequest\x1a\x14.fedtiny.v1.Document\x12;\n\x07\x44\x65vices\x12\x1a.fedtiny.v1.DevicesRequest\x1a\x14.fedtiny.v1.Document\x12\x35\n\x04Runs\x12\x17.fedtiny.v1.RunsRequest\x1a\x14.fedtiny.v1.Document\x12\x39\n\x06Models\x12\x19.fedtiny.v1.ModelsRequest\x1a\x14.fedtiny.v1.Document\x12=\n\x0b\x43reateToken\x12\x18.fedtiny.v1.TokenRequest\x1a\x14.fedtiny.v1.Document\x12\x39\n\x06Revoke\x12\x19.fedtiny.v1.RevokeRequest\x1a\x14.fedtiny.v1.Document\x12=\n\x08Rollback\x12\x1b.fedtiny.v1.RollbackRequest\x1a\x14.fedtiny.v1.Document\x12\x37\n\x05\x44rain\x12\x18.fedtiny.v1.DrainRequest\x1a\x14.fedtiny.v1.Documentb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x16\x66\x65\x64tiny/v1/admin.proto\x12\nfedtiny.v1\"\x18\n\x08\x44ocument\x12\x0c\n\x04json\x18\x01 \x01(\x0c\"\x0f\n\rStatusRequest\"\x10\n\x0e\x44\x65vicesRequest\"\r\n\x0bRunsRequest\"\x1c\n\rModelsRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\"O\n\x0cTokenRequest\x12\r\n\x05label\x18\x01 \x01(\t\x12\x14\n\x0c\x65xpires_in_s\x18\x02 \x01(\x01\x12\x0c\n\x04uses\x18\x03 \x01(\r\x12\x0c\n\x04host\x18\x04 \x01(\t\"\x0f\n\rTokensRequest\"#\n\x12RevokeTokenRequest\x12\r\n\x05token\x18\x01 \x01(\t\"\x1f\n\rRevokeRequest\x12\x0e\n\x06\x64\x65vice\x18\x01 \x01(\t\"/\n\x0fRollbackRequest\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\r\" \n\x0c\x44rainRequest\x12\x10\n\x08within_s\x18\x01 \x01(\x01\x32\xe6\x04\n\x08Operator\x12\x39\n\x06Status\x12\x19.fedtiny.v1.StatusRequest\x1a\x14.fedtiny.v1.Document\x12;\n\x07\x44\x65vices\x12\x1a.fedtiny.v1.DevicesRequest\x1a\x14.fedtiny.v1.Document\x12\x35\n\x04Runs\x12\x17.fedtiny.v1.RunsRequest\x1a\x14.fedtiny.v1.Document\x12\x39\n\x06Models\x12\x19.fedtiny.v1.ModelsRequest\x1a\x14.fedtiny.v1.Document\x12=\n\x0b\x43reateToken\x12\x18.fedtiny.v1.TokenRequest\x1a\x14.fedtiny.v1.Document\x12\x39\n\x06Tokens\x12\x19.fedtiny.v1.TokensRequest\x1a\x14.fedtiny.v1.Document\x12\x43\n\x0bRevokeToken\x12\x1e.fedtiny.v1.RevokeTokenRequest\x1a\x14.fedtiny.v1.Document\x12\x39\n\x06Revoke\x12\x19.fedtiny.v1.RevokeRequest\x1a\x14.fedtiny.v1.Document\x12=\n\x08Rollback\x12\x1b.fedtiny.v1.RollbackRequest\x1a\x14.fedtiny.v1.Document\x12\x37\n\x05\x44rain\x12\x18.fedtiny.v1.DrainRequest\x1a\x14.fedtiny.v1.Documentb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,13 +42,17 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELSREQUEST']._serialized_start=114
   _globals['_MODELSREQUEST']._serialized_end=142
   _globals['_TOKENREQUEST']._serialized_start=144
-  _globals['_TOKENREQUEST']._serialized_end=209
-  _globals['_REVOKEREQUEST']._serialized_start=211
-  _globals['_REVOKEREQUEST']._serialized_end=242
-  _globals['_ROLLBACKREQUEST']._serialized_start=244
-  _globals['_ROLLBACKREQUEST']._serialized_end=291
-  _globals['_DRAINREQUEST']._serialized_start=293
-  _globals['_DRAINREQUEST']._serialized_end=325
-  _globals['_OPERATOR']._serialized_start=328
-  _globals['_OPERATOR']._serialized_end=814
+  _globals['_TOKENREQUEST']._serialized_end=223
+  _globals['_TOKENSREQUEST']._serialized_start=225
+  _globals['_TOKENSREQUEST']._serialized_end=240
+  _globals['_REVOKETOKENREQUEST']._serialized_start=242
+  _globals['_REVOKETOKENREQUEST']._serialized_end=277
+  _globals['_REVOKEREQUEST']._serialized_start=279
+  _globals['_REVOKEREQUEST']._serialized_end=310
+  _globals['_ROLLBACKREQUEST']._serialized_start=312
+  _globals['_ROLLBACKREQUEST']._serialized_end=359
+  _globals['_DRAINREQUEST']._serialized_start=361
+  _globals['_DRAINREQUEST']._serialized_end=393
+  _globals['_OPERATOR']._serialized_start=396
+  _globals['_OPERATOR']._serialized_end=1010
 # @@protoc_insertion_point(module_scope)

@@ -29,14 +29,26 @@ class ModelsRequest(_message.Message):
     def __init__(self, run: _Optional[str] = ...) -> None: ...
 
 class TokenRequest(_message.Message):
-    __slots__ = ("label", "expires_in_s", "uses")
+    __slots__ = ("label", "expires_in_s", "uses", "host")
     LABEL_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_IN_S_FIELD_NUMBER: _ClassVar[int]
     USES_FIELD_NUMBER: _ClassVar[int]
+    HOST_FIELD_NUMBER: _ClassVar[int]
     label: str
     expires_in_s: float
     uses: int
-    def __init__(self, label: _Optional[str] = ..., expires_in_s: _Optional[float] = ..., uses: _Optional[int] = ...) -> None: ...
+    host: str
+    def __init__(self, label: _Optional[str] = ..., expires_in_s: _Optional[float] = ..., uses: _Optional[int] = ..., host: _Optional[str] = ...) -> None: ...
+
+class TokensRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class RevokeTokenRequest(_message.Message):
+    __slots__ = ("token",)
+    TOKEN_FIELD_NUMBER: _ClassVar[int]
+    token: str
+    def __init__(self, token: _Optional[str] = ...) -> None: ...
 
 class RevokeRequest(_message.Message):
     __slots__ = ("device",)

@@ -142,16 +142,18 @@ class Work(_message.Message):
     def __init__(self, run: _Optional[bytes] = ..., seed: _Optional[int] = ..., lease: _Optional[_Union[Lease, _Mapping]] = ..., instruction: _Optional[_Union[Instruction, _Mapping]] = ..., program: _Optional[_Union[Manifest, _Mapping]] = ..., model: _Optional[_Union[Manifest, _Mapping]] = ...) -> None: ...
 
 class Lease(_message.Message):
-    __slots__ = ("id", "round", "version", "expires_in_s")
+    __slots__ = ("id", "round", "version", "expires_in_s", "device")
     ID_FIELD_NUMBER: _ClassVar[int]
     ROUND_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     EXPIRES_IN_S_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
     id: int
     round: int
     version: int
     expires_in_s: float
-    def __init__(self, id: _Optional[int] = ..., round: _Optional[int] = ..., version: _Optional[int] = ..., expires_in_s: _Optional[float] = ...) -> None: ...
+    device: int
+    def __init__(self, id: _Optional[int] = ..., round: _Optional[int] = ..., version: _Optional[int] = ..., expires_in_s: _Optional[float] = ..., device: _Optional[int] = ...) -> None: ...
 
 class Manifest(_message.Message):
     __slots__ = ("version", "size", "digest", "signature")

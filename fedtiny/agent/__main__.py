@@ -1,0 +1,5 @@
+"""``python -m fedtiny.agent`` is ``fedtiny-agent``."""
+
+from fedtiny.agent.cli import main
+
+raise SystemExit(main())

@@ -1,0 +1,369 @@
+"""The agent: the table of the session, carried out over a link, a learner and a folder.
+
+A finished update is on the disk before it is sent, and is gone from there when it has its receipt:
+after a loss of power it is sent again, and the coordinator knows whether it had come before.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+from fedtiny.agent.card import device_card, keep_speed
+from fedtiny.agent.grpc_link import GrpcLink
+from fedtiny.agent.limits import POWER_SUPPLIES, Hindrance, Limits, Paced, battery_hindrance
+from fedtiny.agent.sources import Source
+from fedtiny.agent.store import Held, Origin, Store, Trained
+from fedtiny.device.learner import Key, Learner, Outcome, Samples
+from fedtiny.device.session import Command, Event, Session, State, advance
+from fedtiny.engine.program import Program
+from fedtiny.errors import FedtinyError, IdentityError, OutdatedError, RunError
+from fedtiny.tensors import FLOAT_BYTES, raw
+from fedtiny.values import (
+    ACCEPTED,
+    CALIBRATE,
+    DUPLICATE,
+    EVALUATE,
+    SCORE,
+    TRAIN,
+    Instruction,
+    Lease,
+    Receipt,
+    Update,
+    length,
+)
+
+if TYPE_CHECKING:
+    from fedtiny.engine.program import Executor
+
+_DONE = {TRAIN: "trained", EVALUATE: "evaluated", CALIBRATE: "calibrated", SCORE: "scored"}
+_LEARNERS = 2  # of training, and of evaluation
+_LONGEST_SLEEP_S = 3600.0
+
+
+@dataclass(frozen=True, slots=True)
+class VisitReport:
+    """What became of a visit. ``seconds`` and bytes are its own; ``next_s`` until there is more."""
+
+    kind: str
+    round: int
+    samples: int
+    seconds: float
+    bytes_up: int
+    bytes_down: int
+    status: str
+    detail: str
+    next_s: float
+
+    def line(self) -> str:
+        """The visit in a line for people."""
+        done = f"{_DONE.get(self.kind, self.kind)} {self.samples:,} samples in {self.seconds:.2f} s"
+        parts = [f"round {self.round:,}", done, f"sent {self.bytes_up / 1000:.1f} KB"]
+        if self.status != ACCEPTED:
+            parts.append(f"{self.status} {self.detail}".strip())
+        return " · ".join([*parts, f"next in {self.next_s:.3g} s" if self.next_s else "next now"])
+
+
+class Agent:
+    """One device.
+
+    Args:
+        link: To the coordinator.
+        store: The state folder.
+        source: The device's samples.
+        limits: What its owner allows.
+        report: Hears of each visit, and of what went wrong.
+        upkeep: Called before a check-in; renews the certificate when it is time.
+        power: The folder of the machine's batteries.
+    """
+
+    def __init__(
+        self,
+        link: GrpcLink,
+        store: Store,
+        source: Source,
+        limits: Limits | None = None,
+        *,
+        report: Callable[[VisitReport | str], None] = lambda _: None,
+        upkeep: Callable[[], None] = lambda: None,
+        power: Path = POWER_SUPPLIES,
+    ) -> None:
+        self.link, self.store, self.source = link, store, source
+        self.limits = limits or Limits.load(store)
+        self.report, self.upkeep, self.power = report, upkeep, power
+        self.session = Session(run=0, device=link.peer.device)
+        self.held: Held | None = None
+        self.finished = 0
+        self._instruction = Instruction()
+        self._model = self._image = b""
+        self._learners: dict[str, Learner] = {}
+        self._seconds, self._said = 0.0, ""
+        self._before: dict[str, float] = {}
+        self._stop = threading.Event()
+
+    # -- the loop --
+
+    def run(self, visits: int = 0) -> None:
+        """Work until the run is over, `stop` is called, or so many visits are finished (0: any).
+
+        Raises IdentityError when the device was taken out, OutdatedError when the coordinator
+        speaks another protocol.
+        """
+        self.link.card = device_card(self.store, self.limits)
+        self._resume()
+        try:
+            while not self._is_done(visits):
+                self._turn()
+        finally:
+            self.link.close()
+            self._remember()
+
+    def stop(self) -> None:
+        """End `run` soon, from another thread."""
+        self._stop.set()
+        self.link.close()
+
+    def _is_done(self, visits: int) -> bool:
+        over = self._stop.is_set() or self.session.state == State.STOPPED
+        return over or bool(visits and self.finished >= visits)
+
+    def _resume(self) -> None:
+        """After a loss of power: the update that has no receipt is sent first."""
+        trained = self.store.trained()
+        self.link.blobs.pinned = trained.program if trained else b""
+        self.held = self.store.held()
+        if self.held is None:
+            return
+        update, self.link.origin = self.held.update, self.held.origin
+        lease = Lease(update.lease, update.device, update.round, update.version, math.inf)
+        self.session = replace(
+            self.session, state=State.HOLDING, lease=lease, wakes_at=self.link.clock()
+        )
+
+    def _turn(self) -> None:
+        """What is due now, and all that follows from it; or a sleep."""
+        event = self.session.due(self.link.clock())
+        if event == Event.WAKE:
+            event = self._wake()
+        if event is None:
+            left_s = self.session.wakes_at - self.link.clock()
+            self._stop.wait(min(max(left_s, 0.0), _LONGEST_SLEEP_S))
+        while event is not None and not self._stop.is_set():
+            event = self._meet(event)
+
+    def _wake(self) -> Event | None:
+        """WAKE, unless the owner's limits or a failed renewal say: later."""
+        hindrance = self._hindrance()
+        if hindrance is None:
+            return Event.WAKE
+        self._say(f"{hindrance.reason}: looking again in {hindrance.seconds:,.0f} s")
+        later = self.link.clock() + hindrance.seconds
+        self.session = replace(self.session, wakes_at=later)
+        return None
+
+    def _hindrance(self) -> Hindrance | None:
+        try:
+            self.upkeep()
+        except RunError as error:
+            return Hindrance(str(error), 60.0)
+        battery = battery_hindrance(self.limits, self.power)
+        return battery or self.link.traffic.hindrance(self.limits)
+
+    # -- the table --
+
+    def _meet(self, event: Event, lease: Lease | None = None, until: float = 0.0) -> Event | None:
+        """One event, and the command that it leads to."""
+        now = self.link.clock()
+        self.session, command = advance(self.session, event, now, lease, until)
+        if command == Command.FORGET:
+            self._forget()
+        try:
+            return self._carry_out(command)
+        except (IdentityError, OutdatedError) as refusal:
+            self._refused(refusal)
+            raise
+        except (OSError, FedtinyError) as error:
+            return self._lost(error)
+
+    def _carry_out(self, command: Command) -> Event | None:
+        match command:
+            case Command.CHECK_IN:
+                return self._check_in()
+            case Command.FETCH:
+                return self._fetch()
+            case Command.WORK:
+                return self._work()
+            case Command.SUBMIT:
+                return self._submit()
+        return None
+
+    def _check_in(self) -> Event | None:
+        answer = self.link.check_in()
+        if answer == math.inf:
+            self._say(self.link.reason or "the run is over")
+            return Event.DISMISSED
+        if isinstance(answer, float):
+            if self.link.reason:
+                self._say(f"no work: {self.link.reason}")
+            return self._meet(Event.TOLD_TO_WAIT, until=answer)
+        return self._meet(Event.INSTRUCTED, lease=answer[0])
+
+    def _fetch(self) -> Event:
+        self._before = dict(self.link.traffic.today)
+        self._model = self.link.fetch(self._lease.version)
+        self._image = self.link.program()
+        self._instruction = self.link.instruction()
+        return self.session.due(self.link.clock()) or Event.FETCHED
+
+    def _work(self) -> Event:
+        begun = time.perf_counter()
+        try:
+            self.held = self._visit()
+            self.store.hold(self.held)
+        except FedtinyError as error:
+            self._count("failures")
+            self.finished += 1
+            self._say(f"round {self._lease.round:,} · cannot be done: {error}")
+            return Event.FAILED
+        self._seconds = time.perf_counter() - begun
+        return self.session.due(self.link.clock()) or Event.FINISHED
+
+    def _submit(self) -> Event:
+        assert self.held
+        receipt = self.link.submit(self.held.update)
+        delivered = receipt.status in (ACCEPTED, DUPLICATE)
+        if delivered:
+            self.store.keep_personal(self.held.origin.run, self.held.personal)
+        self.finished += 1
+        self._count("visits" if delivered else "refusals")
+        self._told(self.held.update, receipt)
+        return Event.ACCEPTED if delivered else Event.REFUSED
+
+    def _forget(self) -> None:
+        if self.held is not None:
+            self.held = None
+            self.store.drop_held()
+
+    # -- a visit --
+
+    def _visit(self) -> Held:
+        lease, instruction, work = self._lease, self._instruction, self.link.work
+        assert work
+        assert self.link.origin
+        learner = self._learner()
+        key = Key(work.seed, lease.round, lease.device)
+        labelled = instruction.kind != CALIBRATE
+
+        @cache
+        def samples(part: str) -> Samples:
+            return self.source.samples(learner, key, part, labelled)
+
+        personal = self._personal(learner.program, work.run)
+        done = learner.visit(instruction, self._model, samples, key, personal)
+        if instruction.kind == TRAIN:
+            self._keep_trained(learner, self.link.origin, lease)
+            self._keep_speed(learner, instruction, samples)
+        return Held(_update(lease, done), self.link.origin, done.personal)
+
+    def _learner(self) -> Learner:
+        """The Learner of the Program that was fetched, made once while it is in use."""
+        program = Program(self._image)
+        if program.digest not in self._learners:
+            card = device_card(self.store, self.limits)
+            self.limits.check_ram(program.footprint, card)
+            learner = Learner(program)
+            paced = Paced(learner.executor, self.limits.cpu_percent, sleep=self._stop.wait)
+            learner.executor = cast("Executor", paced)
+            self._learners[program.digest] = learner
+        learner = self._learners.pop(program.digest)
+        self._learners[program.digest] = learner  # the one used last is the last to go
+        for digest in list(self._learners)[:-_LEARNERS]:
+            del self._learners[digest]
+        return learner
+
+    def _personal(self, program: Program, run: bytes) -> bytes:
+        """What earlier visits left, if it fits the Program."""
+        kept = self.store.personal(run)
+        return kept if len(kept) == FLOAT_BYTES * length(program.local_ranges) else b""
+
+    def _keep_trained(self, learner: Learner, origin: Origin, lease: Lease) -> None:
+        digest = bytes.fromhex(learner.program.digest)
+        self.link.blobs.pinned = digest
+        self.store.keep_trained(
+            Trained(digest, origin.run, lease.round, bytes(raw(learner.vector())))
+        )
+
+    def _keep_speed(
+        self, learner: Learner, instruction: Instruction, samples: Callable[[str], Samples]
+    ) -> None:
+        """What the first visit tells of this machine's speed goes onto its card."""
+        if self.store.document("speed"):
+            return
+        counts = {phase.part: samples(phase.part).count for phase in instruction.phases}
+        busy_s = cast("Paced", learner.executor).busy_s
+        keep_speed(self.store, instruction.macs(counts, learner.program.footprint), busy_s)
+        self.link.card = device_card(self.store, self.limits)
+
+    @property
+    def _lease(self) -> Lease:
+        assert self.session.lease
+        return self.session.lease
+
+    # -- telling --
+
+    def _lost(self, error: Exception) -> Event:
+        if not self._stop.is_set():
+            self._count("lost")
+            self._say(f"no answer: {error}; trying again")
+        return Event.LOST
+
+    def _refused(self, refusal: FedtinyError) -> None:
+        """The device was taken out: what it holds is of no use to anybody any more."""
+        if isinstance(refusal, IdentityError) and refusal.reason == "revoked":
+            self.session, _ = advance(self.session, Event.REVOKED, self.link.clock())
+            self._forget()
+
+    def _told(self, update: Update, receipt: Receipt) -> None:
+        after, before = self.link.traffic.today, self._before
+        up, down = (
+            int(sum(n - before.get(name, 0) for name, n in after.items() if name.endswith(way)))
+            for way in ("_up", "_down")
+        )
+        told = VisitReport(
+            self._instruction.kind, update.round, update.samples, self._seconds, up, down,
+            receipt.status, receipt.detail, self.link.next_s,
+        )  # fmt: skip
+        self._said = ""
+        self.report(told)
+        self._remember(told)
+
+    def _remember(self, told: VisitReport | None = None) -> None:
+        """What `status` shows; of no use to anybody if it cannot be written."""
+        try:
+            self.link.traffic.save()
+            if told:
+                self.store.write_document("last", asdict(told), durable=False)
+        except RunError as error:
+            self._say(str(error))
+
+    def _say(self, text: str) -> None:
+        """Once: an outage of hours is one line."""
+        if text != self._said:
+            self._said = text
+            self.report(text)
+
+    def _count(self, name: str, more: float = 1) -> None:
+        self.link.counters[name] = self.link.counters.get(name, 0) + more
+
+
+def _update(lease: Lease, done: Outcome) -> Update:
+    return Update(
+        lease.id, lease.device, lease.round, lease.version, done.samples, done.values, done.ranges,
+        done.measures,
+    )  # fmt: skip

@@ -1,0 +1,247 @@
+"""The device's command, ``fedtiny-agent``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any, NoReturn
+
+from fedtiny.agent.store import FOLDER_VARIABLE, Store, locate
+from fedtiny.errors import ExperimentError, FedtinyError
+
+DATA_VARIABLE = "FEDTINY_AGENT_DATA"
+INTERRUPTED = 130
+
+_DESCRIPTION = "Trains on this device for a fleet. First join, then run."
+_EPILOG = f"""\
+environment: {FOLDER_VARIABLE} is the state folder, {DATA_VARIABLE} the source of samples.
+
+exit codes:
+  0    done, or the run is over             6   samples are missing or wrong
+  2    the command line is wrong            9   cannot go on: folder, disk, another agent
+  3    a value is wrong                    10   the coordinator's answers are damaged
+  5    a Program image is damaged          11   revoked, or not known to the coordinator
+  130  interrupted (Ctrl-C)                12   no common protocol: update fedtiny
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit code says how it ended."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.act(options)
+    except FedtinyError as error:
+        _tell(f"fedtiny-agent: {error}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        _tell("fedtiny-agent: interrupted; what is finished is kept")
+        return INTERRUPTED
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "fedtiny-agent", description=_DESCRIPTION, epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )  # fmt: skip
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(name: str, act: Callable[[Any], None], told: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=told, description=told)
+        made.add_argument("--dir", default="", help="the state folder of this agent")
+        made.set_defaults(act=act)
+        return made
+
+    join = command("join", _join, "Join a fleet with the string of `fedtiny token create`.")
+    join.add_argument("string", metavar="STRING")
+    join.add_argument("--name", default=os.uname().nodename, help="what operators call the device")
+    join.add_argument("--again", action="store_true", help="give up the present identity")
+    run = command("run", _run, "Train on this device's samples until the run is over.")
+    run.add_argument(
+        "--data", default=os.environ.get(DATA_VARIABLE, ""), metavar="SOURCE",
+        help="a .npz, a .csv, a folder of them, or module:object",
+    )  # fmt: skip
+    run.add_argument("--once", type=_count, default=0, metavar="N", help="end after N visits")
+    run.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
+    status = command("status", _status, "Say who this device is and what it has done.")
+    status.add_argument("--json", action="store_true", help="as a JSON document")
+    predict = command("predict", _predict, "Predict with the model that this device has trained.")
+    predict.add_argument(
+        "file", metavar="FILE", help="a .npz or .csv; - reads one JSON list a line from stdin"
+    )
+    limits = command("limits", _limits, "Show the owner's limits, or set them ('none' lifts one).")
+    for option, told in _LIMITS.items():
+        limits.add_argument(f"--{option}", help=told)
+    leave = command("leave", _leave, "Delete this device's identity and everything it has kept.")
+    leave.add_argument("--yes", action="store_true", help="do not ask")
+    return parser
+
+
+_LIMITS = {
+    "ram": "memory for training, such as 64MiB",
+    "cpu": "share of one processor, such as 50%%",
+    "battery": "no work below this charge, such as 30%%",
+    "bytes": "bytes of messages a day, such as 20MB",
+}
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of visits")
+    return int(text)
+
+
+def _store(options: Any) -> Store:
+    return Store(locate(options.dir), _tell)
+
+
+# ---- join, leave -----------------------------------------------------------------------------
+
+
+def _join(options: Any) -> None:
+    from fedtiny.agent.card import device_card
+    from fedtiny.agent.identity import enrol
+    from fedtiny.agent.limits import Limits
+    from fedtiny.wire.joining import JoinString
+
+    joined, store = JoinString.parse(options.string), _store(options)
+    with store.locked():
+        card = device_card(store, Limits.load(store))
+        identity = enrol(joined, options.name, card, store.folder, options.again)
+    _tell(
+        f"joined as device {identity.index} of {identity.address}; "
+        "next: fedtiny-agent run --data SOURCE"
+    )
+
+
+def _leave(options: Any) -> None:
+    store = _store(options)
+    if not options.yes and not _agreed(f"delete everything in {store.folder}? [y/N] "):
+        raise ExperimentError("nothing was deleted; say yes, or add --yes")
+    with store.locked():
+        shutil.rmtree(store.folder)
+    _tell(f"{store.folder} is gone; the coordinator still lists the device until it is revoked")
+
+
+def _agreed(question: str) -> bool:
+    sys.stderr.write(question)
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+# ---- run -------------------------------------------------------------------------------------
+
+
+def _run(options: Any) -> None:
+    from fedtiny.agent.serving import serving
+    from fedtiny.agent.starting import open_agent
+
+    if not options.data:
+        raise ExperimentError(f"no samples are named: add --data SOURCE, or set {DATA_VARIABLE}")
+    store = _store(options)
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.path.insert(0, os.getcwd())  # for module:object beside the caller
+    with store.locked(), serving(store, lambda: _status_of(store)):
+        agent = open_agent(store, options.data, _show_json if options.json else _show)
+        agent.run(options.once)
+
+
+def _terminate(*_: object) -> NoReturn:
+    """What is finished is on the disk, and what is not is done again: ending is safe anywhere."""
+    raise SystemExit(0)
+
+
+def _show(told: Any) -> None:
+    _tell(told if isinstance(told, str) else told.line())
+
+
+def _show_json(told: Any) -> None:
+    _print({"note": told} if isinstance(told, str) else asdict(told))
+
+
+# ---- status, predict, limits -----------------------------------------------------------------
+
+
+def _status(options: Any) -> None:
+    document = _status_of(_store(options))
+    if options.json:
+        _print(document)
+        return
+    for name, value in document.items():
+        shown = value if not isinstance(value, dict) else ", ".join(_pairs(value)) or "-"
+        _write(f"{name:9} {shown}")
+
+
+def _pairs(value: dict[str, Any]) -> Iterator[str]:
+    return (f"{name} {'-' if part is None else part}" for name, part in value.items())
+
+
+def _status_of(store: Store) -> dict[str, Any]:
+    from fedtiny.agent.starting import status_of
+
+    return status_of(store)
+
+
+def _predict(options: Any) -> None:
+    from fedtiny.agent.personal import Predictor, samples_of
+    from fedtiny.agent.serving import SOCKET, ask
+
+    store = _store(options)
+    samples = samples_of(options.file, sys.stdin)
+    if options.file == "-" and (store.folder / SOCKET).exists() and store.running:
+        for answer in ask(store.folder, ({"x": sample} for sample in samples)):
+            if "error" in answer:
+                raise ExperimentError(answer["error"])
+            _print(answer)
+        return
+    predictor = Predictor(store)
+    for sample in samples:
+        for row in predictor.predict(sample):
+            _print(row)
+
+
+def _limits(options: Any) -> None:
+    from fedtiny.agent.limits import Limits, parse_limit, parse_percent
+
+    store = _store(options)
+    parsers: dict[str, tuple[str, Callable[[str], Any], Any]] = {
+        "ram": ("ram_bytes", parse_limit, None),
+        "cpu": ("cpu_percent", parse_percent, 100.0),
+        "battery": ("battery_percent", parse_percent, 0.0),
+        "bytes": ("bytes_a_day", parse_limit, None),
+    }
+    given = {
+        field: lifted if text == "none" else parse(text)
+        for option, (field, parse, lifted) in parsers.items()
+        if (text := getattr(options, option)) is not None
+    }
+    limits = replace(Limits.load(store), **given)
+    if given:
+        limits.save(store)
+        _tell("kept; a running agent takes them at its next start")
+    _print(asdict(limits))
+
+
+# ---- printing --------------------------------------------------------------------------------
+
+
+def _print(document: dict[str, Any]) -> None:
+    _write(json.dumps(document))
+
+
+def _write(line: str) -> None:
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(line + "\n")
+    sys.stderr.flush()

@@ -1,0 +1,267 @@
+"""The state folder of an agent: what survives a loss of power.
+
+A file is there whole or not at all: it is written beside its place, synced, and renamed. A record
+(JSON and bytes) carries a SHA-256 of itself; one that a failing card has damaged is told, set
+aside, and done without.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from fedtiny.errors import RunError
+from fedtiny.tensors import raw
+from fedtiny.values import Update
+
+FOLDER_VARIABLE = "FEDTINY_AGENT_DIR"
+MOST_RECORD_BYTES = 1 << 28
+_DIGEST_BYTES = 32
+_HEAD = struct.Struct("<I")
+
+Tell = Callable[[str], None]
+
+
+def locate(folder: str = "") -> Path:
+    """The state folder: the one named, else that of the environment, else the user's."""
+    named = folder or os.environ.get(FOLDER_VARIABLE) or os.environ.get("STATE_DIRECTORY")
+    return Path(named) if named else Path.home() / ".local" / "share" / "fedtiny-agent"
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """What an update is bound to beside its lease: the run, the model that it started from, and
+    how many floats that has."""
+
+    run: bytes
+    base: bytes
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A finished update that has no receipt yet; ``personal`` is kept once there is one."""
+
+    update: Update
+    origin: Origin
+    personal: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """The model that the last training visit left on the device, and the Program to run it."""
+
+    program: bytes
+    run: bytes
+    round: int
+    vector: bytes
+
+
+class Store:
+    """One agent's folder.
+
+    Args:
+        folder: Made if it is not there, for its owner alone.
+        tell: Hears of files that had to be set aside.
+    """
+
+    def __init__(self, folder: Path, tell: Tell = lambda _: None) -> None:
+        self.folder, self.tell = folder, tell
+        with told(folder):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """The folder for this process alone. Raises RunError, with the process that has it."""
+        with told(self.folder):
+            lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
+        try:
+            _lock(lock, self.folder)
+            yield
+        finally:
+            os.close(lock)
+
+    @property
+    def running(self) -> int:
+        """The process that holds the lock; 0 when none does."""
+        try:
+            with (self.folder / "lock").open() as lock:
+                return 0 if _is_free(lock.fileno()) else int(lock.read() or 0)
+        except (OSError, ValueError):
+            return 0
+
+    # -- what an agent remembers --
+
+    def held(self) -> Held | None:
+        """The update that waits for its receipt."""
+        found = self.read("held")
+        return _read_held(*found) if found else None
+
+    def hold(self, held: Held) -> None:
+        """Keep the update until `drop_held`, whatever happens to the power."""
+        values = bytes(raw(held.update.values))
+        head = asdict(replace(held.update, values=b"")) | {
+            "values": len(values), "measures": dict(held.update.measures),
+            "run": held.origin.run.hex(), "base": held.origin.base.hex(), "size": held.origin.size,
+        }  # fmt: skip
+        self.write("held", head, values + held.personal)
+
+    def drop_held(self) -> None:
+        """There is a receipt."""
+        self.remove("held")
+
+    def personal(self, run: bytes) -> bytes:
+        """The values of the local parameters that earlier visits of the run left."""
+        found = self.read(f"personal-{run.hex()}")
+        return found[1] if found else b""
+
+    def keep_personal(self, run: bytes, values: bytes) -> None:
+        """The local values after a visit whose update was accepted."""
+        if values:
+            self.write(f"personal-{run.hex()}", {}, values)
+
+    def trained(self) -> Trained | None:
+        """What `predict` runs."""
+        found = self.read("trained")
+        if found is None:
+            return None
+        head, vector = found
+        program, run = (bytes.fromhex(head[name]) for name in ("program", "run"))
+        return Trained(program, run, int(head["round"]), vector)
+
+    def keep_trained(self, trained: Trained) -> None:
+        """The model that a training visit has left."""
+        head = {"program": trained.program.hex(), "run": trained.run.hex(), "round": trained.round}
+        self.write("trained", head, trained.vector)
+
+    # -- records and documents --
+
+    def read(self, name: str) -> tuple[dict[str, Any], bytes] | None:
+        """The record of that name; None when there is none, or it had to be set aside."""
+        found: tuple[dict[str, Any], bytes] | None = self._sound(name, _unpack)
+        return found
+
+    def write(self, name: str, head: Mapping[str, Any], body: bytes = b"") -> None:
+        """Replace the record of that name; it is on the disk when this returns."""
+        text = json.dumps(head).encode()
+        record = _HEAD.pack(len(text)) + text + body
+        write_whole(self.folder / name, hashlib.sha256(record).digest() + record)
+
+    def document(self, name: str) -> dict[str, Any]:
+        """The JSON object in ``name.json``, for people to read too; empty when there is none."""
+        return self._sound(f"{name}.json", _unpack_document) or {}
+
+    def write_document(self, name: str, value: Mapping[str, Any], durable: bool = True) -> None:
+        """Replace the document of that name; ``durable`` waits for the disk."""
+        text = json.dumps(value, indent=1, sort_keys=True) + "\n"
+        write_whole(self.folder / f"{name}.json", text.encode(), durable)
+
+    def remove(self, name: str) -> None:
+        """Forget a record."""
+        with told(self.folder):
+            (self.folder / name).unlink(missing_ok=True)
+
+    def _sound(self, name: str, unpack: Callable[[bytes], Any]) -> Any:
+        path = self.folder / name
+        if not path.exists():
+            return None
+        try:
+            if path.stat().st_size > MOST_RECORD_BYTES:
+                raise ValueError(f"{path.stat().st_size:,} B are too many")
+            return unpack(path.read_bytes())
+        except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+            self.set_aside(path, error)
+            return None
+
+    def set_aside(self, path: Path, why: object) -> None:
+        """Go on without a damaged file, and keep it for whoever wants to look."""
+        with suppress(OSError):
+            os.replace(path, path.with_name(f"{path.name}.damaged"))
+        self.tell(f"{path} is damaged ({why}): set aside as {path.name}.damaged, going on without")
+
+
+@contextmanager
+def told(path: Path) -> Iterator[None]:
+    """OSError as RunError with what to do: in an agent, an OSError is the network's."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(
+            f"{path} cannot be written or read: {error.strerror or error}; free some space, or "
+            f"name a folder of your own with --dir or {FOLDER_VARIABLE}"
+        ) from error
+
+
+def write_whole(path: Path, body: bytes, durable: bool = True) -> None:
+    """The file with this content, or as it was before."""
+    scratch = path.with_name(f"{path.name}.new")
+    with told(path):
+        with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            file.write(body)
+            file.flush()
+            if durable:
+                os.fsync(file.fileno())
+        os.replace(scratch, path)
+        if durable:
+            _sync(path.parent)
+
+
+def _sync(folder: Path) -> None:
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)
+
+
+def _lock(lock: int, folder: Path) -> None:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        other = os.read(lock, 32).decode(errors="replace").strip()
+        raise RunError(
+            f"an agent (process {other}) already runs in {folder}; stop it, or name another "
+            "folder with --dir"
+        ) from None
+    os.ftruncate(lock, 0)
+    os.write(lock, str(os.getpid()).encode())
+
+
+def _is_free(lock: int) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _unpack(body: bytes) -> tuple[dict[str, Any], bytes]:
+    digest, record = body[:_DIGEST_BYTES], body[_DIGEST_BYTES:]
+    if hashlib.sha256(record).digest() != digest:
+        raise ValueError("its checksum is wrong")
+    (length,) = _HEAD.unpack_from(record)
+    at = _HEAD.size + length
+    return json.loads(record[_HEAD.size : at]), record[at:]
+
+
+def _unpack_document(body: bytes) -> dict[str, Any]:
+    value = json.loads(body)
+    if not isinstance(value, dict):
+        raise TypeError("it is no JSON object")
+    return value
+
+
+def _read_held(head: dict[str, Any], body: bytes) -> Held:
+    run, base = (bytes.fromhex(head.pop(name)) for name in ("run", "base"))
+    origin = Origin(run, base, head.pop("size"))
+    count = head.pop("values")
+    ranges = tuple((start, stop) for start, stop in head.pop("ranges"))
+    return Held(Update(**head, values=body[:count], ranges=ranges), origin, body[count:])

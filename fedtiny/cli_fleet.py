@@ -1,0 +1,358 @@
+"""The commands of a real fleet: `coordinator`, and those with which it is operated."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_args
+
+import typer
+from rich.console import Console
+
+from fedtiny.errors import ExperimentError, RunError
+
+if TYPE_CHECKING:
+    from fedtiny.server.doctor import Site
+    from fedtiny.server.server import Options
+
+app = typer.Typer()
+token_app = typer.Typer(no_args_is_help=True, help="The strings with which devices join.")
+devices_app = typer.Typer(invoke_without_command=True, help="List the devices that have joined.")
+app.add_typer(token_app, name="token")
+app.add_typer(devices_app, name="devices")
+
+_HOME = Path("fleet")
+_LISTEN = "127.0.0.1:8470"
+
+_Dir = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The coordinator's folder.")]
+_Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
+_Run = Annotated[str, typer.Argument(metavar="RUN", help="The name of a run.")]
+_Listen = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="Where devices with certificates connect.")
+]
+
+
+# ---- coordinator -----------------------------------------------------------------------------
+
+
+@app.command()
+def coordinator(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="EXPERIMENT...", help="The experiments, in TOML.")
+    ],
+    listen: _Listen = _LISTEN,
+    enrol: Annotated[
+        str,
+        typer.Option(metavar="HOST:PORT", help="Where devices join; else one port further."),
+    ] = "",
+    folder: _Dir = _HOME,
+    new_run: Annotated[
+        bool, typer.Option("--new-run", help="Begin a new run beside the one of that name.")
+    ] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="No certificates, on this machine alone: for trials.")
+    ] = False,
+    metrics: Annotated[
+        str, typer.Option(metavar="HOST:PORT", help="Serve metrics for Prometheus there.")
+    ] = "",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a value: --set run.rounds=10."),
+    ] = None,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print the status as JSON, a line each time.")
+    ] = False,
+) -> None:
+    """Serve experiments to a fleet of real devices, or go on with those of DIR.
+
+    Ctrl-C lets devices finish what they are at; a second one ends at once. Nothing that a device
+    was told is lost either way.
+    """
+    from fedtiny.experiment import Experiment
+    from fedtiny.server.server import Options
+
+    experiments = [Experiment.load(file).override(*(settings or ())) for file in files]
+    options = Options(experiments, folder, listen, enrol, new_run, insecure, metrics)
+    asyncio.run(_coordinate(options, _watch(as_json)))
+
+
+async def _coordinate(options: Options, show: Callable[[Mapping[str, Any]], None]) -> None:
+    from fedtiny.server.documents import status
+    from fedtiny.server.server import Coordinating
+
+    serving = await Coordinating.start(options)
+
+    async def watch() -> None:
+        while True:
+            show(await serving.conductor.call(lambda c: status(c, serving.place)))
+            await asyncio.sleep(_LOOK_EVERY_S)
+
+    watching = asyncio.create_task(watch())
+    await serving.until_stopped()
+    watching.cancel()
+
+
+_LOOK_EVERY_S = 1.0
+
+
+def _watch(as_json: bool) -> Callable[[Mapping[str, Any]], None]:
+    """Shows where a coordinator stands."""
+    from fedtiny.fleet_console import Progress
+
+    return _print_json if as_json else Progress(typer.echo).take
+
+
+# ---- tokens ----------------------------------------------------------------------------------
+
+
+@token_app.command("create")
+def create_token(
+    label: Annotated[str, typer.Option(help="What the token is for, to tell it apart.")] = "",
+    expires: Annotated[str, typer.Option(metavar="DURATION", help="How long it is good.")] = "1h",
+    uses: Annotated[int, typer.Option(min=1, help="How many devices may join with it.")] = 1,
+    host: Annotated[
+        str, typer.Option(metavar="HOST", help="Where devices reach the coordinator.")
+    ] = "",
+    folder: _Dir = _HOME,
+) -> None:
+    """Print the string with which a device joins, and nothing else."""
+    from fedtiny.wire.pb.admin_pb2 import TokenRequest
+
+    request = TokenRequest(label=label, expires_in_s=_seconds(expires), uses=uses, host=host)
+    typer.echo(f"on the device: fedtiny-agent join STRING; good for {expires}", err=True)
+    typer.echo(_ask(folder, "create_token", request)["join"])
+
+
+def _seconds(text: str) -> float:
+    """Seconds of a duration as experiments write it."""
+    from fedtiny.experiment.reading import Duration
+
+    kind = get_args(Duration)[1]
+    try:
+        return float(kind.read(text))
+    except ValueError:
+        raise ExperimentError(f"--expires {text!r} is not {kind.expected}") from None
+
+
+@token_app.command("list")
+def list_tokens(folder: _Dir = _HOME, as_json: _Json = False) -> None:
+    """List the tokens with which a device can still join."""
+    from fedtiny.fleet_console import show_tokens
+    from fedtiny.wire.pb.admin_pb2 import TokensRequest
+
+    _show(_ask(folder, "tokens", TokensRequest()), show_tokens, as_json)
+
+
+@token_app.command("revoke")
+def revoke_token(
+    name: Annotated[str, typer.Argument(metavar="ID", help="The id of a token, or its label.")],
+    folder: _Dir = _HOME,
+    as_json: _Json = False,
+) -> None:
+    """Let nobody join with a token any more."""
+    from fedtiny.wire.pb.admin_pb2 import RevokeTokenRequest
+
+    done = _ask(folder, "revoke_token", RevokeTokenRequest(token=name))
+    _say(done, f"the token {done['id']} is no longer good; who has joined with it stays", as_json)
+
+
+# ---- devices ---------------------------------------------------------------------------------
+
+
+@devices_app.callback()
+def devices(context: typer.Context, folder: _Dir = _HOME, as_json: _Json = False) -> None:
+    """List the devices that have joined: what they are, what they do, when they were seen."""
+    from fedtiny.fleet_console import show_devices
+    from fedtiny.wire.pb.admin_pb2 import DevicesRequest
+
+    if context.invoked_subcommand is None:
+        _show(_ask(folder, "devices", DevicesRequest()), show_devices, as_json)
+
+
+@devices_app.command("revoke")
+def revoke_device(
+    name: Annotated[
+        str, typer.Argument(metavar="NAME", help="The name of a device, or its index.")
+    ],
+    folder: _Dir = _HOME,
+    as_json: _Json = False,
+) -> None:
+    """Shut a device out for good, from its next call on."""
+    from fedtiny.wire.pb.admin_pb2 import RevokeRequest
+
+    done = _ask(folder, "revoke", RevokeRequest(device=name))
+    _say(done, f"device {done['index']} ({done['name']}) is shut out", as_json)
+
+
+# ---- runs and models -------------------------------------------------------------------------
+
+
+@app.command()
+def status(folder: _Dir = _HOME, as_json: _Json = False) -> None:
+    """Say where the coordinator and its runs stand, and what they wait for."""
+    from fedtiny.fleet_console import show_status
+    from fedtiny.wire.pb.admin_pb2 import StatusRequest
+
+    _show(_ask(folder, "status", StatusRequest()), show_status, as_json)
+
+
+@app.command()
+def runs(folder: _Dir = _HOME, as_json: _Json = False) -> None:
+    """List the runs in the coordinator's folder."""
+    from fedtiny.fleet_console import show_runs
+    from fedtiny.wire.pb.admin_pb2 import RunsRequest
+
+    _show(_ask(folder, "runs", RunsRequest()), show_runs, as_json)
+
+
+@app.command()
+def models(
+    run: Annotated[
+        str, typer.Argument(metavar="[RUN]", help="A run; may be left away if one.")
+    ] = "",
+    folder: _Dir = _HOME,
+    as_json: _Json = False,
+) -> None:
+    """List the published models of a run."""
+    from fedtiny.fleet_console import show_models
+    from fedtiny.wire.pb.admin_pb2 import ModelsRequest
+
+    _show(_ask(folder, "models", ModelsRequest(run=run)), show_models, as_json)
+
+
+@app.command()
+def rollback(
+    run: _Run,
+    version: Annotated[int, typer.Argument(metavar="VERSION", min=0, help="An older model.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    folder: _Dir = _HOME,
+    as_json: _Json = False,
+) -> None:
+    """Publish an older model of a run as its newest; the open round is given up."""
+    from fedtiny.wire.pb.admin_pb2 import RollbackRequest
+
+    question = f"Publish version {version:,} of {run} again, and give up the open round?"
+    if not yes:
+        typer.confirm(question, abort=True, err=True)
+    done = _ask(folder, "rollback", RollbackRequest(run=run, version=version))
+    _say(done, f"{run}: version {done['from']:,} is now version {done['version']:,}", as_json)
+
+
+@app.command()
+def replay(
+    run: _Run,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write a model to this new .npz file.")
+    ] = None,
+    version: Annotated[
+        int | None, typer.Option(metavar="N", min=0, help="Which model; else the last.")
+    ] = None,
+    folder: _Dir = _HOME,
+    as_json: _Json = False,
+) -> None:
+    """Rebuild every published model of a run from its journal, and compare their digests.
+
+    Needs no coordinator. The exit code is 9 if a model is not the one that was published.
+    """
+    from fedtiny.server.replaying import Recorded
+
+    recorded = Recorded.open(folder, run)
+    rows, wanted = [], None
+    for model in recorded.models():
+        rows.append({"version": model.version, "round": model.round, "digest": model.digest})
+        wanted = model if version in (None, model.version) else wanted
+    if wanted is None:
+        raise RunError(f"{run} has no version {version}; it has versions 0 to {len(rows) - 1:,}")
+    if out is not None:
+        _write_model(out, recorded.work.layout.unflatten(wanted.model))
+    document = {"run": run, "models": rows, "out": str(out) if out else None}
+    told = f"{run}: {len(rows):,} models rebuilt, each the one that was published; the last is "
+    _say(document, f"{told}version {rows[-1]['version']:,}, {rows[-1]['digest']}", as_json)
+
+
+def _write_model(path: Path, arrays: Mapping[str, Any]) -> None:
+    from fedtiny.runs import write_npz
+
+    if path.exists():
+        raise RunError(f"{path} is there already; remove it, or choose another with --out")
+    write_npz(path, arrays)
+
+
+# ---- doctor ----------------------------------------------------------------------------------
+
+
+@app.command()
+def doctor(
+    files: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[EXPERIMENT]...", help="Also check what these need."),
+    ] = None,
+    listen: _Listen = _LISTEN,
+    folder: _Dir = _HOME,
+    as_json: _Json = False,
+) -> None:
+    """Look for what may keep a coordinator from serving; the exit code is 9 if something will."""
+    from fedtiny.fleet_console import show_finding
+    from fedtiny.server.doctor import FAIL, examine
+
+    console, found = Console(), []
+    for finding in examine(_site(folder, listen, files or [])):
+        found.append(finding)
+        if not as_json:
+            show_finding(console, finding)
+    if as_json:
+        _print_json({"findings": [asdict(finding) for finding in found]})
+    if any(finding.state == FAIL for finding in found):
+        raise typer.Exit(RunError.exit_code)
+
+
+def _site(folder: Path, listen: str, files: list[Path]) -> Site:
+    from fedtiny.experiment import Experiment
+    from fedtiny.experiment.workload import Workload
+    from fedtiny.server.asking import SOCKET, read_address
+    from fedtiny.server.doctor import Site
+    from fedtiny.wire.pb.admin_pb2 import StatusRequest
+
+    works = tuple(Workload.of(Experiment.load(file)) for file in files)
+    try:
+        there = (folder / SOCKET).exists() and _ask(folder, "status", StatusRequest())
+    except RunError:  # a socket that a crash has left
+        there = None
+    if there:
+        return Site(
+            folder, read_address(there["listen"]), read_address(there["enrol"]), True, works
+        )
+    host, port = read_address(listen)
+    return Site(folder, (host, port), (host, port + 1), False, works)
+
+
+# ---- asking and answering --------------------------------------------------------------------
+
+
+def _ask(folder: Path, method: str, request: Any) -> dict[str, Any]:
+    from fedtiny.server.asking import ask
+
+    return ask(folder, method, request)
+
+
+def _show(
+    document: Mapping[str, Any], show: Callable[[Console, Mapping[str, Any]], None], as_json: bool
+) -> None:
+    if as_json:
+        _print_json(document)
+    else:
+        show(Console(), document)
+
+
+def _say(document: Mapping[str, Any], text: str, as_json: bool) -> None:
+    if as_json:
+        _print_json(document)
+    else:
+        typer.echo(text)
+
+
+def _print_json(document: Mapping[str, Any]) -> None:
+    typer.echo(json.dumps(document))

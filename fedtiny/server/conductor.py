@@ -1,0 +1,356 @@
+"""The thread that owns all state: it decides in cycles, and answers when a cycle is durable.
+
+A cycle takes everything that has arrived, tells it to the runs, commits one transaction, and then
+answers. So nothing is answered that a crash could undo, and many devices share a commit. When a
+cycle fails, nothing of it has happened: the transaction is rolled back, the runs are read anew
+from the database, and those who asked are told to ask again.
+"""
+
+from __future__ import annotations
+
+import heapq
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from fedtiny import rng
+from fedtiny.errors import FedtinyError, RunError, StrategyError
+from fedtiny.rounds.events import NEVER
+from fedtiny.server import crash_points
+from fedtiny.server.clock import RunClock
+from fedtiny.server.facts import read_fact, write_fact
+from fedtiny.server.hosting import Hosted
+from fedtiny.server.inbox import Answered, Call, CheckIn, Inbox, Offer, Request, deliver
+from fedtiny.server.keeping import Folder
+from fedtiny.values import UNKNOWN, DeviceCard, Receipt
+from fedtiny.wire.codec import Answer, ComeBack, Dismissed, write_answer
+from fedtiny.wire.pb import fleet_pb2 as pb
+
+if TYPE_CHECKING:
+    import asyncio
+
+    from fedtiny.experiment import Experiment
+    from fedtiny.server.authority import Authority
+    from fedtiny.server.devices import Devices
+    from fedtiny.server.sealing import RoundKeys
+    from fedtiny.server.storage import Database
+
+log = logging.getLogger("fedtiny.coordinator")
+
+T = TypeVar("T")
+_SOON_S, _LONG_S, _AFTER_FAILURE_S = 2.0, 600.0, 0.2
+MOST_PARKED = 20_000
+"""Devices that may wait for work at a time; each holds a call open."""
+_SAVE_SEEN_S = 30.0
+
+
+class Unavailable(Exception):
+    """The coordinator cannot do it now; whoever asked may ask again."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parked:
+    """A device that waits for work until a time."""
+
+    check_in: CheckIn
+    until: float
+
+
+@dataclass(eq=False)
+class Conductor:
+    """The runs of one coordinator.
+
+    Everything but `put`, `call` and `stop` belongs to the thread of `conduct`.
+    """
+
+    folder: Path
+    database: Database
+    devices: Devices
+    authority: Authority
+    keys: RoundKeys
+    experiments: Sequence[Experiment]
+    new_run: bool = False
+    inbox: Inbox = field(default_factory=Inbox)
+    hosted: dict[str, Hosted] = field(default_factory=dict)
+    parked: dict[int, Parked] = field(default_factory=dict)
+    draining: bool = False
+    cycles: int = 0
+
+    def __post_init__(self) -> None:
+        self.clock = RunClock(float(read_fact(self.database, "clock_s") or 0.0))
+        self._answers: list[Answered] = []
+        self._timers: list[tuple[float, int, int]] = []  # (until, serial, device)
+        self._serial = count()
+        self._holder: dict[int, str] = {}  # the run in which a device has work
+        self._occasions: dict[str, tuple[int, ...]] = {}
+        self._stopped = threading.Event()
+        self._seen_saved_at = 0.0
+        self.failure = ""  # why the last cycle that failed did so
+        self._folders: dict[str, Folder] = {}
+        self._open_runs(self.new_run)
+        self.database.commit()
+        self._keep_folders()
+
+    def _open_runs(self, new_run: bool = False) -> None:
+        now = self.now()
+        self.hosted = {}
+        for experiment in self.experiments:
+            hosted = Hosted.open(
+                experiment, self.database, self.keys, self.authority.signer, now, new_run=new_run
+            )
+            hosted.cards = lambda: [device.card for device in self.devices.rows()]
+            if hosted.name in self.hosted:
+                raise RunError(
+                    f"two experiments are called {hosted.name!r}; rename one of the files"
+                )
+            self.hosted[hosted.name] = hosted
+        self.by_id = {hosted.run: hosted for hosted in self.hosted.values()}
+        self._holder.clear()
+
+    def now(self) -> float:
+        """Seconds of service."""
+        return self.clock.now()
+
+    # ---- other threads
+
+    def put(self, request: Request) -> None:
+        """Ask for something; it is answered when it is durable."""
+        self.inbox.put(request)
+
+    async def call(self, function: Callable[[Conductor], T]) -> T:
+        """What the function returns, called between two decisions; durable when it is here."""
+        import asyncio
+
+        reply: asyncio.Future[T] = asyncio.get_running_loop().create_future()
+        self.inbox.put(Call(function, reply))
+        return await reply
+
+    def stop(self) -> None:
+        """End `conduct` after the cycle that is under way."""
+        self._stopped.set()
+        self.inbox.wake()
+
+    # ---- the loop
+
+    def conduct(self) -> None:
+        """Work until `stop`."""
+        while not self._stopped.is_set():
+            self.work(self.inbox.take(self._patience_s()))
+        self._farewell()
+
+    def _patience_s(self) -> float:
+        wakes_at = min((hosted.wakes_at for hosted in self.hosted.values()), default=NEVER)
+        if self._timers:
+            wakes_at = min(wakes_at, self._timers[0][0])
+        return min(max(0.0, wakes_at - self.now()), _SOON_S)
+
+    def work(self, requests: Sequence[Request]) -> None:
+        """One cycle."""
+        self.cycles += 1
+        try:
+            self._cycle(requests)
+        except Exception as error:
+            self._undo(requests, error)
+        answers, self._answers = self._answers, []
+        crash_points.reach("answer.before")
+        deliver(answers)
+        crash_points.reach("answer.after")
+        self._keep_folders()
+
+    def _cycle(self, requests: Sequence[Request]) -> None:
+        now = self.now()
+        asking = self._take_in(requests, now)
+        for hosted in self.hosted.values():
+            hosted.tick(now)
+        self._place(asking, now)
+        self._let_go(now)
+        for hosted in self.hosted.values():
+            hosted.write_history()
+        if now - self._seen_saved_at > _SAVE_SEEN_S:
+            self._seen_saved_at = now
+            self.devices.save_seen()
+        if self.database.connection.in_transaction:
+            write_fact(self.database, "clock_s", now)
+            self.database.commit()
+
+    def _take_in(self, requests: Sequence[Request], now: float) -> dict[int, CheckIn]:
+        """Carry out what was asked; who checked in."""
+        asking: dict[int, CheckIn] = {}
+        offers: list[Offer] = []
+        for request in requests:
+            if isinstance(request, CheckIn):
+                self._meet(request)
+                self._replace(asking, request)
+            elif isinstance(request, Offer):
+                offers.append(request)
+            else:
+                self._carry_out(request)
+        self._submit(offers, asking, now)
+        return asking
+
+    def _meet(self, check_in: CheckIn) -> None:
+        self.devices.seen(check_in.device, time.time())
+        if check_in.card is not None:
+            self.devices.change_card(check_in.device, check_in.card, check_in.agent)
+
+    def _replace(self, asking: dict[int, CheckIn], check_in: CheckIn) -> None:
+        """A device that asks again has given up its earlier call."""
+        earlier = asking.get(check_in.device)
+        parked = self.parked.pop(check_in.device, None)
+        for old in (earlier, parked.check_in if parked else None):
+            if old is not None:
+                self._reply(old, ComeBack(0.0))
+        asking[check_in.device] = check_in
+
+    def _carry_out(self, call: Call) -> None:
+        try:
+            self._answer(call.reply, call.function(self))
+        except FedtinyError as error:
+            self._answer(call.reply, error)
+
+    # ---- updates
+
+    def _submit(self, offers: Sequence[Offer], asking: dict[int, CheckIn], now: float) -> None:
+        """Receipts for updates; whoever hands one in asks for more work at the same time."""
+        by_run: dict[bytes, list[Offer]] = {}
+        for offer in offers:
+            by_run.setdefault(offer.run, []).append(offer)
+        for run, mine in by_run.items():
+            hosted = self.by_id.get(run)
+            receipts = hosted.submit(now, [offer.offered for offer in mine]) if hosted else {}
+            for offer in mine:
+                lease = offer.offered.update.lease
+                receipt = receipts.get(lease, Receipt(lease, UNKNOWN))
+                self._holder.pop(offer.device, None)
+                self._replace(asking, CheckIn(offer.device, offer.reply, receipt=receipt))
+
+    # ---- work for devices
+
+    def _place(self, asking: dict[int, CheckIn], now: float) -> None:
+        """Give work to devices that ask or wait; the others wait on, or come back later."""
+        waiting = {d: c for d, c in asking.items() if not c.reply.cancelled()}
+        for hosted in sorted(self.hosted.values(), key=lambda h: -h.demand):
+            candidates = {d: self._card(d) for d in self._candidates(hosted, waiting)}
+            if self.draining or not candidates:
+                continue
+            for device, work in hosted.check_ins(now, candidates).items():
+                check_in = waiting.pop(device, None) or self.parked.pop(device).check_in
+                self._holder[device] = hosted.name
+                self._reply(check_in, work)
+        for check_in in waiting.values():
+            self._park(check_in, now)
+
+    def _candidates(self, hosted: Hosted, waiting: dict[int, CheckIn]) -> Iterator[int]:
+        """Who may get work of the run: who just came and, when there is other work, who waits."""
+        several = len(self.hosted) > 1
+        for device in waiting:
+            held = self._holder.get(device) if several else None
+            if held in (None, hosted.name):
+                yield device
+        if self._occasions.get(hosted.name) != hosted.occasion:
+            self._occasions[hosted.name] = hosted.occasion
+            yield from [d for d, p in self.parked.items() if not p.check_in.reply.cancelled()]
+
+    def _card(self, device: int) -> DeviceCard:
+        return self.devices[device].card
+
+    def _park(self, check_in: CheckIn, now: float) -> None:
+        self._holder.pop(check_in.device, None)
+        answer = self._refusal(check_in.device)
+        if answer is None and check_in.receipt is not None:
+            answer = ComeBack(0.0)  # to ask, and to wait, in a call of its own
+        if answer is None and check_in.wait_s > 0 and len(self.parked) < MOST_PARKED:
+            until = now + check_in.wait_s
+            self.parked[check_in.device] = Parked(check_in, until)
+            heapq.heappush(self._timers, (until, next(self._serial), check_in.device))
+            return
+        self._reply(check_in, answer or self._later(check_in.device, now))
+
+    def _refusal(self, device: int) -> Answer | None:
+        """Why waiting would not help, if so."""
+        if all(hosted.done for hosted in self.hosted.values()):
+            return Dismissed("every run is over")
+        if self.draining:
+            return ComeBack(_SOON_S, "the coordinator is about to stop")
+        card = self._card(device)
+        reasons = [hosted.misfits(card) for hosted in self.hosted.values() if not hosted.done]
+        if all(reasons):
+            return ComeBack(_LONG_S, "; ".join(reason for each in reasons for reason in each))
+        return None
+
+    def _later(self, device: int, now: float) -> ComeBack:
+        """When to ask again: as the run that opens next has it."""
+        draw = rng.words(0, self.cycles & 0xFFFFFFFF, device, rng.Purpose.BACKOFF, 1)[0] / 2**32
+        asking = max(len(self.parked), len(self.devices))
+        times = [
+            hosted.pace.after_s(now, asking, hosted.coordinator.rules.cohort, draw)
+            for hosted in self.hosted.values()
+            if not hosted.done
+        ]
+        return ComeBack(min(times, default=_SOON_S))
+
+    def _let_go(self, now: float) -> None:
+        """Answer those who have waited as long as they wanted to, or who may go."""
+        over = self.draining or all(hosted.done for hosted in self.hosted.values())
+        while self._timers and (over or self._timers[0][0] <= now):
+            until, _, device = heapq.heappop(self._timers)
+            parked = self.parked.get(device)
+            if parked is None or parked.until != until:
+                continue
+            del self.parked[device]
+            # Whoever waited comes back at once, to wait again: that is how it is known to be there.
+            self._reply(parked.check_in, self._refusal(device) or ComeBack(0.0))
+
+    def _reply(self, check_in: CheckIn, answer: Answer | pb.Answer) -> None:
+        """Answer a device; with its receipt, if it has handed an update in."""
+        message = answer if isinstance(answer, pb.Answer) else write_answer(answer)
+        self._answer(check_in.reply, (check_in.receipt, message))
+
+    def _answer(self, reply: asyncio.Future[Any], value: Any) -> None:
+        self._answers.append((reply, value))
+
+    # ---- when something fails
+
+    def _undo(self, requests: Sequence[Request], error: Exception) -> None:
+        """Nothing of the cycle has happened: back to what the database has."""
+        level = logging.ERROR if isinstance(error, FedtinyError) else logging.CRITICAL
+        log.log(level, "a cycle failed: %s", error, exc_info=not isinstance(error, FedtinyError))
+        told = error if isinstance(error, RunError | StrategyError) else None
+        failure = Unavailable(str(told or "an internal error; see the coordinator's log"))
+        pending = {id(request.reply): request.reply for request in requests}
+        pending |= {id(reply): reply for reply, _ in self._answers}
+        self._answers = [(reply, failure) for reply in pending.values()]
+        self.parked = {d: p for d, p in self.parked.items() if id(p.check_in.reply) not in pending}
+        self.failure = str(error)
+        try:
+            self.database.connection.rollback()
+            self.devices.reload()
+            self._open_runs()
+        except Exception:
+            log.exception("the runs cannot be read anew; trying again")
+        self._stopped.wait(_AFTER_FAILURE_S)
+
+    # ---- what people look at
+
+    def _keep_folders(self) -> None:
+        """Bring the folders of the runs up to what is committed."""
+        crash_points.reach("folder.before")
+        for hosted in self.hosted.values():
+            if hosted.name not in self._folders:
+                self._folders[hosted.name] = Folder.open(self.folder / "runs" / hosted.name, hosted)
+            self._folders[hosted.name].follow(hosted)
+        crash_points.reach("folder.after")
+
+    def _farewell(self) -> None:
+        """Who still waits is told to come back."""
+        later = write_answer(ComeBack(_SOON_S))
+        deliver((parked.check_in.reply, (None, later)) for parked in self.parked.values())
+        self.parked.clear()
+        self.devices.save_seen()
+        write_fact(self.database, "clock_s", self.now())
+        self.database.commit()

@@ -1,0 +1,100 @@
+"""The folder of a run that is served: what `fedtiny report` and `fedtiny export` read.
+
+The database is what counts; the folder follows it, and is made anew from it at a start.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fedtiny.runs import RunFolder, replacing
+
+if TYPE_CHECKING:
+    from fedtiny.server.hosting import Hosted
+
+
+@dataclass(eq=False)
+class Folder:
+    """The folder of one run, and how much of the history it has."""
+
+    run: RunFolder
+    rows: int = 0
+    summed_up: bool = False
+
+    @classmethod
+    def open(cls, path: Path, hosted: Hosted) -> Folder:
+        """The folder, brought up to the database."""
+        run = RunFolder(path)
+        if not run.exists:
+            run = RunFolder.create(path, hosted.work.experiment)
+        rows = hosted.history()
+        with replacing(path / "history.jsonl") as file:
+            file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
+        return cls(run, len(rows))
+
+    def follow(self, hosted: Hosted) -> None:
+        """Write down what has been committed since; at the end, the model and the summary."""
+        for row in hosted.durable:
+            self.run.append(row)
+            self.rows += 1
+            self._keep_model(row, hosted)
+        hosted.durable.clear()
+        if hosted.done and not self.summed_up:
+            self.summed_up = True
+            self.close(hosted)
+
+    def _keep_model(self, row: dict[str, Any], hosted: Hosted) -> None:
+        every = hosted.work.experiment.run.save_every
+        done = row["round"] + 1
+        is_last = done == hosted.coordinator.rounds.round
+        if row["kind"] == "round" and every and done % every == 0 and is_last:
+            self._save(done, hosted)
+
+    def _save(self, done: int, hosted: Hosted) -> None:
+        self.run.save_model(done, hosted.work.layout.unflatten(hosted.coordinator.model))
+
+    def close(self, hosted: Hosted) -> None:
+        """The model as it is now, and what the run has come to."""
+        self._save(hosted.coordinator.rounds.round, hosted)
+        self.run.save_summary(summary(hosted))
+
+
+def summary(hosted: Hosted) -> dict[str, Any]:
+    """The figures of a run, under the names that a simulated one has for them."""
+    total, rows = hosted.ledger.total, hosted.history()
+    return {
+        "rounds": hosted.coordinator.rounds.round,
+        "failed_rounds": hosted.ledger.failed_rounds,
+        "time_s": rows[-1]["time_s"] if rows else 0.0,
+        "updates": total.accepted,
+        "refused": total.refused,
+        "late": total.late,
+        "reasons": hosted.ledger.to_json()["reasons"],
+        "bytes_down": total.bytes_down,
+        "bytes_up": total.bytes_up,
+        "energy_j": total.energy_j,
+        "devices": hosted.work.experiment.fleet.devices,
+        "unfit_devices": sum(1 for card in hosted.cards() if hosted.misfits(card)),
+        "profiles": _profiles(hosted),
+        "evaluations": {row["name"]: row for row in rows if row["kind"] == "evaluation"},
+        "model_digest": hashlib.sha256(hosted.coordinator.model.tobytes()).hexdigest(),
+    }
+
+
+def _profiles(hosted: Hosted) -> list[dict[str, Any]]:
+    counts = Counter(card.profile for card in hosted.cards())
+    return [
+        {
+            "name": profile.name,
+            "devices": counts[profile.name],
+            "reasons": list(profile.reasons),
+            "report": profile.needed.report(),
+            "ram_given_bytes": hosted.work.experiment.budget(profile.name).ram_bytes,
+        }
+        for profile in hosted.work.profiles
+    ]

@@ -1,0 +1,171 @@
+"""What the devices of a run fetch: Program images and models, by digest, signed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from fedtiny.errors import RunError
+from fedtiny.registry.match import misfits
+from fedtiny.server.facts import read_fact, write_fact
+from fedtiny.wire.codec import Manifest
+
+if TYPE_CHECKING:
+    from fedtiny.engine.program import Program
+    from fedtiny.experiment.workload import Profile, Workload
+    from fedtiny.server.signing import Signer
+    from fedtiny.server.storage import Database
+    from fedtiny.tensors import Float32
+    from fedtiny.values import DeviceCard
+
+PROGRAM, MODEL = "program", "model"
+
+
+@dataclass(frozen=True)
+class Shelf:
+    """Programs for one purpose, one a board profile, and which of them a device takes."""
+
+    profiles: Sequence[Profile]
+    _picked: dict[tuple[str, int, int], Program | None] = field(default_factory=dict)
+
+    def pick(self, card: DeviceCard) -> Program | None:
+        """That of its own profile if it fits, else the one that fits and uses its RAM best."""
+        key = card.profile, card.ram_bytes, card.flash_bytes
+        if key not in self._picked:
+            self._picked[key] = self._pick(card)
+        return self._picked[key]
+
+    def _pick(self, card: DeviceCard) -> Program | None:
+        fitting = [
+            profile
+            for profile in self.profiles
+            if profile.program and not misfits(profile.program.footprint, card)
+        ]
+        fitting.sort(key=lambda p: (p.name == card.profile, p.needed.footprint.ram_bytes))
+        return fitting[-1].program if fitting else None
+
+    def reasons(self, card: DeviceCard) -> tuple[str, ...]:
+        """Why none of them fits the device."""
+        return tuple(
+            reason
+            for profile in self.profiles
+            for reason in (*profile.reasons, *misfits(profile.needed.footprint, card))
+        )
+
+
+class Models:
+    """The blobs of one run. Its ``blobs`` are read by the thread of the service as well."""
+
+    def __init__(self, database: Database, signer: Signer, run: bytes, work: Workload) -> None:
+        self._database, self._signer, self._run, self._work = database, signer, run, work
+        self.training = Shelf(work.profiles)
+        self.blobs: dict[bytes, bytes] = {}
+        self._manifests: dict[int, Manifest] = {}
+        self._programs: dict[str, Manifest] = {}
+
+    # ---- Programs
+
+    def program(self, card: DeviceCard) -> Program | None:
+        """The Program with which a device trains, if one fits."""
+        return self.training.pick(card)
+
+    def manifest_of(self, program: Program) -> Manifest:
+        """The signed manifest of a Program's image, which can be fetched from now on."""
+        if program.digest not in self._programs:
+            digest = bytes.fromhex(program.digest)
+            self.blobs[digest] = program.image
+            version = self._program_version(program.digest)
+            self._programs[program.digest] = self._signed(
+                Manifest(PROGRAM, version, len(program.image), digest)
+            )
+        return self._programs[program.digest]
+
+    def _program_version(self, digest: str) -> int:
+        """Versions rise in the order in which the run first used its Programs."""
+        key = f"programs {self._run.hex()}"
+        known = str(read_fact(self._database, key) or "").split()
+        if digest not in known:
+            known.append(digest)
+            write_fact(self._database, key, " ".join(known))
+        return known.index(digest)
+
+    # ---- models
+
+    def initial(self) -> Float32:
+        """The model before the first round: an artefact, made once."""
+        row = self._database.connection.execute(
+            "SELECT body FROM versions JOIN blobs USING (digest) WHERE run = ? AND version = 0",
+            (self._run,),
+        ).fetchone()
+        if row:
+            return np.frombuffer(row[0], np.float32)
+        initial = self._work.initial
+        self.publish(0, initial)
+        self.keep(0)
+        return initial
+
+    def publish(self, version: int, model: Float32) -> None:
+        """A new version of the model."""
+        self.hold(version, model)
+        manifest = self._manifests[version]
+        self._database.connection.execute(
+            "INSERT INTO versions (run, version, digest, signature, made_s) "
+            "VALUES (?, ?, ?, ?, unixepoch('subsec'))",
+            (self._run, version, manifest.digest, manifest.signature),
+        )
+
+    def hold(self, version: int, model: Float32) -> None:
+        """This version can be fetched from now on."""
+        body = model.tobytes()
+        digest = hashlib.sha256(body).digest()
+        self.blobs[digest] = body
+        self._manifests[version] = self._signed(Manifest(MODEL, version, len(body), digest))
+
+    def keep(self, version: int) -> None:
+        """Store this version, so that it can be fetched after a restart."""
+        digest = self._manifests[version].digest
+        self._database.connection.execute(
+            "INSERT OR IGNORE INTO blobs (digest, body) VALUES (?, ?)", (digest, self.blobs[digest])
+        )
+
+    def recall(self, version: int) -> None:
+        """Hold a version that was kept."""
+        if version in self._manifests:
+            return
+        row = self._database.connection.execute(
+            "SELECT body FROM versions JOIN blobs USING (digest) WHERE run = ? AND version = ?",
+            (self._run, version),
+        ).fetchone()
+        if row is None:
+            raise RunError(f"version {version:,} of the model was not kept")
+        self.hold(version, np.frombuffer(row[0], np.float32))
+
+    def manifest(self, version: int) -> Manifest:
+        """The signed manifest of a version that is held."""
+        return self._manifests[version]
+
+    def is_version(self, version: int, digest: bytes) -> bool:
+        """Whether the version is held and has this digest."""
+        manifest = self._manifests.get(version)
+        return manifest is not None and manifest.digest == digest
+
+    def lend(self, blobs: Mapping[bytes, bytes]) -> None:
+        """Vectors of an instruction, to be fetched."""
+        self.blobs.update(blobs)
+
+    def forget(self, versions: Iterable[int]) -> None:
+        """Let go of every version but these."""
+        kept = set(versions)
+        live = {self._manifests[version].digest for version in kept}
+        for version in self._manifests.keys() - kept:
+            digest = self._manifests.pop(version).digest
+            if digest not in live:
+                self.blobs.pop(digest, None)
+
+    def _signed(self, manifest: Manifest) -> Manifest:
+        signature = self._signer.sign(manifest.text(self._run))
+        return Manifest(manifest.kind, manifest.version, manifest.size, manifest.digest, signature)

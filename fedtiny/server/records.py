@@ -1,0 +1,239 @@
+"""Records of the journal as bytes: a JSON head, and arrays as they lie in memory.
+
+    4 bytes   length of the head, little-endian
+    head      JSON; "arrays" lists the type and the shape of each array
+    arrays    one behind the other
+
+Everything comes back exactly: sums are written as integers and fractions, floats in the shortest
+form that reads as the same. Nothing is pickled. What does not add up is a RunError.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedtiny.errors import RunError
+from fedtiny.fold import FoldRule, Total
+from fedtiny.rounds.events import Grant, Open
+from fedtiny.rounds.journal import Accepted
+from fedtiny.rounds.measures import Measures
+from fedtiny.tensors import raw
+from fedtiny.values import Ranges, Update
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    from fedtiny.rounds.content import Part
+    from fedtiny.strategies.base import State
+    from fedtiny.tensors import Int64
+
+    Array = npt.NDArray[Any]
+
+Pending = Open | Grant | Accepted
+Body = bytes | memoryview
+
+_LENGTH_BYTES = 4
+_TYPES = ("<f4", "<f8", "<i8", "|u1")
+
+
+# ---- head and arrays -------------------------------------------------------------------------
+
+
+def pack(head: Mapping[str, Any], arrays: Sequence[Array]) -> bytes:
+    """The head and the arrays as one body."""
+    described = [[array.dtype.str, list(array.shape)] for array in arrays]
+    text = json.dumps({**head, "arrays": described}, separators=(",", ":")).encode()
+    length = len(text).to_bytes(_LENGTH_BYTES, "little")
+    return b"".join([length, text, *(array.tobytes() for array in arrays)])
+
+
+def unpack(body: Body) -> tuple[dict[str, Any], list[Array]]:
+    """The inverse of `pack`; the arrays share the memory of the body."""
+    view = memoryview(body)
+    with _checking():
+        at = _LENGTH_BYTES + int.from_bytes(view[:_LENGTH_BYTES], "little")
+        head = json.loads(bytes(view[_LENGTH_BYTES:at]))
+        arrays = []
+        for kind, shape in head.pop("arrays"):
+            _require(kind in _TYPES and all(type(n) is int and n >= 0 for n in shape))
+            end = at + np.dtype(kind).itemsize * math.prod(shape)
+            _require(end <= len(view))
+            arrays.append(np.frombuffer(view[at:end], kind).reshape(shape))
+            at = end
+        _require(at == len(view))
+        return head, arrays
+
+
+@contextmanager
+def _checking() -> Iterator[None]:
+    """Whatever is wrong with bytes that are read is that they are damaged."""
+    try:
+        yield
+    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+        raise RunError(
+            f"a record of the journal is damaged ({type(error).__name__}: {error}); restore the "
+            "folder from a backup, or begin anew with --new-run"
+        ) from error
+
+
+def _require(holds: bool) -> None:
+    if not holds:
+        raise ValueError("the arrays are not as the head says")
+
+
+# ---- what is pending -------------------------------------------------------------------------
+
+
+def kind_of(record: Pending) -> str:
+    """What to call `read` with."""
+    return _KINDS[type(record)]
+
+
+def write(record: Pending) -> bytes:
+    """The record as bytes."""
+    return _WRITERS[kind_of(record)](record)
+
+
+def read(kind: str, body: Body) -> Pending:
+    """The inverse of `write`."""
+    head, arrays = unpack(body)
+    with _checking():
+        return _READERS[kind](head, arrays)
+
+
+def _write_grant(grant: Grant) -> bytes:
+    head = {"round": grant.round, "version": grant.version, "repeated": grant.repeated}
+    return pack(head, [grant.leases, grant.devices, grant.deadlines])
+
+
+def _read_grant(head: Mapping[str, Any], arrays: Sequence[Array]) -> Grant:
+    leases, devices, deadlines = arrays
+    return Grant(head["round"], head["version"], leases, devices, deadlines, head["repeated"])
+
+
+def _write_accepted(record: Accepted) -> bytes:
+    part, arrays = _write_part(record.part)
+    head = {"round": record.round, "part": part, "measures": measures_to_json(record.measures)}
+    return pack(head, [record.leases, *arrays])
+
+
+def _read_accepted(head: Mapping[str, Any], arrays: Sequence[Array]) -> Accepted:
+    part = _read_part(head["part"], arrays[1:])
+    return Accepted(head["round"], arrays[0], part, measures_from_json(head["measures"]))
+
+
+_KINDS: Mapping[type[Pending], str] = {Open: "open", Grant: "grant", Accepted: "accepted"}
+_WRITERS: Mapping[str, Callable[[Any], bytes]] = {
+    "open": lambda window: pack(asdict(window), []),
+    "grant": _write_grant,
+    "accepted": _write_accepted,
+}
+_READERS: Mapping[str, Callable[[Mapping[str, Any], Sequence[Array]], Pending]] = {
+    "open": lambda head, arrays: Open(**head),
+    "grant": _read_grant,
+    "accepted": _read_accepted,
+}
+
+
+# ---- what updates add to a round -------------------------------------------------------------
+
+
+def _write_part(part: Part) -> tuple[Any, list[Array]]:
+    if part is None:
+        return None, []
+    if isinstance(part, Total):
+        return _total_head(part), [part.sums]
+    return [_update_head(update) for update in part], [
+        np.frombuffer(raw(update.values), np.uint8) for update in part
+    ]
+
+
+def _read_part(head: Any, arrays: Sequence[Array]) -> Part:
+    if head is None:
+        return None
+    if isinstance(head, Mapping):
+        (sums,) = arrays
+        return _total(head, sums)
+    return tuple(_update(each, values) for each, values in zip(head, arrays, strict=True))
+
+
+def write_total(total: Total) -> bytes:
+    """A Total as bytes."""
+    return pack(_total_head(total), [total.sums])
+
+
+def read_total(body: Body) -> Total:
+    """The inverse of `write_total`."""
+    head, arrays = unpack(body)
+    with _checking():
+        (sums,) = arrays
+        return _total(head, sums)
+
+
+def _total_head(total: Total) -> dict[str, Any]:
+    weights = list(total.weights.items())
+    return {"rule": asdict(total.rule), "weights": weights, "count": total.count}
+
+
+def _total(head: Mapping[str, Any], sums: Int64) -> Total:
+    weights = {_ranges(ranges): weight for ranges, weight in head["weights"]}
+    return Total(FoldRule(**head["rule"]), sums, weights, head["count"])
+
+
+_COLUMNS = ("lease", "device", "round", "version", "samples", "ranges", "measures")
+
+
+def _update_head(update: Update) -> dict[str, Any]:
+    return {name: getattr(update, name) for name in _COLUMNS}
+
+
+def _update(head: Mapping[str, Any], values: Array) -> Update:
+    said = {**head, "ranges": _ranges(head["ranges"])}
+    return Update(values=values.data if values.size else b"", **said)
+
+
+def _ranges(pairs: Iterable[Sequence[int]]) -> Ranges:
+    return tuple((start, stop) for start, stop in pairs)
+
+
+# ---- measures and state ----------------------------------------------------------------------
+
+
+def measures_to_json(measures: Measures) -> dict[str, Any]:
+    """Exact: each sum is its numerator and denominator."""
+    sums = {name: [term.numerator, term.denominator] for name, term in measures.sums.items()}
+    return {"sums": sums, "extremes": dict(measures.extremes)}
+
+
+def measures_from_json(value: Mapping[str, Any]) -> Measures:
+    """The inverse of `measures_to_json`."""
+    with _checking():
+        sums = {name: Fraction(*terms) for name, terms in value["sums"].items()}
+        return Measures(sums, dict(value["extremes"]))
+
+
+def write_state(state: State) -> bytes:
+    """A strategy's state as bytes: numbers in the head, arrays behind it."""
+    arrays = {name: value for name, value in state.items() if isinstance(value, np.ndarray)}
+    values = [[name, None if name in arrays else value] for name, value in state.items()]
+    return pack({"state": values}, list(arrays.values()))
+
+
+def read_state(body: Body) -> State:
+    """The inverse of `write_state`, in the same order."""
+    head, arrays = unpack(body)
+    with _checking():
+        return dict(_state(head["state"], iter(arrays)))
+
+
+def _state(values: Iterable[Any], arrays: Iterator[Array]) -> Iterator[tuple[str, Any]]:
+    for name, value in values:
+        yield name, next(arrays) if value is None else value

@@ -1,0 +1,218 @@
+"""Evaluation on held-out devices: each adapts a copy of the model, and sends counts and sums.
+
+A sitting judges one version of the model in one way. It begins when its round has committed, does
+not hold up the rounds that follow, and closes when every held-out device has reported, when its
+first lease has been out for the deadline of the run, or when the next sitting of its kind begins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fedtiny.errors import UpdateError
+from fedtiny.experiment.evaluation import Scores, instruction_of, summary
+from fedtiny.rounds.events import NEVER
+from fedtiny.rounds.measures import Measures
+from fedtiny.server.models import Models, Shelf
+from fedtiny.values import (
+    ACCEPTED,
+    DUPLICATE,
+    INVALID,
+    LATE,
+    UNKNOWN,
+    DeviceCard,
+    Instruction,
+    Lease,
+    Receipt,
+    Update,
+)
+
+if TYPE_CHECKING:
+    from fedtiny.engine.program import Program
+    from fedtiny.experiment.workload import Workload
+    from fedtiny.server.storage import Database
+
+EVALUATION = 1 << 62
+"""Set in the lease ids of evaluations: ``EVALUATION | sitting << 32 | device``."""
+_CLOSED = -1  # in place of a device: the sitting is over
+_MEASURES = ("count", "loss_sum_before", "loss_sum_after", "correct_before", "correct_after")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One of the experiment's ways to adapt: what is asked, and a Program for each board."""
+
+    name: str
+    instruction: Instruction
+    shelf: Shelf
+
+
+@dataclass(eq=False)
+class Sitting:
+    """One way to adapt, one version of the model."""
+
+    number: int
+    way: Way
+    round: int
+    version: int
+    closes_at: float
+    leases: dict[int, Lease] = field(default_factory=dict)
+    results: dict[int, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class Sittings:
+    """The evaluations of a run. Nothing here commits."""
+
+    work: Workload
+    models: Models
+    database: Database
+    run: bytes
+    ways: tuple[Way, ...]
+    open: list[Sitting] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, work: Workload, models: Models, database: Database, run: bytes) -> Sittings:
+        """What the experiment asks for."""
+        ways = []
+        for name, asked in work.experiment.evaluate.items():
+            instruction = instruction_of(asked)
+            names = work.experiment.fleet.profiles
+            fitted = tuple(work.fit(p, asked.batch, instruction.sgd) for p in names)
+            ways.append(Way(name, instruction, Shelf(fitted)))
+        return cls(work, models, database, run, tuple(ways))
+
+    # ---- who is judged
+
+    @property
+    def held_out(self) -> range:
+        """The devices that never train: the last ones of the experiment's fleet."""
+        devices = self.work.experiment.fleet.devices
+        return range(devices - self.work.experiment.held_out, devices)
+
+    @property
+    def versions(self) -> set[int]:
+        """The versions that open sittings judge."""
+        return {sitting.version for sitting in self.open}
+
+    @property
+    def wakes_at(self) -> float:
+        """When the first of them closes by itself."""
+        return min((sitting.closes_at for sitting in self.open), default=NEVER)
+
+    # ---- beginning and closing
+
+    def begin_due(self, done: int, version: int, now: float) -> list[dict[str, Any]]:
+        """Begin what is due after ``done`` rounds; the rows of what closes for it."""
+        run = self.work.experiment.run
+        every = run.evaluate_every
+        due = done in (0, run.rounds) or (every and done % every == 0)
+        if not due or not self.held_out or any(s.round == done for s in self.open):
+            return []
+        closed = [row for sitting in list(self.open) for row in self._close(sitting, now)]
+        for at, way in enumerate(self.ways):
+            sitting = Sitting(done * len(self.ways) + at, way, done, version, NEVER)
+            sitting.results = dict(self._stored(sitting))
+            if _CLOSED not in sitting.results:
+                self._begin(sitting, now)
+        return closed
+
+    def _begin(self, sitting: Sitting, now: float) -> None:
+        run = self.work.experiment.run
+        self.models.keep(sitting.version)
+        if sitting.round == run.rounds:  # nothing follows that would close it
+            sitting.closes_at = now + run.deadline
+        self.open.append(sitting)
+
+    def _stored(self, sitting: Sitting) -> Iterator[tuple[int, Mapping[str, float]]]:
+        rows = self.database.connection.execute(
+            "SELECT device, measures FROM evaluations WHERE run = ? AND sitting = ?",
+            (self.run, sitting.number),
+        )
+        for device, measures in rows:
+            yield device, json.loads(measures)
+
+    def tick(self, now: float) -> list[dict[str, Any]]:
+        """The rows of the sittings that are over."""
+        return [
+            row
+            for sitting in list(self.open)
+            if sitting.closes_at <= now or len(sitting.results) == len(self.held_out)
+            for row in self._close(sitting, now)
+        ]
+
+    def _close(self, sitting: Sitting, now: float) -> Iterator[dict[str, Any]]:
+        self.open.remove(sitting)
+        self._store(sitting, _CLOSED, {})
+        if not sitting.results:
+            return
+        columns = zip(*(_scores(m) for _, m in sorted(sitting.results.items())), strict=True)
+        scores = Scores(*(np.array(column, np.float64) for column in columns))
+        row = {"kind": "evaluation", "round": sitting.round, "time_s": now}
+        yield row | {"name": sitting.way.name} | summary(scores, self.work.task.classes is not None)
+
+    def _store(self, sitting: Sitting, device: int, measures: Mapping[str, float]) -> None:
+        self.database.connection.execute(
+            "INSERT INTO evaluations (run, sitting, name, round, version, device, measures) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?)",
+            (self.run, sitting.number, sitting.way.name, sitting.round, sitting.version, device,
+             json.dumps(measures)),
+        )  # fmt: skip
+
+    # ---- devices
+
+    def lease(self, device: int, card: DeviceCard, now: float) -> tuple[Lease, Way, Program] | None:
+        """What a held-out device is to judge next, and with which Program."""
+        deadline = now + self.work.experiment.run.deadline
+        for sitting in self.open:
+            program = sitting.way.shelf.pick(card)
+            if device in sitting.results or program is None:
+                continue
+            id = EVALUATION | sitting.number << 32 | device
+            lease = Lease(id, device, sitting.round, sitting.version, deadline)
+            sitting.leases[device] = lease
+            sitting.closes_at = min(sitting.closes_at, deadline)
+            return lease, sitting.way, program
+        return None
+
+    @staticmethod
+    def knows(lease: int) -> bool:
+        """Whether the lease is one of an evaluation."""
+        return bool(lease & EVALUATION)
+
+    def submit(self, update: Update, flaw: str) -> Receipt:
+        """The receipt for what a device has measured."""
+        number = (update.lease ^ EVALUATION) >> 32
+        sitting = next((s for s in self.open if s.number == number), None)
+        if sitting is None:
+            return Receipt(update.lease, LATE)
+        if update.device in sitting.results:
+            return Receipt(update.lease, DUPLICATE)
+        if update.device not in sitting.leases or update.lease & 0xFFFFFFFF != update.device:
+            return Receipt(update.lease, UNKNOWN)
+        flaw = flaw or _flaw(update)
+        measures = {} if flaw else dict(update.measures)
+        sitting.results[update.device] = measures
+        self._store(sitting, update.device, measures)
+        return Receipt(update.lease, INVALID if flaw else ACCEPTED, flaw)
+
+
+def _flaw(update: Update) -> str:
+    missing = sorted(set(_MEASURES) - set(update.measures))
+    if missing:
+        return f"the measures {', '.join(missing)} are missing"
+    try:
+        Measures.of(update.measures)
+    except UpdateError as error:
+        return str(error)
+    return ""
+
+
+def _scores(measures: Mapping[str, float]) -> list[float]:
+    """A row of `Scores`; a device that failed counts no sample."""
+    return [float(measures.get(name, 0.0)) for name in _MEASURES]

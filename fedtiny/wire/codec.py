@@ -1,0 +1,392 @@
+"""Domain values to messages and back; what is read has been checked, or WireError says why not.
+
+A lease's deadline travels as a duration, for a device may have no clock: the deadline of a lease
+that was read counts from the moment of the answer (`Lease` of `Work.since`). Vectors in
+instructions travel as digests: `detach` takes them out, `resolve` puts them back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+from fedtiny.errors import WireError
+from fedtiny.values import (
+    ACCEPTED,
+    CALIBRATE,
+    DUPLICATE,
+    EVALUATE,
+    GRADIENT,
+    INVALID,
+    LATE,
+    QUERY,
+    SCORE,
+    STALE,
+    SUPPORT,
+    TRAIN,
+    UNKNOWN,
+    VALUES,
+    DeviceCard,
+    Instruction,
+    Lease,
+    Phase,
+    Receipt,
+    Sgd,
+    Update,
+    round_of,
+)
+from fedtiny.wire.checks import at_most, one_of, present, sized, text, within
+from fedtiny.wire.pb import fleet_pb2 as pb
+from fedtiny.wire.vectors import lay_over, read_vector, write_delta, write_vector
+
+__all__ = [
+    "CHUNK_BYTES", "OLDEST", "PROTOCOL",
+    "Answer", "ComeBack", "Dismissed", "Manifest", "Work",
+    "detach", "digests_of", "lay_over", "read_answer", "read_card", "read_receipt", "read_update",
+    "read_vector", "resolve", "submit_requests", "write_answer", "write_card", "write_delta",
+    "write_receipt", "write_update", "write_vector",
+]  # fmt: skip
+
+PROTOCOL, OLDEST = 1, 1
+"""The protocol that is spoken here, and the oldest that is understood."""
+CHUNK_BYTES = 65536
+"""The most bytes of a blob or of a vector in one message."""
+
+RUN_BYTES, DIGEST_BYTES, SIGNATURE_BYTES = 8, 32, 64
+MOST_NAMES = 4096
+"""Measures of an update, or candidates of an instruction."""
+_MOST_TEXT, _MOST_PARTS = 1000, 256
+_MOST_ID, _MOST_COUNT, _MOST_BYTES, _MOST_RATE = 2**63 - 1, 2**40, 2**48, 1e18
+
+_KINDS = (TRAIN, EVALUATE, CALIBRATE, SCORE)
+_STATUSES = (ACCEPTED, DUPLICATE, LATE, STALE, INVALID, UNKNOWN)
+_PARTS = (SUPPORT, QUERY)
+
+
+# ---- answers ---------------------------------------------------------------------------------
+
+_MANIFEST = struct.Struct("<20s16s8sIQ32s")
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """What may be fetched: ``kind`` is "program" or "model", ``digest`` its SHA-256."""
+
+    kind: str
+    version: int
+    size: int
+    digest: bytes
+    signature: bytes = b""
+
+    def text(self, run: bytes) -> bytes:
+        """What is signed, for a run: 88 bytes in fixed places."""
+        name, kind = b"fedtiny-manifest-v1\0", self.kind.encode()
+        return _MANIFEST.pack(name, kind, run, self.version, self.size, self.digest)
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """An instruction under a lease that lives ``expires_in_s`` longer, and what it needs."""
+
+    run: bytes
+    seed: int
+    lease: Lease
+    expires_in_s: float
+    instruction: Instruction
+    program: Manifest
+    model: Manifest
+
+    def since(self, now: float) -> Lease:
+        """The lease, with its deadline on the clock that showed ``now`` at the answer."""
+        return replace(self.lease, deadline=now + self.expires_in_s)
+
+
+@dataclass(frozen=True, slots=True)
+class ComeBack:
+    """No work; ``reason`` says why when waiting will not help."""
+
+    after_s: float
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Dismissed:
+    """The run is over, or the device was taken out of it."""
+
+    reason: str = ""
+
+
+Answer = Work | ComeBack | Dismissed
+
+
+def write_answer(answer: Answer) -> pb.Answer:
+    """The message of an answer; vectors of its instruction are `detach`-ed."""
+    if isinstance(answer, Work):
+        return pb.Answer(work=_write_work(answer))
+    if isinstance(answer, ComeBack):
+        reason = answer.reason[:_MOST_TEXT]
+        return pb.Answer(come_back=pb.ComeBack(after_s=answer.after_s, reason=reason))
+    return pb.Answer(dismissed=pb.Dismissed(reason=answer.reason[:_MOST_TEXT]))
+
+
+def read_answer(message: pb.Answer) -> Answer:
+    """The answer of a message. Raises WireError."""
+    form = message.WhichOneof("answer")
+    if form == "work":
+        return _read_work(message.work)
+    if form == "come_back":
+        present(message.come_back, "after_s")
+        after_s = within(message.come_back.after_s, 0, math.inf, "the time to come back after")
+        return ComeBack(after_s, text(message.come_back.reason, "the reason", _MOST_TEXT))
+    if form == "dismissed":
+        return Dismissed(text(message.dismissed.reason, "the reason", _MOST_TEXT))
+    raise WireError("malformed", "an answer of no kind that is known here")
+
+
+def _write_work(work: Work) -> pb.Work:
+    lease = work.lease
+    return pb.Work(
+        run=work.run,
+        seed=work.seed,
+        lease=pb.Lease(
+            id=lease.id, round=lease.round, version=lease.version,
+            expires_in_s=work.expires_in_s, device=lease.device,
+        ),
+        instruction=_write_instruction(work.instruction),
+        program=_write_manifest(work.program),
+        model=_write_manifest(work.model),
+    )  # fmt: skip
+
+
+def _read_work(message: pb.Work) -> Work:
+    present(message, "seed", "lease", "instruction", "program", "model")
+    lease = message.lease
+    present(lease, "id", "round", "version", "expires_in_s", "device")
+    expires_in_s = within(lease.expires_in_s, 0, math.inf, "the life of a lease")
+    id = within(lease.id, 0, _MOST_ID, "the lease")
+    return Work(
+        run=sized(message.run, RUN_BYTES, "the run"),
+        seed=message.seed,
+        lease=Lease(id, lease.device, lease.round, lease.version, expires_in_s),
+        expires_in_s=expires_in_s,
+        instruction=_read_instruction(message.instruction),
+        program=_read_manifest("program", message.program),
+        model=_read_manifest("model", message.model),
+    )
+
+
+def _write_manifest(manifest: Manifest) -> pb.Manifest:
+    return pb.Manifest(
+        version=manifest.version, size=manifest.size, digest=manifest.digest,
+        signature=manifest.signature,
+    )  # fmt: skip
+
+
+def _read_manifest(kind: str, message: pb.Manifest) -> Manifest:
+    present(message, "version", "size")
+    if message.signature:
+        sized(message.signature, SIGNATURE_BYTES, f"the signature of the {kind}")
+    digest = sized(message.digest, DIGEST_BYTES, f"the digest of the {kind}")
+    return Manifest(kind, message.version, message.size, digest, message.signature)
+
+
+# ---- instructions ----------------------------------------------------------------------------
+
+
+def digests_of(instruction: Instruction) -> list[bytes]:
+    """The blobs that a detached instruction needs, each once."""
+    vectors = [c for c in instruction.candidates if isinstance(c, bytes)]
+    if instruction.correction is not None:
+        vectors.append(instruction.correction)
+    return list(dict.fromkeys(vectors))
+
+
+def detach(instruction: Instruction) -> tuple[Instruction, dict[bytes, bytes]]:
+    """The instruction with digests in place of its vectors, and the vectors by digest."""
+    vectors = {hashlib.sha256(vector).digest(): vector for vector in digests_of(instruction)}
+    digests = {vector: digest for digest, vector in vectors.items()}
+    return resolve(instruction, digests), vectors
+
+
+def resolve(instruction: Instruction, blobs: Mapping[bytes, bytes]) -> Instruction:
+    """The instruction with the blobs in place of their digests. Raises WireError if one lacks."""
+    missing = [digest.hex()[:16] for digest in digests_of(instruction) if digest not in blobs]
+    if missing:
+        raise WireError("digest", f"the instruction needs the vectors {missing}, not fetched yet")
+    correction, candidates = instruction.correction, instruction.candidates
+    return replace(
+        instruction,
+        correction=None if correction is None else blobs[correction],
+        candidates=tuple(blobs[c] if isinstance(c, bytes) else c for c in candidates),
+    )
+
+
+@lru_cache(maxsize=16)
+def _write_instruction(instruction: Instruction) -> pb.Instruction:
+    return pb.Instruction(
+        kind=instruction.kind,
+        phases=[_write_phase(phase) for phase in instruction.phases],
+        returns=instruction.returns,
+        part=instruction.part,
+        correction=instruction.correction or b"",
+        candidates=[
+            pb.Candidate(seed=c) if isinstance(c, int) else pb.Candidate(digest=c)
+            for c in instruction.candidates
+        ],
+    )
+
+
+def _write_phase(phase: Phase) -> pb.Phase:
+    sgd = phase.sgd
+    return pb.Phase(
+        lr=phase.lr, steps=phase.steps, part=phase.part, groups=phase.groups,
+        shuffle=phase.shuffle, corrected=phase.corrected,
+        sgd=pb.Sgd(
+            momentum=sgd.momentum, weight_decay=sgd.weight_decay, clip=sgd.clip, prox=sgd.prox,
+            correction=sgd.correction, gradient=sgd.gradient,
+        ),
+    )  # fmt: skip
+
+
+def _read_instruction(message: pb.Instruction) -> Instruction:
+    correction = message.correction or None
+    return Instruction(
+        kind=one_of(message.kind, _KINDS, "kind of an instruction"),
+        phases=tuple(map(_read_phase, at_most(message.phases, _MOST_PARTS, "phases"))),
+        returns=one_of(message.returns, (VALUES, GRADIENT), "result of an instruction"),
+        part=one_of(message.part, _PARTS, "part of the data"),
+        correction=correction and sized(correction, DIGEST_BYTES, "the digest of the correction"),
+        candidates=tuple(
+            map(_read_candidate, at_most(message.candidates, MOST_NAMES, "candidates"))
+        ),
+    )
+
+
+def _read_candidate(message: pb.Candidate) -> bytes | int:
+    form = message.WhichOneof("candidate")
+    if form == "seed":
+        return int(message.seed)
+    return sized(message.digest, DIGEST_BYTES, "the digest of a candidate")
+
+
+def _read_phase(message: pb.Phase) -> Phase:
+    groups = at_most(message.groups, _MOST_PARTS, "groups")
+    sgd = message.sgd
+    rates = {name: within(getattr(sgd, name), 0, _MOST_RATE, f"the {name}") for name in _RATES}
+    return Phase(
+        lr=within(message.lr, 0, _MOST_RATE, "the learning rate"),
+        steps=message.steps,
+        part=one_of(message.part, _PARTS, "part of the data"),
+        groups=tuple(text(group, "the name of a group") for group in groups),
+        shuffle=message.shuffle,
+        sgd=Sgd(**rates, correction=sgd.correction, gradient=sgd.gradient),
+        corrected=message.corrected,
+    )
+
+
+_RATES = ("momentum", "weight_decay", "clip", "prox")
+
+
+# ---- cards -----------------------------------------------------------------------------------
+
+
+def write_card(card: DeviceCard) -> pb.Card:
+    """The message of a card."""
+    return pb.Card(
+        profile=card.profile, ram_bytes=card.ram_bytes, flash_bytes=card.flash_bytes,
+        macs_per_s=card.macs_per_s, downlink_bps=card.downlink_bps, uplink_bps=card.uplink_bps,
+        runtime_version=card.runtime_version, sensors=card.sensors,
+    )  # fmt: skip
+
+
+def read_card(message: pb.Card) -> DeviceCard:
+    """The card of a message. Raises WireError if a figure is none that a device can have."""
+    sensors = at_most(message.sensors, _MOST_PARTS, "sensors")
+    return DeviceCard(
+        profile=text(message.profile, "the profile"),
+        ram_bytes=within(message.ram_bytes, 0, _MOST_BYTES, "the RAM in bytes"),
+        flash_bytes=within(message.flash_bytes, 0, _MOST_BYTES, "the flash in bytes"),
+        macs_per_s=within(message.macs_per_s, 1, _MOST_RATE, "the speed in MAC/s"),
+        downlink_bps=within(message.downlink_bps, 1, _MOST_RATE, "the downlink in bit/s"),
+        uplink_bps=within(message.uplink_bps, 1, _MOST_RATE, "the uplink in bit/s"),
+        runtime_version=within(message.runtime_version, 1, 2**16, "the version of the runtime"),
+        sensors=tuple(text(sensor, "the name of a sensor") for sensor in sensors),
+    )
+
+
+# ---- updates ---------------------------------------------------------------------------------
+
+
+def write_update(update: Update, run: bytes, base: bytes) -> pb.Update:
+    """The message of an update to the model of digest ``base``, without its values."""
+    return pb.Update(
+        run=run, lease=update.lease, device=update.device, version=update.version,
+        samples=update.samples, base=base, measures=update.measures,
+    )  # fmt: skip
+
+
+def submit_requests(
+    update: Update, run: bytes, base: bytes, size: int, wait_s: float, form: str = "float32"
+) -> Iterator[pb.SubmitRequest]:
+    """An update of a model of ``size`` floats in chunks; each names the update that it is of.
+
+    ``form`` is that of `write_vector`. What only measures has one empty chunk.
+    """
+    head = write_update(update, run, base)
+    payload = write_vector(update.values, size, update.ranges, form) if update.nbytes else b""
+    for offset in range(0, len(payload) or 1, CHUNK_BYTES):
+        yield pb.SubmitRequest(
+            update=head, chunk=payload[offset : offset + CHUNK_BYTES], offset=offset,
+            total=len(payload), wait_s=wait_s,
+        )  # fmt: skip
+
+
+def read_update(
+    message: pb.Update, payload: bytes, size: int, most_bytes: int
+) -> tuple[bytes, bytes, Update]:
+    """The run, the digest of the base, and the update to a model of ``size`` floats.
+
+    Raises WireError: besides what is malformed, if the payload is longer than ``most_bytes`` or
+    no vector of the model, a number is not finite, or values are made of no samples.
+    """
+    present(message, "lease", "device", "version", "samples")
+    run = sized(message.run, RUN_BYTES, "the run")
+    base = sized(message.base, DIGEST_BYTES, "the digest of the base")
+    lease = within(message.lease, 0, _MOST_ID, "the lease")
+    if not 1 * bool(payload) <= message.samples <= _MOST_COUNT:
+        raise WireError("count", f"an update of {message.samples:,} samples")
+    measures = _read_measures(message.measures)
+    ranges, values = read_vector(payload, size, most_bytes) if payload else ((), b"")
+    return run, base, Update(
+        lease, message.device, round_of(lease), message.version, message.samples, values, ranges,
+        measures,
+    )  # fmt: skip
+
+
+def _read_measures(message: Mapping[str, float]) -> dict[str, float]:
+    at_most(message, MOST_NAMES, "measures")
+    measures = {text(name, "the name of a measure"): value for name, value in message.items()}
+    for name, value in measures.items():
+        if not math.isfinite(value):
+            raise WireError("not-finite", f"the measure {name} is {value}")
+    return measures
+
+
+def write_receipt(receipt: Receipt) -> pb.Receipt:
+    """The message of a receipt; a long detail is cut."""
+    detail = receipt.detail[:_MOST_TEXT]
+    return pb.Receipt(lease=receipt.lease, status=receipt.status, detail=detail)
+
+
+def read_receipt(message: pb.Receipt) -> Receipt:
+    """The receipt of a message. Raises WireError."""
+    present(message, "lease")
+    return Receipt(
+        lease=within(message.lease, 0, _MOST_ID, "the lease"),
+        status=one_of(message.status, _STATUSES, "status"),
+        detail=text(message.detail, "the detail", _MOST_TEXT),
+    )

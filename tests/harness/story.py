@@ -1,0 +1,188 @@
+"""A whole run of a coordinator, from the first token to the last round, whatever happens to it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+
+from fedtiny.experiment import Experiment
+from fedtiny.experiment.workload import Workload
+from tests.harness.coordinator_process import CoordinatorProcess
+from tests.harness.fault_proxy import FaultProxy
+from tests.harness.history_check import Entry, Log, check, read_logs
+from tests.harness.ledger import read_ledger, read_rows
+from tests.harness.members import Applicant, Member
+from tests.harness.swarm import Conduct, Figures, RealVisits, Swarm
+
+T = TypeVar("T")
+
+_EXPERIMENT = """
+seed = 11
+seeded = {seeded}
+
+[model]
+build = "sine_mlp"
+
+[data]
+source = "sine"
+support = 8
+
+[strategy]
+name = "{strategy}"
+cohort = {cohort}
+beta = 0.02
+
+[fleet]
+devices = {devices}
+held_out = 0
+profiles = {{ pi-4 = 1.0 }}
+
+[run]
+rounds = {rounds}
+deadline = {deadline}
+minimum = {minimum}
+over_selection = {over_selection}
+"""
+
+
+def experiment(
+    folder: Path, devices: int, *, cohort: int = 0, rounds: int = 4, deadline: float = 600.0,
+    minimum: int = 0, over_selection: str = "1.0", seeded: bool = True, strategy: str = "fedavg",
+) -> Path:  # fmt: skip
+    """An experiment file; by default every round needs every device, and waits for it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "sine.toml"
+    cohort = cohort or devices
+    text = _EXPERIMENT.format(
+        devices=devices, cohort=cohort, rounds=rounds, deadline=deadline, strategy=strategy,
+        minimum=minimum or cohort, over_selection=over_selection, seeded=str(seeded).lower(),
+    )  # fmt: skip
+    path.write_text(text)
+    return path
+
+
+Trouble = Callable[[CoordinatorProcess, Swarm], Coroutine[Any, Any, None]]
+
+
+@dataclass
+class Story:
+    """What is to be told: a coordinator, devices that join it, and what goes wrong meanwhile.
+
+    ``crash`` arms a crash point for the first start; a coordinator that dies is started again.
+    ``trouble`` goes on beside the devices, which reach the coordinator over ``proxy`` if there is
+    one. Their clocks run ``pace`` times as fast as the world's.
+    """
+
+    process: CoordinatorProcess
+    devices: int
+    crash: str = ""
+    trouble: Trouble | None = None
+    proxy: FaultProxy | None = None
+    pace: float = 10.0
+    within_s: float = 45.0
+    conduct: Conduct = field(default_factory=lambda: Conduct(_no_visit))
+
+    async def tell(self) -> Told:
+        """To the end of the run."""
+        process, logs = self.process, self.process.folder / "logs"
+        logs.mkdir(parents=True, exist_ok=True)
+        await asyncio.to_thread(process.start, self.crash)
+        async with beside(process.keep_up()):
+            members = await join(process, self.devices)
+            if self.proxy:
+                self.proxy.target_port = process.port
+            with Log(logs / "swarm.jsonl") as log:
+                swarm = self._swarm(members, log)
+                async with beside(*([self.trouble(process, swarm)] if self.trouble else [])):
+                    await swarm.live(self.within_s)
+        process.kill()
+        return Told.of(process, swarm.figures)
+
+    def _swarm(self, members: list[Member], log: Log) -> Swarm:
+        conduct = self.conduct
+        if conduct.visit is _no_visit:
+            task = Workload.of(Experiment.load(self.process.experiment)).task
+            conduct = replace(conduct, visit=RealVisits(task))
+        port = self.proxy.listens_on if self.proxy else self.process.port
+        return Swarm(members, port, conduct, log, self.pace)
+
+    def told(self) -> Told:
+        """`tell` in an event loop of its own."""
+        return asyncio.run(self.tell())
+
+
+def _no_visit(*_: Any) -> Any:
+    raise NotImplementedError("a story trains really unless it is told otherwise")
+
+
+@dataclass(frozen=True)
+class Told:
+    """What came of a story: the ledger, what the devices saw, and what does not fit."""
+
+    model: str
+    """SHA-256 of the last model, in hex."""
+    rows: list[dict[str, Any]]
+    """The rounds of the history."""
+    deaths: tuple[int, ...]
+    flaws: list[str]
+    figures: Figures
+    entries: list[Entry]
+
+    @classmethod
+    def of(cls, process: CoordinatorProcess, figures: Figures) -> Told:
+        """As the coordinator's folder has it, which serves no longer."""
+        ledger, entries = read_ledger(process.folder), read_logs(process.folder / "logs")
+        rows = [row for row in read_rows(process.folder) if row["kind"] == "round"]
+        model = ledger.commits[-1].digest if ledger.commits else ledger.first_digest
+        flaws = check(entries, ledger)
+        return cls(model, rows, tuple(process.deaths), flaws, figures, entries)
+
+    @property
+    def failed_rounds(self) -> int:
+        """Rounds to which too few updates came."""
+        return sum(row["failed"] for row in self.rows)
+
+    @property
+    def receipts(self) -> Counter[str]:
+        """How often the devices were told what."""
+        return Counter(self.figures.receipts)
+
+
+async def join(process: CoordinatorProcess, devices: int, a_token: int = 2) -> list[Member]:
+    """The devices, joined by tokens that are good for a few of them."""
+    members: list[Member] = []
+    for first in range(0, devices, a_token):
+        numbers = range(first, min(first + a_token, devices))
+        token = await persist(lambda: process.token(uses=a_token))
+        members += [await Applicant.of(f"device-{number}").join(token) for number in numbers]
+    return members
+
+
+async def persist(ask: Callable[[], T]) -> T:
+    """What the operator is told, asked again until there is an answer."""
+    while True:
+        with contextlib.suppress(grpc.RpcError):
+            return await asyncio.to_thread(ask)
+        await asyncio.sleep(0.02)
+
+
+@contextlib.asynccontextmanager
+async def beside(*works: Awaitable[None]) -> AsyncIterator[None]:
+    """While these go on; what they raise is raised at the end."""
+    tasks = [asyncio.ensure_future(work) for work in works]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        ends = await asyncio.gather(*tasks, return_exceptions=True)
+    for end in ends:
+        if isinstance(end, Exception):
+            raise end

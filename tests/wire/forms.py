@@ -1,0 +1,92 @@
+"""Domain values of every form, drawn."""
+
+from __future__ import annotations
+
+import math
+
+from hypothesis import strategies as st
+
+from fedtiny.values import (
+    ACCEPTED,
+    CALIBRATE,
+    DUPLICATE,
+    EVALUATE,
+    GRADIENT,
+    INVALID,
+    LATE,
+    QUERY,
+    SCORE,
+    STALE,
+    SUPPORT,
+    TRAIN,
+    UNKNOWN,
+    VALUES,
+    DeviceCard,
+    Instruction,
+    Lease,
+    Phase,
+    Receipt,
+    Sgd,
+)
+from fedtiny.wire.codec import Answer, ComeBack, Dismissed, Manifest, Work
+
+uint32 = st.integers(0, 2**32 - 1)
+uint64 = st.integers(0, 2**64 - 1)
+names = st.text(max_size=20)
+rates = st.floats(0, 1e6)
+digests = st.binary(min_size=32, max_size=32)
+durations = st.floats(0, 1e9, width=32) | st.just(math.inf)
+
+sgds = st.builds(Sgd, rates, rates, rates, rates, st.booleans(), st.booleans())
+parts = st.sampled_from([SUPPORT, QUERY])
+phases = st.builds(
+    Phase, rates, uint32, parts, st.lists(names, max_size=3).map(tuple), st.booleans(), sgds,
+    st.booleans(),
+)  # fmt: skip
+
+
+def instructions(
+    vectors: st.SearchStrategy[bytes], phases: st.SearchStrategy[Phase] = phases
+) -> st.SearchStrategy[Instruction]:
+    """Instructions whose correction and candidates are such vectors."""
+    return st.builds(
+        Instruction,
+        st.sampled_from([TRAIN, EVALUATE, CALIBRATE, SCORE]),
+        st.lists(phases, max_size=3).map(tuple),
+        st.sampled_from([VALUES, GRADIENT]),
+        parts,
+        st.none() | vectors,
+        st.lists(vectors | uint64, max_size=4).map(tuple),
+    )
+
+
+def manifests(kind: str) -> st.SearchStrategy[Manifest]:
+    signatures = st.just(b"") | st.binary(min_size=64, max_size=64)
+    return st.builds(Manifest, st.just(kind), uint32, uint32, digests, signatures)
+
+
+@st.composite
+def works(draw: st.DrawFn) -> Work:
+    expires_in_s = draw(durations)
+    lease = Lease(
+        draw(st.integers(0, 2**63 - 1)), draw(uint32), draw(uint32), draw(uint32), expires_in_s
+    )
+    return Work(
+        draw(st.binary(min_size=8, max_size=8)), draw(uint64), lease, expires_in_s,
+        draw(instructions(digests)), draw(manifests("program")), draw(manifests("model")),
+    )  # fmt: skip
+
+
+answers: st.SearchStrategy[Answer] = (
+    works() | st.builds(ComeBack, durations, names) | st.builds(Dismissed, names)
+)
+speeds = st.floats(1, 1e18)
+cards = st.builds(
+    DeviceCard, names, st.integers(0, 2**48), st.integers(0, 2**48), speeds, speeds, speeds,
+    st.integers(1, 2**16), st.lists(names, max_size=4).map(tuple),
+)  # fmt: skip
+receipts = st.builds(
+    Receipt, st.integers(0, 2**63 - 1),
+    st.sampled_from([ACCEPTED, DUPLICATE, LATE, STALE, INVALID, UNKNOWN]), names,
+)  # fmt: skip
+measures = st.dictionaries(names, st.floats(allow_nan=False, allow_infinity=False), max_size=5)

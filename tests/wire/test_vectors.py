@@ -1,0 +1,248 @@
+"""Vectors on the wire: laws of writing and reading, and what is refused before it is unpacked."""
+
+from __future__ import annotations
+
+import struct
+import tracemalloc
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from fedtiny.errors import DataError, WireError
+from fedtiny.values import Ranges, length
+from fedtiny.wire.pb import tensors_pb2 as pb
+from fedtiny.wire.vectors import INT8_BLOCK, lay_over, read_vector, write_delta, write_vector
+
+MOST = 10**6
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+any_bits = st.integers(0, 2**32 - 1)
+
+
+@st.composite
+def parts(draw: st.DrawFn) -> tuple[int, Ranges, list[float]]:
+    """A size, ranges within it, and a value for each coordinate."""
+    edges = sorted(draw(st.sets(st.integers(0, 300), max_size=8)))
+    ranges = tuple(zip(edges[0 : len(edges) // 2 * 2 : 2], edges[1::2], strict=True))
+    size = draw(st.integers(max(1, *edges, 1), 320))
+    count = length(ranges) if ranges else size
+    return size, ranges, draw(st.lists(finite, min_size=count, max_size=count))
+
+
+def float32(values: list[float]) -> bytes:
+    return np.array(values, np.float32).tobytes()
+
+
+def reason(data: bytes, size: int, most: int = MOST) -> str:
+    with pytest.raises(WireError) as refused:
+        read_vector(data, size, most)
+    return refused.value.reason
+
+
+def message(**fields: Any) -> bytes:
+    return bytes(pb.Vector(**fields).SerializeToString())
+
+
+# ---- round trips -----------------------------------------------------------------------------
+
+
+@given(parts())
+def test_what_is_written_whole_is_read_back_bit_for_bit(
+    part: tuple[int, Ranges, list[float]],
+) -> None:
+    size, ranges, values = part
+    found, data = read_vector(write_vector(float32(values), size, ranges), size, MOST)
+    assert found == (ranges or ((0, size),))
+    assert data == float32(values)
+
+
+@given(parts())
+def test_what_is_written_sparse_is_read_back(part: tuple[int, Ranges, list[float]]) -> None:
+    size, ranges, values = part
+    found, data = read_vector(write_vector(float32(values), size, ranges, "sparse"), size, MOST)
+    assert found == (ranges or ((0, size),))
+    assert np.frombuffer(data, np.float32).tolist() == values  # -0.0 has become 0.0
+
+
+@given(parts())
+def test_what_is_written_as_int8_is_within_half_a_step(
+    part: tuple[int, Ranges, list[float]],
+) -> None:
+    size, ranges, values = part
+    given_ = np.array(values, np.float64)
+    # 127 times a scale that was rounded up must still be a float32
+    assume(np.abs(given_).max(initial=0) < 1e38)
+    _, data = read_vector(write_vector(float32(values), size, ranges, "int8"), size, MOST)
+    for at in range(0, given_.size, INT8_BLOCK):
+        block = given_[at : at + INT8_BLOCK]
+        # 2^-149 is the smallest float32: a scale and a product may each miss by half of that
+        step = np.abs(block).max() / 127
+        missed = np.abs(np.frombuffer(data, np.float32)[at : at + INT8_BLOCK] - block)
+        assert (missed <= step * 0.5001 + 127 * 2.0**-149).all()
+
+
+def test_sparse_is_short_when_little_is_left() -> None:
+    values = [0.0] * 990 + [1.0] * 10
+    whole, sparse = (len(write_vector(float32(values), 1000, (), f)) for f in ("float32", "sparse"))
+    assert (whole, sparse) == (5 + 3 + 4000, 5 + 2 + 2 * (2 + 40))
+
+
+def test_int8_is_a_quarter_and_a_scale_a_block() -> None:
+    data = write_vector(float32([1.0] * 640), 640, (), "int8")
+    assert len(data) == 5 + 3 + 5 + (2 + 4 * 10) + (3 + 640)
+
+
+@pytest.mark.parametrize("form", ["float32", "sparse", "int8"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_what_is_not_finite_is_never_written(form: str, bad: float) -> None:
+    with pytest.raises(DataError, match="of 3 values some are NaN or infinite"):
+        write_vector(float32([0.0, bad, 1.0]), 3, (), form)
+
+
+def test_values_that_do_not_fill_the_ranges_are_never_written() -> None:
+    with pytest.raises(DataError, match="8 B are not the float32 values of 3 coordinates"):
+        write_vector(bytes(8), 9, ((2, 5),))
+
+
+# ---- refusals --------------------------------------------------------------------------------
+
+
+def test_a_vector_longer_than_the_plan_is_not_even_parsed() -> None:
+    assert reason(b"\xff" * 101, 3, 100) == "size"
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"\x1a\x7f", b"\x0d\x01"])
+def test_what_is_no_message_is_refused(data: bytes) -> None:
+    assert reason(data, 3) == "malformed"
+
+
+def test_another_size_is_refused() -> None:
+    assert reason(write_vector(bytes(12), 3), 4) == "size"
+    assert reason(message(float32=bytes(12)), 3) == "size"  # absent is no size either
+
+
+@pytest.mark.parametrize(
+    "edges",
+    [[0], [0, 1, 2], [1, 1], [2, 1], [0, 1, 1, 2], [0, 2, 1, 3], [0, 4], [3, 4], [0, 2**32 - 1]],
+)
+def test_edges_ascend_apart_and_within_the_size(edges: list[int]) -> None:
+    count = sum(edges[1::2]) - sum(edges[::2])
+    data = message(size=3, edges=edges, float32=bytes(4 * max(0, min(count, 100))))
+    assert reason(data, 3) == "ranges"
+
+
+@pytest.mark.parametrize("nbytes", [0, 4, 11, 13, 16])
+def test_values_of_another_length_are_refused(nbytes: int) -> None:
+    assert reason(message(size=3, float32=bytes(nbytes)), 3) == "length"
+
+
+def test_a_vector_without_values_is_refused() -> None:
+    assert reason(message(size=3), 3) == "malformed"
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_nan_and_infinity_are_refused(bad: float) -> None:
+    values = float32([0.0, bad, 1.0])
+    assert reason(message(size=3, float32=values), 3) == "not-finite"
+    sparse = pb.Sparse(places=np.arange(3, dtype="<u4").tobytes(), float32=values)
+    assert reason(message(size=3, sparse=sparse), 3) == "not-finite"
+
+
+@pytest.mark.parametrize(
+    ("places", "flaw"),
+    [([1, 0], "places"), ([1, 1], "places"), ([3], "places"), ([2**32 - 1], "places"),
+     ([0, 1, 2, 3], "length"), ([0, 1, 2, 2**32 - 1], "length")],
+)  # fmt: skip
+def test_sparse_places_ascend_within_the_coordinates(places: list[int], flaw: str) -> None:
+    sparse = pb.Sparse(
+        places=struct.pack(f"<{len(places)}I", *places), float32=bytes(4 * len(places))
+    )
+    assert reason(message(size=3, sparse=sparse), 3) == flaw
+
+
+@pytest.mark.parametrize(("places", "values"), [(4, 8), (8, 4), (3, 3), (0, 4)])
+def test_sparse_lengths_agree(places: int, values: int) -> None:
+    sparse = pb.Sparse(places=bytes(places), float32=bytes(values))
+    assert reason(message(size=9, sparse=sparse), 9) == "length"
+
+
+@pytest.mark.parametrize(
+    ("block", "scales", "q", "flaw"),
+    [
+        (0, [1.0], 3, "scales"),
+        (2, [1.0], 3, "length"),
+        (2, [1.0] * 3, 3, "length"),
+        (2, [1.0] * 2, 4, "length"),
+        (2, [1.0, np.nan], 3, "scales"),
+        (2, [np.inf, 1.0], 3, "scales"),
+        (2, [3e38, 1.0], 3, "not-finite"),  # 3e38 x 3
+    ],
+)
+def test_int8_scales_match_and_are_finite(
+    block: int, scales: list[float], q: int, flaw: str
+) -> None:
+    int8 = pb.Int8(block=block, scales=float32(scales), q=b"\x03" * q)
+    assert reason(message(size=3, int8=int8), 3) == flaw
+
+
+def test_a_block_that_claims_billions_allocates_nothing_of_the_kind() -> None:
+    int8 = pb.Int8(block=2**32 - 1, scales=float32([0.5]), q=b"\x02\x04\xfe")
+    data = message(size=3, int8=int8)
+    tracemalloc.start()
+    try:
+        _, values = read_vector(data, 3, MOST)
+        assert tracemalloc.get_traced_memory()[1] < 100_000
+    finally:
+        tracemalloc.stop()
+    assert np.frombuffer(values, np.float32).tolist() == [1.0, 2.0, -1.0]
+
+
+# ---- differences of models -------------------------------------------------------------------
+
+
+@given(st.lists(st.tuples(any_bits, any_bits, st.integers(0, 3)), min_size=1, max_size=200))
+def test_a_delta_makes_the_model_exactly_and_is_shorter(rows: list[tuple[int, int, int]]) -> None:
+    have = np.array([old for old, _, _ in rows], np.uint32)
+    model = np.array([old if kept else new for old, new, kept in rows], np.uint32)
+    delta = write_delta(have, model)
+    if delta is not None:
+        assert lay_over(have, delta) == model.tobytes()
+        assert len(delta) < model.nbytes
+
+
+def test_a_delta_of_few_changes_is_short() -> None:
+    have = np.zeros(1000, np.float32)
+    model = have.copy()
+    model[[10, 13, 500]] = 1.0  # the gap of two costs as much as another range
+    delta = write_delta(have, model)
+    assert delta is not None
+    assert pb.Vector.FromString(delta).edges == [10, 14, 500, 501]
+    # the size, four edges, five values
+    assert len(delta) == 5 + (2 + 4 * 4) + (2 + 4 * 5)
+
+
+def test_there_is_no_delta_when_all_has_changed() -> None:
+    assert write_delta(np.zeros(100, np.float32), np.ones(100, np.float32)) is None
+
+
+def test_the_same_model_costs_one_coordinate() -> None:
+    model = np.arange(1000, dtype=np.float32)
+    delta = write_delta(model, model)
+    assert delta is not None
+    assert lay_over(model, delta) == model.tobytes()
+    assert len(delta) == 5 + (2 + 8) + (2 + 4)
+
+
+def test_there_is_no_delta_between_models_of_two_sizes() -> None:
+    assert write_delta(bytes(400), bytes(404)) is None
+    assert write_delta(b"", b"") is None
+
+
+def test_a_delta_to_another_model_is_refused() -> None:
+    model = np.arange(1000, dtype=np.float32)
+    delta = write_delta(model, model)
+    assert delta is not None
+    with pytest.raises(WireError, match="1,000 coordinates; the model has 999"):
+        lay_over(model[:999], delta)

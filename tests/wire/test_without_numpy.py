@@ -1,0 +1,85 @@
+"""A board without NumPy writes the same bytes, reads the same values and refuses the same flaws."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+# Vectors in all forms with subnormal, huge and equal values, differences of models, a whole update,
+# and messages that are wrong.
+BOARD = """
+import json, sys
+if sys.argv[1] == "without":
+    sys.modules["numpy"] = None
+from array import array
+from fedtiny import rng
+from fedtiny.errors import WireError
+from fedtiny.values import Update
+from fedtiny.wire import codec
+from fedtiny.wire.pb import tensors_pb2 as pb
+
+words = rng.words(7, 0, 0, rng.Purpose.TASK, 3000)
+scales = (0.0, 1e-44, 1e-40, 1e-3, 1.0, 2.5e38)
+values = array("f", [rng.uniform(w, -1.0, 1.0) * scales[w % 6] for w in words[:1000]])
+ranges, size = ((0, 10), (500, 1490)), 2000
+told = {}
+for form in ("float32", "sparse", "int8"):
+    data = codec.write_vector(values, size, ranges, form)
+    told[form] = [data.hex(), codec.read_vector(data, size, 10**5)[1].hex()]
+changed = array("f", values)
+for word in words[1000:1060]:
+    changed[word % 900] = rng.uniform(word, -1.0, 1.0)
+delta = codec.write_delta(values, changed)
+told["delta"] = [delta.hex(), codec.lay_over(values, delta).hex(), bytes(changed).hex()]
+update = Update(1, 2, 0, 3, 4, bytes(values), ranges, {"loss_sum": 1.5})
+requests = list(codec.submit_requests(update, bytes(8), bytes(32), size, 30.0, "int8"))
+told["requests"] = [r.SerializeToString(deterministic=True).hex() for r in requests]
+three = dict(size=3)
+wrong = {
+    "not finite": pb.Vector(**three, float32=array("f", [0.0, float("nan"), 1.0]).tobytes()),
+    "too large": pb.Vector(**three, int8=pb.Int8(
+        block=4, scales=array("f", [3e38]).tobytes(), q=bytes([1, 2, 3]))),
+    "infinite scale": pb.Vector(**three, int8=pb.Int8(
+        block=4, scales=array("f", [float("inf")]).tobytes(), q=bytes(3))),
+    "order": pb.Vector(**three, sparse=pb.Sparse(
+        places=array("I", [1, 0]).tobytes(), float32=bytes(8))),
+    "beyond": pb.Vector(**three, sparse=pb.Sparse(
+        places=array("I", [3]).tobytes(), float32=bytes(4))),
+}
+for name, message in wrong.items():
+    try:
+        codec.read_vector(message.SerializeToString(), 3, 100)
+    except WireError as error:
+        told[name] = [error.reason, str(error)]
+told["loaded"] = "numpy" in sys.modules and sys.modules["numpy"] is not None
+print(json.dumps(told))
+"""
+
+
+def board(numpy: str) -> dict[str, Any]:
+    """What the board prints, with NumPy or without."""
+    command = [sys.executable, "-c", BOARD, numpy]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
+
+
+def test_the_codec_gives_the_same_bytes_without_numpy() -> None:
+    found, expected = board("without"), board("with")
+    # NumPy is loaded when it is first needed, and only where there is one
+    assert (found.pop("loaded"), expected.pop("loaded")) == (False, True)
+    assert found == expected
+    assert found["delta"][1] == found["delta"][2]
+    reasons = {name: pair[0] for name, pair in found.items() if len(pair) == 2 and " " in pair[1]}
+    assert reasons == {
+        "not finite": "not-finite", "too large": "not-finite", "infinite scale": "scales",
+        "order": "places", "beyond": "places",
+    }  # fmt: skip
