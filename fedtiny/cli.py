@@ -20,7 +20,9 @@ from typer.core import TyperGroup
 
 from fedtiny import __version__
 from fedtiny.cli_compile import compile_model
+from fedtiny.cli_coordinator import app as coordinator_app
 from fedtiny.cli_data import app as data_app
+from fedtiny.cli_fleet import app as fleet_app
 from fedtiny.errors import FedtinyError
 
 if TYPE_CHECKING:
@@ -62,6 +64,8 @@ app = typer.Typer(
     epilog="\n\n".join(["Exit codes:", *(f"{n:>3}  {text}" for n, text in sorted(_exit_codes()))]),
 )
 app.add_typer(data_app, name="data")
+app.add_typer(coordinator_app)
+app.add_typer(fleet_app)
 
 _Set = Annotated[
     list[str] | None,

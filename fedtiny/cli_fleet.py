@@ -1,22 +1,16 @@
-"""The commands of a real fleet: `coordinator`, and those with which it is operated."""
+"""The commands with which a fleet is operated: they ask the coordinator that serves a folder."""
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 from rich.console import Console
 
 from fedtiny.errors import ExperimentError, RunError
-
-if TYPE_CHECKING:
-    from fedtiny.server.doctor import Site
-    from fedtiny.server.server import Options
 
 app = typer.Typer()
 token_app = typer.Typer(no_args_is_help=True, help="The strings with which devices join.")
@@ -25,84 +19,10 @@ app.add_typer(token_app, name="token")
 app.add_typer(devices_app, name="devices")
 
 _HOME = Path("fleet")
-_LISTEN = "127.0.0.1:8470"
 
 _Dir = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The coordinator's folder.")]
 _Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")]
 _Run = Annotated[str, typer.Argument(metavar="RUN", help="The name of a run.")]
-_Listen = Annotated[
-    str, typer.Option(metavar="HOST:PORT", help="Where devices with certificates connect.")
-]
-
-
-# ---- coordinator -----------------------------------------------------------------------------
-
-
-@app.command()
-def coordinator(
-    files: Annotated[
-        list[Path], typer.Argument(metavar="EXPERIMENT...", help="The experiments, in TOML.")
-    ],
-    listen: _Listen = _LISTEN,
-    enrol: Annotated[
-        str,
-        typer.Option(metavar="HOST:PORT", help="Where devices join; else one port further."),
-    ] = "",
-    folder: _Dir = _HOME,
-    new_run: Annotated[
-        bool, typer.Option("--new-run", help="Begin a new run beside the one of that name.")
-    ] = False,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="No certificates, on this machine alone: for trials.")
-    ] = False,
-    metrics: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Serve metrics for Prometheus there.")
-    ] = "",
-    settings: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a value: --set run.rounds=10."),
-    ] = None,
-    as_json: Annotated[
-        bool, typer.Option("--json", help="Print the status as JSON, a line each time.")
-    ] = False,
-) -> None:
-    """Serve experiments to a fleet of real devices, or go on with those of DIR.
-
-    Ctrl-C lets devices finish what they are at; a second one ends at once. Nothing that a device
-    was told is lost either way.
-    """
-    from fedtiny.experiment import Experiment
-    from fedtiny.server.server import Options
-
-    experiments = [Experiment.load(file).override(*(settings or ())) for file in files]
-    options = Options(experiments, folder, listen, enrol, new_run, insecure, metrics)
-    asyncio.run(_coordinate(options, _watch(as_json)))
-
-
-async def _coordinate(options: Options, show: Callable[[Mapping[str, Any]], None]) -> None:
-    from fedtiny.server.documents import status
-    from fedtiny.server.server import Coordinating
-
-    serving = await Coordinating.start(options)
-
-    async def watch() -> None:
-        while True:
-            show(await serving.conductor.call(lambda c: status(c, serving.place)))
-            await asyncio.sleep(_LOOK_EVERY_S)
-
-    watching = asyncio.create_task(watch())
-    await serving.until_stopped()
-    watching.cancel()
-
-
-_LOOK_EVERY_S = 1.0
-
-
-def _watch(as_json: bool) -> Callable[[Mapping[str, Any]], None]:
-    """Shows where a coordinator stands."""
-    from fedtiny.fleet_console import Progress
-
-    return _print_json if as_json else Progress(typer.echo).take
 
 
 # ---- tokens ----------------------------------------------------------------------------------
@@ -122,8 +42,22 @@ def create_token(
     from fedtiny.wire.pb.admin_pb2 import TokenRequest
 
     request = TokenRequest(label=label, expires_in_s=_seconds(expires), uses=uses, host=host)
-    typer.echo(f"on the device: fedtiny-agent join STRING; good for {expires}", err=True)
-    typer.echo(_ask(folder, "create_token", request)["join"])
+    made = _ask(folder, "create_token", request)
+    typer.echo(made["join"])
+    for line in _advice(made["join"], expires):
+        typer.echo(line, err=True)
+
+
+def _advice(join: str, expires: str) -> Iterator[str]:
+    from fedtiny.wire.joining import JoinString
+
+    joined = JoinString.parse(join)
+    yield f"on the device, within {expires}: fedtiny-agent join 'STRING'"
+    if joined.host in ("127.0.0.1", "localhost", "::1"):
+        yield (
+            f"only this machine reaches {joined.host}: serve others with --listen 0.0.0.0:PORT, or "
+            "name the address that they reach with --host"
+        )
 
 
 def _seconds(text: str) -> float:
@@ -279,54 +213,6 @@ def _write_model(path: Path, arrays: Mapping[str, Any]) -> None:
     if path.exists():
         raise RunError(f"{path} is there already; remove it, or choose another with --out")
     write_npz(path, arrays)
-
-
-# ---- doctor ----------------------------------------------------------------------------------
-
-
-@app.command()
-def doctor(
-    files: Annotated[
-        list[Path] | None,
-        typer.Argument(metavar="[EXPERIMENT]...", help="Also check what these need."),
-    ] = None,
-    listen: _Listen = _LISTEN,
-    folder: _Dir = _HOME,
-    as_json: _Json = False,
-) -> None:
-    """Look for what may keep a coordinator from serving; the exit code is 9 if something will."""
-    from fedtiny.fleet_console import show_finding
-    from fedtiny.server.doctor import FAIL, examine
-
-    console, found = Console(), []
-    for finding in examine(_site(folder, listen, files or [])):
-        found.append(finding)
-        if not as_json:
-            show_finding(console, finding)
-    if as_json:
-        _print_json({"findings": [asdict(finding) for finding in found]})
-    if any(finding.state == FAIL for finding in found):
-        raise typer.Exit(RunError.exit_code)
-
-
-def _site(folder: Path, listen: str, files: list[Path]) -> Site:
-    from fedtiny.experiment import Experiment
-    from fedtiny.experiment.workload import Workload
-    from fedtiny.server.asking import SOCKET, read_address
-    from fedtiny.server.doctor import Site
-    from fedtiny.wire.pb.admin_pb2 import StatusRequest
-
-    works = tuple(Workload.of(Experiment.load(file)) for file in files)
-    try:
-        there = (folder / SOCKET).exists() and _ask(folder, "status", StatusRequest())
-    except RunError:  # a socket that a crash has left
-        there = None
-    if there:
-        return Site(
-            folder, read_address(there["listen"]), read_address(there["enrol"]), True, works
-        )
-    host, port = read_address(listen)
-    return Site(folder, (host, port), (host, port + 1), False, works)
 
 
 # ---- asking and answering --------------------------------------------------------------------

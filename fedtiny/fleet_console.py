@@ -67,19 +67,25 @@ class Progress:
 
     def take(self, status: Document) -> None:
         """The coordinator stands like this now."""
+        if not self._shown:
+            for line in started_lines(status):
+                self.show(line)
         connected = status["devices"]["connected"]
         for run in status["runs"]:
-            news = run["round"], run["phase"], bool(connected)
-            shown_s, last = self._shown.get(run["name"], (-_LINE_EVERY_S, ()))
-            wait_s = _LINE_EVERY_S if news == last else _NEWS_EVERY_S
-            ended = run["phase"] == "done" and news != last
-            if (
-                ended
-                or self.now() - shown_s >= wait_s
-                and not (run["phase"] == "done" and news == last)
-            ):
-                self._shown[run["name"]] = self.now(), news
+            if self._is_news(run, connected):
                 self.show(progress_line(run, connected))
+
+    def _is_news(self, run: Document, connected: int) -> bool:
+        news = run["round"], run["phase"], bool(connected)
+        shown_s, last = self._shown.get(run["name"], (-_LINE_EVERY_S, ()))
+        over, since_s = run["phase"] == "done", self.now() - shown_s
+        if news == last:
+            due = not over and since_s >= _LINE_EVERY_S
+        else:
+            due = over or since_s >= _NEWS_EVERY_S
+        if due:
+            self._shown[run["name"]] = self.now(), news
+        return due
 
 
 # ---- status ----------------------------------------------------------------------------------
@@ -123,7 +129,8 @@ def _run_facts(run: Document) -> Iterator[tuple[str, str]]:
     )
     for why in sorted(run["reasons"].values(), key=lambda why: -int(why["count"])):
         yield "", f"{why['count']:,} refused, such as for: {why['example']}"
-    yield "drop-out", percent(run["drop_out"])
+    if run["drop_out"]:
+        yield "drop-out", percent(run["drop_out"])
     yield "bytes", f"{si(run['bytes_down'], 'B')} down, {si(run['bytes_up'], 'B')} up"
     if run["loss"] is not None:
         yield "training loss", f"{run['loss']:.4g}"
@@ -220,5 +227,4 @@ def _show_facts(console: Console, facts: Iterator[tuple[str, str]]) -> None:
 
 
 def _table(*columns: str) -> Table:
-    table = Table(*columns, box=SIMPLE, show_edge=False, header_style="dim", pad_edge=False)
-    return table
+    return Table(*columns, box=SIMPLE, show_edge=False, header_style="dim", pad_edge=False)

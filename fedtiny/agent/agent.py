@@ -11,16 +11,15 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from fedtiny.agent.card import device_card, keep_speed
 from fedtiny.agent.grpc_link import GrpcLink
 from fedtiny.agent.limits import POWER_SUPPLIES, Hindrance, Limits, Paced, battery_hindrance
-from fedtiny.agent.sources import Source
+from fedtiny.agent.sources import Sampler, Source
 from fedtiny.agent.store import Held, Origin, Store, Trained
-from fedtiny.device.learner import Key, Learner, Outcome, Samples
+from fedtiny.device.learner import Key, Learner, Outcome
 from fedtiny.device.session import Command, Event, Session, State, advance
 from fedtiny.engine.program import Program
 from fedtiny.errors import FedtinyError, IdentityError, OutdatedError, RunError
@@ -258,12 +257,7 @@ class Agent:
         assert self.link.origin
         learner = self._learner()
         key = Key(work.seed, lease.round, lease.device)
-        labelled = instruction.kind != CALIBRATE
-
-        @cache
-        def samples(part: str) -> Samples:
-            return self.source.samples(learner, key, part, labelled)
-
+        samples = self.source.sampler(learner, key, labelled=instruction.kind != CALIBRATE)
         personal = self._personal(learner.program, work.run)
         done = learner.visit(instruction, self._model, samples, key, personal)
         if instruction.kind == TRAIN:
@@ -300,7 +294,7 @@ class Agent:
         )
 
     def _keep_speed(
-        self, learner: Learner, instruction: Instruction, samples: Callable[[str], Samples]
+        self, learner: Learner, instruction: Instruction, samples: Sampler
     ) -> None:
         """What the first visit tells of this machine's speed goes onto its card."""
         if self.store.document("speed"):

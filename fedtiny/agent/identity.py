@@ -15,12 +15,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -237,10 +239,10 @@ def renew(folder: Path) -> Identity:
     """
     identity = Identity.load(folder)
     request = pb.RenewRequest(csr_der=_csr(folder))
-    with identity.channel(folder, []) as channel, _refusals(identity.address):
-        reply: pb.RenewReply = services.stubs(services.FLEET, channel).renew(
-            request, timeout=DEADLINE_S, metadata=identity.metadata
-        )
+    try:
+        reply = _ask_to_renew(identity, folder, request)
+    except RunError as unreachable:
+        raise _tls_refusal(identity, folder) or unreachable from None
     renew_s, expires_s = _life(reply.certificate_pem, reply.unix_s)
     # Each of these fits the others as they were before: a crash between them harms nothing.
     write_whole(folder / _CERTIFICATE, reply.certificate_pem)
@@ -248,6 +250,45 @@ def renew(folder: Path) -> Identity:
     renewed = replace(identity, renew_s=renew_s, expires_s=expires_s, told=Told.now(reply.unix_s))
     renewed.save(folder)
     return renewed
+
+
+def _ask_to_renew(identity: Identity, folder: Path, request: pb.RenewRequest) -> pb.RenewReply:
+    with identity.channel(folder, []) as channel, _refusals(identity.address):
+        reply: pb.RenewReply = services.stubs(services.FLEET, channel).renew(
+            request, timeout=DEADLINE_S, metadata=identity.metadata
+        )
+    return reply
+
+
+def _tls_refusal(identity: Identity, folder: Path) -> IdentityError | None:
+    """Why the two ends do not trust each other, if that is it: gRPC says only "Socket closed"."""
+    import ssl
+
+    context = ssl.create_default_context(cafile=str(folder / _AUTHORITY))
+    context.load_cert_chain(folder / _CERTIFICATE, folder / _KEY)
+    context.set_alpn_protocols(["h2"])
+    try:
+        with (
+            socket.create_connection((identity.host, identity.port), DEADLINE_S) as connection,
+            context.wrap_socket(connection, server_hostname=SERVER_NAME) as secured,
+        ):
+            is_let_in = bool(secured.recv(1))  # a server that listens speaks first
+    except ssl.SSLCertVerificationError as error:
+        return IdentityError(
+            "server",
+            f"the certificate of {identity.address} is not good here: {error.verify_message}; "
+            f"check this machine's clock, or {_JOIN_AGAIN}",
+        )
+    except OSError:
+        return None
+    now = identity.told.unix_now()
+    if is_let_in or (now is not None and now < identity.expires_s):
+        return None
+    return IdentityError(
+        "certificate",
+        f"{identity.address} does not take this device's certificate: it has probably expired "
+        f"while the device was away; {_JOIN_AGAIN}",
+    )
 
 
 def renew_in_child(folder: Path) -> Identity:
@@ -360,6 +401,7 @@ def _boot_s() -> float:
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
+@cache
 def _boot() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
 

@@ -8,6 +8,7 @@ from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,11 +26,15 @@ _SETTLE_S = 0.2
 _SAMPLE_BYTES = 128  # what Python spends on a sample beside its features
 
 
+Sampler = Callable[[str], Samples]
+"""The samples of a part in one visit."""
+
+
 class Source(Protocol):
     """Gives a device's samples, as the Program of the learner takes them."""
 
-    def samples(self, learner: Learner, key: Key, part: str, labelled: bool = True) -> Samples:
-        """The samples of a part in the visit of that key; without a label too, if asked so."""
+    def sampler(self, learner: Learner, key: Key, labelled: bool = True) -> Sampler:
+        """The samples of one visit, as they are now; without a label too, if asked so."""
 
 
 def open_source(data: str, device: int, most_bytes: int = MOST_BYTES) -> Source:
@@ -54,13 +59,17 @@ class TaskSource:
 
     task: Any
 
-    def samples(self, learner: Learner, key: Key, part: str, labelled: bool = True) -> Samples:
+    def sampler(self, learner: Learner, key: Key, labelled: bool = True) -> Sampler:
         """The task's own samples for the visit."""
-        try:
-            given = self.task.samples(key.run, key.round, key.device, part)
-        except Exception as error:
-            raise DataError(f"samples() failed: {references.cause(error)}") from error
-        return learner.samples(*given)
+
+        def sampled(part: str) -> Samples:
+            try:
+                given = self.task.samples(key.run, key.round, key.device, part)
+            except Exception as error:
+                raise DataError(f"samples() failed: {references.cause(error)}") from error
+            return learner.samples(*given)
+
+        return cache(sampled)
 
 
 class RowSource:
@@ -69,9 +78,12 @@ class RowSource:
     def __init__(self, name: str, rows: Callable[[], Rows]) -> None:
         self.name, self._rows = name, rows
 
-    def samples(self, learner: Learner, key: Key, part: str, labelled: bool = True) -> Samples:
-        """The rows of the part, those without a label only if asked for."""
+    def sampler(self, learner: Learner, key: Key, labelled: bool = True) -> Sampler:
+        """The rows of each part, those without a label only if asked for."""
         rows = self._rows()
+        return cache(lambda part: self._samples(rows, learner, part, labelled))
+
+    def _samples(self, rows: Rows, learner: Learner, part: str, labelled: bool) -> Samples:
         at = rows.chosen(part, labelled)
         if not at and part == SUPPORT:
             raise DataError(

@@ -42,6 +42,7 @@ _OTHER_FILES = 64
 _CLOCK_SLACK_S = 60.0
 _SOON_S = 30 * 86400.0
 _DEVICE_SOON_S = 86400.0
+_CERTIFICATES = ("ca.pem", "server.pem", "enrolment.pem")
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +135,7 @@ def _space(site: Site) -> Iterator[Finding]:
     needed = sum(_journal_bytes(run) for run in site.runs)
     told = f"{free / 1e9:,.1f} GB free"
     if needed:
-        told += f", its runs write about {needed / 1e9:,.3f} GB"
+        told += f", {needed / 1e6:,.3g} MB will be written"
     remedy = f"free some, or choose a folder on another disk than {site.folder} with --dir"
     least, enough = (limit + needed for limit in (_LEAST_DISK_BYTES, _ENOUGH_DISK_BYTES))
     state = FAIL if free < least else WARN if free < enough else OK
@@ -227,13 +228,15 @@ def _certificates(folder: Path) -> Iterator[Finding]:
     from cryptography import x509
 
     now = time.time()
-    for path in sorted(folder.glob("*.pem")):
-        for certificate in x509.load_pem_x509_certificates(path.read_bytes())[:1]:
-            left_s = certificate.not_valid_after_utc.timestamp() - now
-            state = FAIL if left_s <= 0 else WARN if left_s < _SOON_S else OK
-            told = f"{path.name} ends in {left_s / 86400:,.0f} days"
-            remedy = "" if state == OK else "restart the coordinator, which renews it"
-            yield Finding("certificate", state, told, remedy)
+    for path in (folder / name for name in _CERTIFICATES):
+        if not path.exists():
+            continue
+        certificate = x509.load_pem_x509_certificates(path.read_bytes())[0]
+        left_s = certificate.not_valid_after_utc.timestamp() - now
+        state = FAIL if left_s <= 0 else WARN if left_s < _SOON_S else OK
+        told = f"{path.name} ends in {left_s / 86400:,.0f} days"
+        remedy = "" if state == OK else "restart the coordinator, which renews it"
+        yield Finding("certificate", state, told, remedy)
 
 
 def _device_certificates(devices: Connection) -> Iterator[Finding]:

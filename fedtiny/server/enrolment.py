@@ -113,7 +113,7 @@ class Attempts:
     def of(self, peer: str, now: float) -> Iterator[None]:
         """Count a refusal inside against gRPC's ``peer``; IdentityError when it had too many."""
         host = peer.rpartition(":")[0] or peer
-        spent = self._left_over(host, now)
+        spent = self._spent_by(host, now)
         if spent > self.burst - 1:
             wait_s = (spent - self.burst + 1) / self.per_s
             raise IdentityError(
@@ -124,15 +124,17 @@ class Attempts:
         try:
             yield
         except IdentityError:
-            self._charge(host, spent + 1, now)
+            self._charge(host, now)
             raise
 
-    def _left_over(self, host: str, now: float) -> float:
+    def _spent_by(self, host: str, now: float) -> float:
         spent, at = self._spent.get(host, (0.0, now))
-        return max(0.0, spent - (now - at) * self.per_s)
+        return max(0.0, spent - max(0.0, now - at) * self.per_s)
 
-    def _charge(self, host: str, spent: float, now: float) -> None:
-        self._spent.pop(host, None)
+    def _charge(self, host: str, now: float) -> None:
+        # Read anew: while this attempt waited for its answer, others may have failed.
+        spent = self._spent_by(host, now) + 1
+        _, at = self._spent.pop(host, (0.0, now))
         if len(self._spent) >= _MOST_PEERS:
             del self._spent[next(iter(self._spent))]  # the one whose last failure is oldest
-        self._spent[host] = (spent, now)
+        self._spent[host] = (spent, max(at, now))

@@ -235,7 +235,8 @@ class Hosted:
         window = rounds.round, rounds.window
         if self._invited[0] != window:
             drawn = order(self.identity.seed, *window, _training(self.work))
-            fresh = drawn[~np.isin(drawn, rounds.devices)]
+            earlier = rounds.devices[: rounds.devices.size - rounds.given]
+            fresh = drawn[~np.isin(drawn, earlier)]
             self._invited = window, fresh[: rounds.wanted]
         known = set(self._invited[1].tolist()) | set(rounds.devices.tolist())
         return [device for device in devices if device in known]

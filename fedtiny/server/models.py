@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -114,8 +115,8 @@ class Models:
         manifest = self._manifests[version]
         self._database.connection.execute(
             "INSERT INTO versions (run, version, digest, signature, made_s) "
-            "VALUES (?, ?, ?, ?, unixepoch('subsec'))",
-            (self._run, version, manifest.digest, manifest.signature),
+            "VALUES (?, ?, ?, ?, ?)",
+            (self._run, version, manifest.digest, manifest.signature, time.time()),
         )
 
     def hold(self, version: int, model: Float32) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from fedtiny.errors import ExperimentError, FedtinyError
 from fedtiny.server import documents
 from fedtiny.server.asking import read_address
+from fedtiny.server.conductor import Unavailable
 from fedtiny.server.documents import Document, Place, hosted_run
 from fedtiny.wire.joining import JoinString
 from fedtiny.wire.pb import admin_pb2 as pb
@@ -34,20 +35,16 @@ def create_token(
         raise ExperimentError(f"a token lives up to {days:g} days; {expires_in_s:g} s are not that")
     if uses < 1:
         raise ExperimentError(f"a token with {uses} uses is of no use; give --uses 1 or more")
+    if place.insecure and host not in ("", "localhost", "127.0.0.1", "::1"):
+        raise ExperimentError(f"without certificates only this machine can join, not {host}")
     now = time.time()
-    joined = _join_string(conductor, place, host, round(now + expires_in_s))
-    token = conductor.devices.create_token(label, expires_in_s, uses, now)
-    join = str(joined(token))
-    return {"join": join, "label": label, "uses": uses, "expires_s": joined("").expires_s}
-
-
-def _join_string(
-    conductor: Conductor, place: Place, host: str, expires_s: int
-) -> Callable[[str], JoinString]:
     bound, port = read_address(place.enrol)
-    named = host or _reachable(bound)
     pin = "" if place.insecure else conductor.authority.pin
-    return lambda token: JoinString(named, port, pin, token, expires_s, place.insecure)
+    secret = conductor.devices.create_token(label, expires_in_s, uses, now)
+    join = JoinString(
+        host or _reachable(bound), port, pin, secret, round(now + expires_in_s), place.insecure
+    )
+    return {"join": str(join), "label": label, "uses": uses, "expires_s": join.expires_s}
 
 
 def _reachable(host: str) -> str:
@@ -157,12 +154,13 @@ class OperatorService:
     async def _told(self, context: Any, ask: Callable[[Conductor], Document]) -> pb.Document:
         try:
             document = await self._conductor.call(ask)
-        except FedtinyError as error:
+        except (FedtinyError, Unavailable) as error:
             await context.abort(_status_of(error), str(error))
         return pb.Document(json=json.dumps(document).encode())
 
 
-def _status_of(error: FedtinyError) -> Any:
+def _status_of(error: Exception) -> Any:
+    """What `asking` makes an error of again."""
     from grpc import StatusCode
 
     wrong = isinstance(error, ExperimentError)

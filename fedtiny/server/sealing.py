@@ -1,14 +1,17 @@
 """Accepted updates are sealed under a key of their round, which dies when the round commits.
 
-The keys lie beside the database, one file each, and never in it: a copy of the database shows no
-update, and once a key is shredded neither does what the disk still holds of old pages. (On flash
-memory and on copy-on-write file systems overwriting a file reaches only the file.)
+The keys lie beside the database and never in it: a copy of the database shows no update, and once a
+key is shredded neither does what the disk still holds of old pages. A run has one file; a key takes
+a block of it, and a later one takes the block again: that is one write in place, where a file a
+round would cost the disk ten times as much. (On flash memory and on copy-on-write file systems
+overwriting reaches only the file.)
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
-import re
+import struct
 from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
@@ -17,12 +20,11 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from fedtiny.errors import RunError
 from fedtiny.runs import naming_files
 from fedtiny.server import crash_points
-from fedtiny.server.files import REMEDY, make_private, sync_folder, write_whole
+from fedtiny.server.files import REMEDY, make_private, sync_folder
 
 KEY_BYTES, NONCE_BYTES = 32, 12
-_NAME = re.compile(r"([0-9a-f]+)-(\d+)\.key")
-
-Body = bytes | bytearray | memoryview
+BLOCK_BYTES = 4096
+"""The distance of two keys: no write of a disk touches both."""
 
 
 class RoundKeys:
@@ -30,89 +32,106 @@ class RoundKeys:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._open: dict[tuple[bytes, int], AESGCM] = {}
+        self._files: dict[bytes, _KeyFile] = {}
         make_private(folder)
-        for unfinished in folder.glob("*.new"):
-            _destroy(unfinished)
 
-    def seal(self, run: bytes, round: int, seq: int, body: Body) -> bytes:
+    def seal(self, run: bytes, round: int, seq: int, body: bytes) -> bytes:
         """The body under the round's key, bound to its place."""
-        cipher = self._cipher(run, round) or self._made(run, round)
+        file = self._file(run)
+        cipher = file.ciphers.get(round) or file.make(round)
         # Not the place: after a crash the same place may take another body.
         nonce = os.urandom(NONCE_BYTES)
         return nonce + cipher.encrypt(nonce, body, _place(run, round, seq))
 
     def open(self, run: bytes, round: int, seq: int, sealed: bytes) -> bytes:
         """The inverse of `seal`. Raises RunError when the key is gone or the body is damaged."""
-        cipher = self._cipher(run, round)
-        if cipher is None:
-            raise RunError(
-                f"{self._path(run, round)} is gone, and with it the updates of round {round:,}; "
-                "restore it, or begin anew with --new-run"
-            )
+        file = self._file(run)
         try:
             place = _place(run, round, seq)
-            return cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], place)
+            return file.ciphers[round].decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], place)
+        except KeyError:
+            flaw = f"{file.path} has no key of round {round:,}"
         except (InvalidTag, ValueError):
-            raise RunError(
-                f"update {seq:,} of round {round:,} cannot be opened with "
-                f"{self._path(run, round)}; restore both from one backup, or begin anew with "
-                "--new-run"
-            ) from None
+            flaw = f"the key of round {round:,} in {file.path} does not fit"
+        raise RunError(
+            f"what the round has accepted cannot be opened: {flaw}; restore the whole folder from "
+            "one backup, or begin anew with --new-run"
+        )
 
     def rounds(self, run: bytes) -> list[int]:
         """The rounds of the run that have a key."""
-        found = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
-        return sorted(int(name[2]) for name in found if name and name[1] == run.hex())
+        return sorted(self._file(run).ciphers)
 
     def shred(self, run: bytes, round: int) -> None:
-        """Destroy the round's key, if it has one: only after the round's commit is durable."""
-        self._open.pop((run, round), None)
-        path = self._path(run, round)
-        if path.exists():
-            crash_points.reach("shred.before")
-            _destroy(path)
-            crash_points.reach("shred.after")
+        """Destroy the round's key: only after the round's commit is durable."""
+        self._file(run).shred(round)
 
-    def _path(self, run: bytes, round: int) -> Path:
-        return self.folder / f"{run.hex()}-{round}.key"
+    def _file(self, run: bytes) -> _KeyFile:
+        if run not in self._files:
+            self._files[run] = _KeyFile(self.folder / f"{run.hex()}.keys")
+        return self._files[run]
 
-    def _cipher(self, run: bytes, round: int) -> AESGCM | None:
-        if (run, round) not in self._open:
-            path = self._path(run, round)
-            if not path.exists():
-                return None
-            with naming_files("restore it, or the right to read it"):
-                self._open[run, round] = _aes(path.read_bytes(), path)
-        return self._open[run, round]
 
-    def _made(self, run: bytes, round: int) -> AESGCM:
+class _KeyFile:
+    """The keys of a run. A block whose checksum is wrong is free: torn, or overwritten."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.ciphers: dict[int, AESGCM] = {}
+        self._places: dict[int, int] = {}
+        with naming_files("restore it, or the right to read it"):
+            body = path.read_bytes() if path.exists() else b""
+        for place in range(0, len(body), BLOCK_BYTES):
+            if found := _read(body[place : place + _ENTRY.size]):
+                self._take(place, *found)
+
+    def make(self, round: int) -> AESGCM:
         """A new key; what is sealed under it can be opened after any crash."""
-        path, key = self._path(run, round), os.urandom(KEY_BYTES)
+        used = set(self._places.values())
+        place = min(set(range(0, BLOCK_BYTES * (len(used) + 1), BLOCK_BYTES)) - used)
+        key = os.urandom(KEY_BYTES)
         crash_points.reach("round-key.before")
-        write_whole(path, key)
+        self._overwrite(place, _ENTRY.pack(round, key, _checksum(round, key)))
         crash_points.reach("round-key.after")
-        return self._open.setdefault((run, round), _aes(key, path))
+        return self._take(place, round, key)
+
+    def shred(self, round: int) -> None:
+        """Nobody can open what was sealed under this key any more."""
+        crash_points.reach("shred.before")
+        self._overwrite(self._places[round], os.urandom(_ENTRY.size))
+        crash_points.reach("shred.after")
+        del self._places[round], self.ciphers[round]
+
+    def _take(self, place: int, round: int, key: bytes) -> AESGCM:
+        self._places[round] = place
+        return self.ciphers.setdefault(round, AESGCM(key))
+
+    def _overwrite(self, place: int, entry: bytes) -> None:
+        with naming_files(REMEDY):
+            is_new = not self.path.exists()
+            file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600)
+            try:
+                os.pwrite(file, entry, place)
+                os.fsync(file)
+            finally:
+                os.close(file)
+            if is_new:
+                sync_folder(self.path.parent)
 
 
-def _aes(key: bytes, path: Path) -> AESGCM:
-    if len(key) != KEY_BYTES:
-        raise RunError(
-            f"{path} is damaged: it has {len(key)} B, a key has {KEY_BYTES}; restore it, or begin "
-            "anew with --new-run"
-        )
-    return AESGCM(key)
+_ENTRY = struct.Struct("<Q32s16s")
+
+
+def _read(entry: bytes) -> tuple[int, bytes] | None:
+    if len(entry) < _ENTRY.size:
+        return None
+    round, key, checksum = _ENTRY.unpack(entry)
+    return (round, key) if checksum == _checksum(round, key) else None
+
+
+def _checksum(round: int, key: bytes) -> bytes:
+    return hashlib.sha256(b"fedtiny round key" + round.to_bytes(8, "little") + key).digest()[:16]
 
 
 def _place(run: bytes, round: int, seq: int) -> bytes:
     return run + round.to_bytes(8, "little") + seq.to_bytes(8, "little")
-
-
-def _destroy(path: Path) -> None:
-    with naming_files(REMEDY):
-        with path.open("r+b") as file:
-            file.write(os.urandom(KEY_BYTES))
-            file.flush()
-            os.fsync(file)
-        path.unlink()
-        sync_folder(path.parent)

@@ -1,8 +1,9 @@
 """Evaluation on held-out devices: each adapts a copy of the model, and sends counts and sums.
 
-A sitting judges one version of the model in one way. It begins when its round has committed, does
-not hold up the rounds that follow, and closes when every held-out device has reported, when its
-first lease has been out for the deadline of the run, or when the next sitting of its kind begins.
+A sitting judges one version of the model in one way. It begins when its round has committed, and
+does not hold up the rounds that follow. It closes when every held-out device has reported, or when
+its first lease has been out for the deadline of the run; one that nobody came to closes when the
+next begins.
 """
 
 from __future__ import annotations
@@ -114,7 +115,8 @@ class Sittings:
         due = done in (0, run.rounds) or (every and done % every == 0)
         if not due or not self.held_out or any(s.round == done for s in self.open):
             return []
-        closed = [row for sitting in list(self.open) for row in self._close(sitting, now)]
+        idle = [sitting for sitting in self.open if not sitting.leases]
+        closed = [row for sitting in idle for row in self._close(sitting, now)]
         for at, way in enumerate(self.ways):
             sitting = Sitting(done * len(self.ways) + at, way, done, version, NEVER)
             sitting.results = dict(self._stored(sitting))

@@ -16,7 +16,8 @@ def parse(kind: Any, data: bytes) -> Any:
     """The message of that class which the bytes are."""
     try:
         return kind.FromString(data)
-    except DecodeError as error:
+    # Where protobuf is plain Python, as on 32-bit Arm, bad UTF-8 is an error of its own.
+    except (DecodeError, UnicodeDecodeError) as error:
         name = kind.DESCRIPTOR.name
         raise WireError("malformed", f"{len(data):,} B are no {name}: {error}") from None
 

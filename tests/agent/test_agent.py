@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +16,21 @@ import grpc
 import numpy as np
 import pytest
 
-from fedtiny.agent.agent import Agent
 from fedtiny.agent.limits import Limits
+from fedtiny.agent.sources import RowSource
+from fedtiny.agent.tables import Rows
 from fedtiny.device.learner import Key, Learner
+from fedtiny.engine.compile import compile
+from fedtiny.engine.program import Program
+from fedtiny.engine.zoo import mlp
 from fedtiny.errors import IdentityError, OutdatedError
-from fedtiny.values import ACCEPTED, DUPLICATE
+from fedtiny.strategies.fedavg import FedAvg
+from fedtiny.values import ACCEPTED, DUPLICATE, EVALUATE, Instruction, Phase, Update
+from fedtiny.wire.pb import fleet_pb2 as pb
 from tests.agent.small_fleet import PROGRAM, SEED, TASK, Hand, SmallFleet, agent_of, joined, served
+
+ROOT = Path(__file__).resolve().parents[2]
+PERSONAL = compile(mlp((1, 8, 1), head="local"), loss="mse", ram="64KiB", batch=4)
 
 
 @contextmanager
@@ -26,18 +39,330 @@ def hand_of(fleet: SmallFleet, folder: Path, **options: Any) -> Iterator[Hand]:
         yield agent_of(joined(folder, fleet, port), **options)
 
 
-def test_an_agent_trains_what_a_learner_trains(tmp_path: Path) -> None:
-    fleet = SmallFleet(rounds=3)
+def undisturbed(fleet: SmallFleet) -> bytes:
+    """The model of the same rounds over Learners that are called by hand, without any network."""
+    twin = SmallFleet(fleet.strategy, fleet.rounds, fleet.devices, fleet.program)
+    learner, own = Learner(twin.program), dict.fromkeys(range(twin.devices), b"")
+    while twin.coordinator.rounds.phase != "done":
+        for device in range(twin.devices):
+            answer = twin.coordinator.check_in(0.0, device)
+            if isinstance(answer, float):
+                continue
+            lease, instruction = answer
+            key = Key(SEED, lease.round, device)
+
+            def samples(part: str, key: Key = key) -> Any:
+                return learner.samples(*TASK.samples(key.run, key.round, key.device, part))
+
+            done = learner.visit(instruction, twin.model, samples, key, own[device])
+            own[device] = done.personal
+            ids = lease.id, device, lease.round, lease.version
+            update = Update(*ids, done.samples, done.values, done.ranges, done.measures)
+            twin.coordinator.submit(0.0, [update])
+    return twin.model.tobytes()
+
+
+# --- what it does
+
+
+@pytest.mark.parametrize("program", [PROGRAM, PERSONAL], ids=["shared", "with a local head"])
+def test_agents_make_the_model_that_learners_make(tmp_path: Path, program: Program) -> None:
+    fleet = SmallFleet(FedAvg(cohort=3), rounds=4, devices=3, program=program)
+    with served(fleet) as port:
+        hands = [agent_of(joined(tmp_path / str(d), fleet, port, d), ) for d in range(3)]
+        threads = [threading.Thread(target=hand.agent.run) for hand in hands]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert fleet.model.tobytes() == undisturbed(fleet)
+    assert [[v.status for v in hand.visits] for hand in hands] == [[ACCEPTED] * 4] * 3
+    assert [hand.notes for hand in hands] == [["the run is over"]] * 3
+
+
+def test_the_answer_to_an_update_saves_the_next_check_in(tmp_path: Path) -> None:
+    fleet = SmallFleet(rounds=5)
     with hand_of(fleet, tmp_path) as hand:
         hand.agent.run()
-    # One device, the whole cohort: the model is what its visits leave, one after the other.
-    learner, model = Learner(PROGRAM), np.asarray(PROGRAM.initial(SEED))
-    instruction = fleet.coordinator.open.instruction
-    for t in range(3):
-        key = Key(SEED, t, 0)
-        samples = lambda part, t=t: learner.samples(*TASK.samples(SEED, t, 0, part))  # noqa: E731
-        done = learner.visit(instruction, model, samples, key)
-        model = model + (np.frombuffer(done.values, np.float32) - model)
-    assert [visit.status for visit in hand.visits] == [ACCEPTED] * 3
-    np.testing.assert_allclose(fleet.model, model, atol=1e-6)
-    assert hand.notes == ["the run is over"]
+    assert fleet.count(pb.CheckInRequest) == 1
+    assert fleet.count(pb.SubmitRequest) == 5
+
+
+def test_a_number_of_visits_ends_it(tmp_path: Path) -> None:
+    fleet = SmallFleet(rounds=5)
+    with hand_of(fleet, tmp_path) as hand:
+        hand.agent.run(visits=2)
+    assert (len(hand.visits), fleet.coordinator.rounds.round) == (2, 2)
+
+
+def test_a_visit_is_told_in_a_line(tmp_path: Path) -> None:
+    with hand_of(SmallFleet(rounds=1), tmp_path) as hand:
+        hand.agent.run()
+    line = hand.visits[0].line()
+    assert line.startswith("round 0 · trained 8 samples in 0.")
+    # Of the 4 * 25 bytes of values and what tells whose they are, and the fetches before it.
+    assert line.endswith("KB · next now")
+    assert 200 < hand.visits[0].bytes_up < 1000
+
+
+class Evaluating(FedAvg):
+    """Asks for an evaluation in place of training."""
+
+    def ask(self, round: Any, state: Any) -> Instruction:
+        return Instruction(EVALUATE, (Phase(0.01, 2),))
+
+
+def test_an_evaluation_sends_counts_and_sums(tmp_path: Path) -> None:
+    fleet = SmallFleet(Evaluating(cohort=1), rounds=1)
+    with hand_of(fleet, tmp_path) as hand:
+        hand.agent.run()
+    (update,) = (call.update for call in fleet.calls if isinstance(call, pb.SubmitRequest))
+    assert set(update.measures) == {
+        "count", "loss_sum_before", "loss_sum_after", "correct_before", "correct_after",
+    }  # fmt: skip
+    assert update.measures["count"] == TASK.query
+    assert hand.visits[0].line().startswith("round 0 · evaluated 8 samples")
+    assert hand.store.trained() is None
+
+
+def test_the_trained_model_stays_on_the_device(tmp_path: Path) -> None:
+    fleet = SmallFleet(rounds=2)
+    with hand_of(fleet, tmp_path) as hand:
+        hand.agent.run()
+    kept = hand.store.trained()
+    assert kept
+    assert (kept.round, kept.program.hex()) == (1, PROGRAM.digest)
+    np.testing.assert_allclose(np.frombuffer(kept.vector, np.float32), fleet.model, atol=1e-6)
+
+
+# --- what it survives
+
+
+def test_the_update_is_on_the_disk_before_it_is_sent(tmp_path: Path) -> None:
+    fleet = SmallFleet(rounds=1)
+    seen = []
+    with hand_of(fleet, tmp_path) as hand:
+        fleet.faults["submit"] = lambda *_: seen.append(hand.store.held())
+        hand.agent.run()
+    assert seen[0]
+    assert seen[0].update.samples == TASK.support
+    assert hand.store.held() is None
+
+
+def test_an_update_whose_receipt_was_lost_counts_once(tmp_path: Path) -> None:
+    fleet = SmallFleet(rounds=2)
+    lost = iter([True])
+
+    def lose(_: Any, context: Any) -> None:
+        if next(lost, False):
+            context.abort(grpc.StatusCode.UNAVAILABLE, "the answer was lost")
+
+    fleet.after["submit"] = lose
+    with hand_of(fleet, tmp_path) as hand:
+        hand.agent.run()
+    assert [visit.status for visit in hand.visits] == [DUPLICATE, ACCEPTED]
+    assert fleet.model.tobytes() == undisturbed(fleet)
+    assert "no answer: UNAVAILABLE: the answer was lost; trying again" in hand.notes
+
+
+def test_after_a_loss_of_power_the_update_is_sent_again(tmp_path: Path) -> None:
+    fleet = SmallFleet(rounds=1, program=PERSONAL)
+    with served(fleet) as port:
+        store = joined(tmp_path, fleet, port)
+        first = agent_of(store)
+
+        def cut(_: Any, context: Any) -> None:
+            first.agent.stop()
+            context.abort(grpc.StatusCode.UNAVAILABLE, "gone")
+
+        fleet.faults["submit"] = cut
+        first.agent.run()
+        assert store.held()
+        assert store.personal(b"run-of-8") == b""
+        del fleet.faults["submit"]
+        second = agent_of(store)
+        second.agent.run()
+    assert [visit.status for visit in second.visits] == [ACCEPTED]
+    assert fleet.model.tobytes() == undisturbed(fleet)
+    assert fleet.count(pb.CheckInRequest) == 1  # the first agent's
+    assert store.held() is None
+    assert len(store.personal(b"run-of-8")) == 4 * 9  # a head of 8 weights and a bias
+
+
+def test_what_is_refused_is_dropped_and_leaves_no_personal_values(tmp_path: Path) -> None:
+    fleet = SmallFleet(rounds=2, program=PERSONAL)
+    refuse = iter([True])
+
+    def malformed(_: Any, context: Any) -> None:
+        if next(refuse, False):
+            context.abort(grpc.StatusCode.INVALID_ARGUMENT, "norm: too far")
+
+    fleet.faults["submit"] = malformed
+    with hand_of(fleet, tmp_path) as hand:
+        hand.agent.run(visits=1)
+    assert [(visit.status, visit.detail) for visit in hand.visits] == [("invalid", "norm: too far")]
+    assert hand.store.held() is None
+    assert hand.store.personal(b"run-of-8") == b""
+
+
+def test_a_revoked_device_stops_and_drops_what_it_holds(tmp_path: Path) -> None:
+    fleet = SmallFleet()
+    fleet.faults["submit"] = lambda _, context: context.abort(
+        grpc.StatusCode.PERMISSION_DENIED, "device 0 is revoked"
+    )
+    with hand_of(fleet, tmp_path) as hand, pytest.raises(IdentityError, match="0 is revoked"):
+        hand.agent.run()
+    assert hand.store.held() is None
+
+
+def test_an_old_agent_is_told_to_be_updated(tmp_path: Path) -> None:
+    fleet = SmallFleet()
+    fleet.faults["check_in"] = lambda _, context: context.abort(
+        grpc.StatusCode.FAILED_PRECONDITION, "the agent speaks protocol 1, this coordinator 3"
+    )
+    with hand_of(fleet, tmp_path) as hand, pytest.raises(OutdatedError, match="update fedtiny"):
+        hand.agent.run()
+
+
+def test_an_outage_is_one_line_and_then_work_goes_on(tmp_path: Path) -> None:
+    fleet = SmallFleet(rounds=1)
+    fails = iter([True, True])
+
+    def down(_: Any, context: Any) -> None:
+        if next(fails, False):
+            context.abort(grpc.StatusCode.UNAVAILABLE, "draining")
+
+    fleet.faults["check_in"] = down
+    with hand_of(fleet, tmp_path) as hand:
+        hand.agent.run()
+    assert hand.notes == ["no answer: UNAVAILABLE: draining; trying again", "the run is over"]
+    assert fleet.calls[2].counters["lost"] == 2
+
+
+def test_another_thread_can_end_an_agent_that_waits_for_an_answer(tmp_path: Path) -> None:
+    fleet, waits = SmallFleet(), threading.Event()
+
+    def park(*_: Any) -> None:
+        waits.set()
+        time.sleep(0.5)
+
+    fleet.faults["check_in"] = park
+    with hand_of(fleet, tmp_path) as hand:
+        thread = threading.Thread(target=hand.agent.run)
+        thread.start()
+        assert waits.wait(5)
+        hand.agent.stop()
+        thread.join(0.4)
+        assert not thread.is_alive()
+
+
+# --- visits that cannot be done
+
+
+def rows(*labels: float, x: float = 0.5) -> RowSource:
+    found = Rows((1,))
+    for label in labels:
+        found.add([x], label)
+    return RowSource("the sensor", lambda: found)
+
+
+@pytest.mark.parametrize(
+    ("source", "limits", "told"),
+    [
+        (rows(), Limits(), "the sensor has no samples to use: 0 rows"),
+        (rows(*[3e38] * 5, x=3e38), Limits(), "parameters are not finite after training"),
+        (rows(1.0, 2.0), Limits(ram_bytes=512), f"needs {PROGRAM.footprint.ram_bytes:,} B of RAM"),
+    ],
+    ids=["no samples", "diverged", "too little memory"],
+)
+def test_a_visit_that_cannot_be_done_is_told_with_its_reason(
+    tmp_path: Path, source: RowSource, limits: Limits, told: str
+) -> None:
+    fleet = SmallFleet()
+    with hand_of(fleet, tmp_path, source=source, limits=limits) as hand:
+        hand.agent.run(visits=1)
+    assert told in hand.notes[0]
+    assert hand.link.counters == {"failures": 1}
+    assert fleet.count(pb.SubmitRequest) == 0
+    assert hand.store.held() is None
+
+
+def test_a_damaged_image_is_not_run(tmp_path: Path) -> None:
+    fleet = SmallFleet()
+    broken = PROGRAM.image[:-1] + b"?"
+    fleet.program = Program(broken)
+    fleet.blobs[bytes.fromhex(fleet.program.digest)] = broken
+    with hand_of(fleet, tmp_path) as hand:
+        hand.agent.run(visits=1)
+    assert "its checksum is" in hand.notes[0]
+
+
+# --- the owner's limits
+
+
+def test_when_the_bytes_of_today_are_used_up_the_agent_waits_for_tomorrow(tmp_path: Path) -> None:
+    fleet = SmallFleet(rounds=14)
+    midnight = time.time() // 86_400 * 86_400
+    begun = time.monotonic()
+
+    def unix_s() -> float:  # half a second before midnight when it starts
+        return midnight + 86_399.5 + time.monotonic() - begun
+
+    limits = Limits(bytes_a_day=12_000)
+    with hand_of(fleet, tmp_path, limits=limits, unix_s=unix_s) as hand:
+        hand.agent.run()
+    assert any("B moved today, the limit is 12,000 B: looking again in" in n for n in hand.notes)
+    first, second = hand.store.document("traffic").values()
+    # A visit that has begun is not broken off.
+    most = max(visit.bytes_up + visit.bytes_down for visit in hand.visits)
+    assert 12_000 <= sum(first.values()) <= 12_000 + most
+    assert 0 < sum(second.values()) < 12_000
+    assert len(hand.visits) == 14
+
+
+def test_with_a_low_battery_the_agent_does_not_even_check_in(tmp_path: Path) -> None:
+    supply = tmp_path / "power" / "BAT0"
+    supply.mkdir(parents=True)
+    for name, text in (("type", "Battery"), ("status", "Discharging"), ("capacity", "12")):
+        (supply / name).write_text(text)
+    fleet, limits = SmallFleet(rounds=1), Limits(battery_percent=30.0)
+    options = {"limits": limits, "power": tmp_path / "power"}
+    with hand_of(fleet, tmp_path / "agent", **options) as hand:
+        thread = threading.Thread(target=hand.agent.run)
+        thread.start()
+        time.sleep(0.2)
+        hand.agent.stop()
+        thread.join(5)
+    assert fleet.calls == []
+    assert hand.notes == ["battery at 12 %, the limit is 30 %: looking again in 60 s"]
+
+
+# --- without NumPy
+
+WITHOUT_NUMPY = """
+import sys
+from pathlib import Path
+sys.modules.update(dict.fromkeys(("numpy", "torch", "flwr", "ray")))
+from fedtiny.agent.cli import main
+raise SystemExit(main(["run", "--dir", sys.argv[1], "--data", sys.argv[2]]))
+"""
+
+
+def test_an_agent_without_numpy_trains_the_same_bits(tmp_path: Path) -> None:
+    x = np.linspace(-1, 1, 10, dtype=np.float32)[:, None]
+    np.savez(tmp_path / "data.npz", x=x, y=np.sin(x))
+    models = []
+    for blocked in (True, False):
+        fleet = SmallFleet(rounds=2)
+        with served(fleet) as port:
+            folder = joined(tmp_path / f"agent-{blocked}", fleet, port).folder
+            code = WITHOUT_NUMPY if blocked else WITHOUT_NUMPY.replace("sys.modules.up", "{}.up")
+            done = subprocess.run(
+                [sys.executable, "-c", code, str(folder), str(tmp_path / "data.npz")],
+                env=os.environ | {"PYTHONPATH": str(ROOT)},
+                capture_output=True, text=True, check=False,
+            )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stderr.count("trained 8 samples") == 2
+        models.append(fleet.model.tobytes())
+    assert models[0] == models[1] != np.asarray(PROGRAM.initial(SEED)).tobytes()

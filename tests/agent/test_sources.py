@@ -23,7 +23,7 @@ KEY = Key(7, 2, 5)
 
 
 def labels(source: Source, part: str = "support", labelled: bool = True) -> list[float]:
-    return list(source.samples(CLASSIFIER, KEY, part, labelled).y)
+    return list(source.sampler(CLASSIFIER, KEY, labelled)(part).y)
 
 
 def until(is_so: Callable[[], bool]) -> bool:
@@ -59,7 +59,7 @@ def test_samples_keep_the_shape_in_which_they_were_stored(tmp_path: Path) -> Non
 def test_a_task_gives_the_samples_of_the_visit() -> None:
     learner = Learner(PROGRAM)
     source = open_source("tests.agent.streaming:Task", 5)
-    found = source.samples(learner, KEY, "support")
+    found = source.sampler(learner, KEY)("support")
     x, y = SineTask().samples(KEY.run, KEY.round, KEY.device, "support")
     np.testing.assert_array_equal(np.array(found.x), x.ravel())
     np.testing.assert_array_equal(np.array(found.y), y.ravel())
@@ -77,9 +77,10 @@ def test_a_function_hears_the_index_of_its_device() -> None:
 
 def test_a_stream_is_kept_in_a_ring_of_bounded_bytes() -> None:
     source = open_source("tests.agent.streaming:endless", 0, most_bytes=10 * (8 + 128))
-    first = [*labels(source), *labels(source, "query")]
+    sampler = source.sampler(CLASSIFIER, KEY)
+    first = [*sampler("support").y, *sampler("query").y]
     assert first == list(range(first[0], first[0] + 10))
-    assert until(lambda: labels(source)[0] > first[-1])
+    assert until(lambda: source.sampler(CLASSIFIER, KEY)("support").y[0] > first[-1])
 
 
 def test_a_slow_stream_gives_what_has_come() -> None:

@@ -25,13 +25,14 @@ FORMS = ["f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "b1", "U5",
 
 
 @settings(max_examples=80, deadline=None)
-@given(data=st.data(), form=st.sampled_from(FORMS), folder=st.just(None))
+@given(data=st.data(), form=st.sampled_from(FORMS))
 def test_arrays_are_read_as_numpy_wrote_them(
-    tmp_path_factory: pytest.TempPathFactory, data: Any, form: str, folder: None
+    tmp_path_factory: pytest.TempPathFactory, data: Any, form: str
 ) -> None:
     shape = data.draw(arrays_of.array_shapes(min_dims=1, max_dims=3, max_side=4))
-    text = {"alphabet": st.characters(codec="ascii", exclude_characters="\0")}
-    elements = arrays_of.from_dtype(np.dtype(form), **text if form[0] in "US" else {})
+    letters = st.text(st.characters(codec="ascii", exclude_characters="\0"), max_size=5)
+    texts: dict[str, Any] = {"U": letters, "S": letters.map(str.encode)}
+    elements = texts.get(form[0], arrays_of.from_dtype(np.dtype(form)))
     array = data.draw(arrays_of.arrays(np.dtype(form), shape, elements=elements))
     path = tmp_path_factory.mktemp("npz") / "a.npz"
     (np.savez_compressed if data.draw(st.booleans()) else np.savez)(path, x=array)
@@ -153,14 +154,14 @@ def test_labels_that_come_late_are_joined_by_id(tmp_path: Path) -> None:
         ("t,label\n1\n", r"row 2 has 1 cells, the header 2"),
         ("t,t\n1,2\n", r"two columns have one name"),
         ("t,part\n1,test\n", r"row 2, column part: 'test'; write 'support' or 'query'"),
-        ("t\n" + "1\n" * 300_000, r"more than 1,048,576 B of samples up to row 262146"),
+        ("t\n" + "1\n" * 3000, r"more than 8,000 B of samples up to row 2002"),
         ("t\n\xff\n", r"no CSV in UTF-8"),
     ],
 )
 def test_a_wrong_cell_is_named(tmp_path: Path, text: str, told: str) -> None:
     (tmp_path / "a.csv").write_text(text, encoding="latin1")
     with pytest.raises(DataError, match=told):
-        read_rows(tmp_path / "a.csv", MOST)
+        read_rows(tmp_path / "a.csv", 8000)
 
 
 @pytest.mark.parametrize(

@@ -133,7 +133,6 @@ class Everything(reading.Section):
         ("natural", 0, 0),
         ("seed", 2**64 - 1, 2**64 - 1),
         ("rate", 1, 1.0),
-        ("factor", 1.5, 1.5),
         ("probability", 1, 1.0),
         ("seconds", "100ms", 0.1),
         ("seconds", "5 min", 300.0),

@@ -92,6 +92,11 @@ class CoordinatorProcess:
             self._process.wait()
             self._process = None
 
+    def strike(self) -> None:
+        """`kill`, while `keep_up` is there to notice."""
+        if self._process is not None:
+            self._process.kill()
+
     def stop(self) -> int:
         """As an operator would; its exit code."""
         assert self._process is not None

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +19,7 @@ from tests.harness.fault_proxy import FaultProxy
 from tests.harness.history_check import Entry, Log, check, read_logs
 from tests.harness.ledger import read_ledger, read_rows
 from tests.harness.members import Applicant, Member
-from tests.harness.swarm import Conduct, Figures, RealVisits, Swarm
+from tests.harness.swarm import Conduct, Figures, RealVisits, Swarm, Visitor
 
 T = TypeVar("T")
 
@@ -87,7 +87,7 @@ class Story:
     proxy: FaultProxy | None = None
     pace: float = 10.0
     within_s: float = 45.0
-    conduct: Conduct = field(default_factory=lambda: Conduct(_no_visit))
+    conduct: Callable[[Visitor], Conduct] = Conduct
 
     async def tell(self) -> Told:
         """To the end of the run."""
@@ -106,20 +106,13 @@ class Story:
         return Told.of(process, swarm.figures)
 
     def _swarm(self, members: list[Member], log: Log) -> Swarm:
-        conduct = self.conduct
-        if conduct.visit is _no_visit:
-            task = Workload.of(Experiment.load(self.process.experiment)).task
-            conduct = replace(conduct, visit=RealVisits(task))
+        task = Workload.of(Experiment.load(self.process.experiment)).task
         port = self.proxy.listens_on if self.proxy else self.process.port
-        return Swarm(members, port, conduct, log, self.pace)
+        return Swarm(members, port, self.conduct(RealVisits(task)), log, self.pace)
 
     def told(self) -> Told:
         """`tell` in an event loop of its own."""
         return asyncio.run(self.tell())
-
-
-def _no_visit(*_: Any) -> Any:
-    raise NotImplementedError("a story trains really unless it is told otherwise")
 
 
 @dataclass(frozen=True)

@@ -238,8 +238,11 @@ class Device:
     # ---- checking in
 
     async def _check_in(self) -> Event | None:
-        answer = self.answer or await self._ask()
-        self.answer = None
+        if self.answer:  # it came with the last receipt
+            answer, self.answer = self.answer, None
+            self._log_answer(self.log.invoke(CHECK_IN, self.member.device), answer)
+        else:
+            answer = await self._ask()
         if isinstance(answer, Work):
             self.work = answer
             return await self._meet(Event.INSTRUCTED, answer.since(self.clock.now()))
@@ -382,9 +385,25 @@ class Swarm:
         ]
 
     async def live(self, within_s: float = 60.0) -> None:
-        """Until every device was told that the run is over. Raises TimeoutError."""
-        async with asyncio.timeout(within_s):
-            await asyncio.gather(*(device.live() for device in self.devices))
+        """Until every device was told that the run is over, or `stop`. Raises TimeoutError."""
+        self._lives = [asyncio.create_task(device.live()) for device in self.devices]
+        try:
+            ended, late = await asyncio.wait(
+                self._lives, timeout=within_s, return_when=asyncio.FIRST_EXCEPTION
+            )
+        finally:
+            self.stop()
+            await asyncio.gather(*self._lives, return_exceptions=True)
+        for life in ended:
+            if not life.cancelled():
+                life.result()
+        if late:
+            raise TimeoutError(f"{len(late):,} devices still live after {within_s:g} s")
+
+    def stop(self) -> None:
+        """The devices lose their power, all at once."""
+        for life in self._lives:
+            life.cancel()
 
     def run(self, within_s: float = 60.0) -> Figures:
         """`live` in an event loop of its own."""

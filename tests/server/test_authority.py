@@ -47,7 +47,9 @@ def dates(pair: KeyPair) -> tuple[datetime, datetime]:
 def test_the_first_start_makes_keys_that_only_their_owner_can_read(tmp_path: Path) -> None:
     Authority.open(tmp_path / "fleet")
     assert stat.S_IMODE((tmp_path / "fleet").stat().st_mode) == 0o700
-    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "fleet").iterdir()}
+    modes = {
+        path.name: stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "fleet").iterdir()
+    }
     assert modes == dict.fromkeys(FILES, 0o600)
 
 

@@ -107,7 +107,7 @@ def test_indices_follow_each_other_and_names_differ(devices: Devices) -> None:
 
 @pytest.mark.parametrize("name", ["", "7", "a b", "-pi", "pi\n", "ä", "x" * 64, "../x"])
 def test_what_is_no_name_is_refused(devices: Devices, name: str) -> None:
-    with pytest.raises(IdentityError, match="no name for a device.*--name"):
+    with pytest.raises(IdentityError, match=r"no name for a device.*--name"):
         devices.join(name, CARD, "", NOW)
     assert devices.rows() == []
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import struct
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from google.protobuf.message import DecodeError
 
 from fedtiny.errors import WireError
 from fedtiny.wire import codec
@@ -22,6 +24,7 @@ from fedtiny.wire.pb import tensors_pb2
 from fedtiny.wire.visit import share
 from tests.wire.golden import kind, messages, vectors
 
+ROOT = Path(__file__).resolve().parents[2]
 COUNT = int(os.environ.get("FEDTINY_FUZZ", 100_000))
 SIZE = 65
 """Floats of the model that all payloads are read for."""
@@ -219,8 +222,8 @@ def mutated(dice: Dice, seed: Seed) -> bytes:
             data = dice.of(BYTES)(dice, data)
             continue
         try:
-            message = kind(seed.message).FromString(data)
-        except DecodeError:  # torn by the mutation before
+            message = parse(kind(seed.message), data)
+        except WireError:  # torn by the mutation before
             continue
         field(dice, message)
         data = message.SerializeToString()
@@ -266,6 +269,18 @@ def test_no_message_makes_a_reader_take_much_memory() -> None:
         tracemalloc.stop()
     assert peak - before < 2**20  # messages have up to 30 KB
     assert after - before < 2**16
+
+
+def test_protobuf_in_plain_python_refuses_as_well() -> None:
+    code = "from tests.wire.test_fuzz import Dice, attack; print(*attack(Dice(6), 4000))"
+    environment = os.environ | {
+        "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": "python", "PYTHONPATH": str(ROOT),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert {"value", "malformed", "size"} <= set(done.stdout.split()) <= REASONS | {"value"}
 
 
 def test_the_readers_read_what_the_mutations_start_from() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def exchanged(
     replies = [pb.SubmitReply(received=count) for count in received]
     replies[-1].receipt.CopyFrom(codec.write_receipt(Receipt(update.lease, ACCEPTED)))
     replies[-1].answer.CopyFrom(codec.write_answer(ComeBack(12.0, "not a visit's")))
-    parts = [[check_in, *downs], ups, submits, replies]
+    parts: list[list[Any]] = [[check_in, *downs], ups, submits, replies]
     return VisitBytes(*(sum(map(share, part)) for part in parts)), [len(part) for part in parts]
 
 

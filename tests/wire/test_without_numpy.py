@@ -62,10 +62,12 @@ print(json.dumps(told))
 """
 
 
-def board(numpy: str) -> dict[str, Any]:
-    """What the board prints, with NumPy or without."""
+def board(numpy: str, protobuf: str = "upb") -> dict[str, Any]:
+    """What the board prints, with NumPy or without, and with protobuf in C or in plain Python."""
     command = [sys.executable, "-c", BOARD, numpy]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT), "PROTOCOL_BUFFERS_PYTHON_IMPLEMENTATION": protobuf,
+    }  # fmt: skip
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     result: dict[str, Any] = json.loads(done.stdout)
@@ -77,6 +79,8 @@ def test_the_codec_gives_the_same_bytes_without_numpy() -> None:
     # NumPy is loaded when it is first needed, and only where there is one
     assert (found.pop("loaded"), expected.pop("loaded")) == (False, True)
     assert found == expected
+    # 32-bit Arm has neither NumPy nor protobuf in C
+    assert board("without", "python") == found | {"loaded": False}
     assert found["delta"][1] == found["delta"][2]
     reasons = {name: pair[0] for name, pair in found.items() if len(pair) == 2 and " " in pair[1]}
     assert reasons == {

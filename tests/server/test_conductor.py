@@ -1,0 +1,344 @@
+"""The conductor, cycle by cycle: who gets work, who waits, what survives, what is undone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fedtiny.errors import RunError
+from fedtiny.rounds.journal import replay
+from fedtiny.server.conductor import Unavailable
+from fedtiny.values import ACCEPTED, DUPLICATE, INVALID, LATE, UNKNOWN
+from fedtiny.wire.codec import ComeBack, Dismissed, Work
+from tests.server.desk import Desk, answer_in, experiment
+
+Opened = Callable[..., Desk]
+
+
+@pytest.fixture
+def opened(tmp_path: Path) -> Iterator[Opened]:
+    desks: list[Desk] = []
+
+    def make(*settings: str, devices: int = 4) -> Desk:
+        desks.append(Desk(tmp_path / f"fleet-{len(desks)}", experiment(*settings), devices=devices))
+        return desks[-1]
+
+    yield make
+    for desk in desks:
+        desk.close()
+
+
+def given(desk: Desk, device: int) -> Work:
+    answer = desk.answer(device)
+    assert isinstance(answer, Work)
+    return answer
+
+
+# ---- who gets work
+
+
+def test_a_device_that_checks_in_is_given_work_until_its_deadline(opened: Opened) -> None:
+    desk = opened("strategy.cohort=3")
+    work = given(desk, 0)
+    assert (work.lease.device, work.lease.round, work.lease.version) == (0, 0, 0)
+    assert work.expires_in_s == 100.0
+    assert work.model.digest in desk.hosted.models.blobs
+
+
+def test_the_same_lease_is_given_again_to_a_device_whose_answer_was_lost(opened: Opened) -> None:
+    desk = opened("strategy.cohort=3")
+    work = given(desk, 0)
+    desk.clock.seconds += 40.0
+    again = given(desk, 0)
+    assert again.lease.id == work.lease.id
+    assert again.expires_in_s == 60.0
+
+
+def test_who_waits_is_given_work_when_a_round_opens(opened: Opened) -> None:
+    desk = opened("seeded=false", "strategy.cohort=3", "fleet.held_out=0", devices=4)
+    works = [given(desk, device) for device in (0, 1, 3)]
+    waiting = desk.check_in(2, wait_s=30.0)
+    desk.cycle()
+    assert not waiting.done()
+    for work in works:
+        desk.hand_in(desk.visit(work), work)
+    assert isinstance(answer_in(waiting), Work)
+
+
+def test_who_has_waited_long_enough_may_ask_again_at_once(opened: Opened) -> None:
+    desk = opened()
+    for device in (0, 1, 2):
+        desk.answer(device)
+    (idle,) = {0, 1, 2} - _holders(desk)
+    waiting = desk.check_in(idle, wait_s=30.0)
+    desk.cycle()
+    desk.cycle(29.0)
+    assert not waiting.done()
+    desk.cycle(1.5)
+    assert answer_in(waiting) == ComeBack(0.0)
+
+
+def _holders(desk: Desk) -> set[int]:
+    return set(desk.hosted.coordinator.rounds.devices.tolist())
+
+
+def test_who_does_not_wait_is_told_when_to_come_back(opened: Opened) -> None:
+    desk = opened()
+    answers = [desk.answer(device) for device in (0, 1, 2)]
+    (later,) = [answer for answer in answers if isinstance(answer, ComeBack)]
+    assert 1.0 <= later.after_s <= 3600.0
+
+
+def test_a_seeded_run_asks_the_devices_that_a_simulated_one_asks(opened: Opened) -> None:
+    for order in ((0, 1, 2), (2, 1, 0)):
+        desk = opened("seed=11")
+        for device in order:
+            desk.answer(device)
+        assert sorted(_holders(desk)) == sorted(desk.hosted._invited[1].tolist())
+        assert len(_holders(desk)) == 2
+
+
+def test_a_device_that_nothing_fits_is_told_why(opened: Opened) -> None:
+    desk = opened()
+    desk.conductor.devices.change_card(
+        0, replace(desk.conductor.devices[0].card, ram_bytes=1000), "test"
+    )
+    answer = desk.answer(0, wait_s=30.0)
+    assert isinstance(answer, ComeBack)
+    assert "B of RAM, pi-4 has 1,000 B" in answer.reason
+
+
+def test_a_device_that_asks_twice_has_given_up_its_first_call(opened: Opened) -> None:
+    desk = opened()
+    for device in (0, 1, 2):
+        desk.answer(device)
+    (idle,) = {0, 1, 2} - _holders(desk)
+    first = desk.check_in(idle, 30.0)
+    desk.cycle()
+    second = desk.check_in(idle, 30.0)
+    desk.cycle()
+    assert answer_in(first) == ComeBack(0.0)
+    assert not second.done()
+
+
+def test_an_open_round_goes_on_with_the_devices_that_are_left(opened: Opened) -> None:
+    desk = opened("seeded=false", "strategy.cohort=2")
+    lost, kept = given(desk, 0), given(desk, 1)
+    too_late = desk.visit(lost)
+    desk.hand_in(desk.visit(kept), kept)
+    desk.cycle(101.0)
+    assert desk.hosted.coordinator.rounds.round == 1  # with the minimum of one update
+    assert desk.hand_in(too_late, lost).status == LATE
+
+
+# ---- updates
+
+
+def test_an_update_is_counted_once_however_often_it_comes(opened: Opened) -> None:
+    desk = opened("seeded=false")
+    work, other = given(desk, 0), given(desk, 1)
+    update = desk.visit(work)
+    replies = [desk.offer(update, work), desk.offer(update, work)]
+    desk.cycle()
+    assert {reply.result()[0].status for reply in replies if reply.result()[0]} == {ACCEPTED}
+    assert desk.hand_in(update, work).status == DUPLICATE
+    desk.hand_in(desk.visit(other), other)
+    assert desk.hand_in(update, work).status == DUPLICATE
+    (row,) = desk.hosted.history()[-1:]
+    assert (row["accepted"], row["leases"]) == (2, 2)
+
+
+def test_an_update_of_another_base_or_with_a_flaw_is_refused_and_its_lease_spent(
+    opened: Opened,
+) -> None:
+    desk = opened("seeded=false", "strategy.cohort=3")
+    work, other = given(desk, 0), given(desk, 1)
+    forged = replace(work, model=replace(work.model, digest=bytes(32)))
+    refused = desk.hand_in(desk.visit(work), forged)
+    assert (refused.status, refused.detail) == (
+        INVALID, "it says version 0, but its base is another model",
+    )  # fmt: skip
+    flawed = desk.hand_in(replace(desk.visit(other), values=b""), other, "malformed: no vector")
+    assert (flawed.status, flawed.detail) == (INVALID, "malformed: no vector")
+    assert desk.hosted.ledger.open.refused == 2
+    assert desk.hand_in(desk.visit(work), work).status == INVALID
+
+
+def test_an_update_for_a_run_that_is_not_served_is_unknown(opened: Opened) -> None:
+    desk = opened()
+    work = next(a for d in (0, 1, 2) if isinstance(a := desk.answer(d), Work))
+    update = desk.visit(work)
+    assert desk.hand_in(update, replace(work, run=b"elsewher")).status == UNKNOWN
+
+
+# ---- evaluation
+
+
+def test_held_out_devices_judge_the_model_and_never_train(opened: Opened) -> None:
+    desk = opened("evaluate.few.lr=0.02", "run.evaluate_every=2")
+    desk.work_off(range(4))
+    rows = [row for row in desk.hosted.history() if row["kind"] == "evaluation"]
+    assert [(row["round"], row["devices"]) for row in rows] == [(0, 1), (2, 1), (3, 1)]
+    assert desk.hosted.done
+    accepted = {d for c in desk.hosted.coordinator.journal.commits() for d in c.leases.tolist()}
+    assert len(accepted) == 6
+    assert desk.answer(3) == Dismissed("every run is over")
+
+
+def test_an_evaluation_that_nobody_came_to_makes_way_for_the_next(opened: Opened) -> None:
+    desk = opened("evaluate.few.lr=0.02", "run.evaluate_every=1")
+    desk.work_off(range(3))
+    assert [sitting.round for sitting in desk.hosted.sittings.open] == [3]
+    desk.work_off(range(3, 4))
+    assert [r["round"] for r in desk.hosted.history() if r["kind"] == "evaluation"] == [3]
+
+
+def test_an_evaluation_that_nobody_finishes_closes_at_the_deadline(opened: Opened) -> None:
+    desk = opened("evaluate.few.lr=0.02")
+    desk.work_off(range(3))
+    assert not desk.hosted.done
+    assert desk.hosted.coordinator.rounds.phase == "done"
+    given(desk, 3)
+    desk.cycle(101.0)
+    assert desk.hosted.done
+
+
+def test_an_evaluation_goes_on_after_a_crash(opened: Opened) -> None:
+    desk = opened("evaluate.few.lr=0.02")
+    desk.work_off(range(3))
+    desk.crash()
+    assert not desk.hosted.done
+    desk.work_off(range(3, 4))
+    assert desk.hosted.done
+    assert [r["round"] for r in desk.hosted.history() if r["kind"] == "evaluation"] == [3]
+
+
+# ---- crashes, failures and the operator
+
+
+def test_a_crash_loses_nothing_that_was_acknowledged(opened: Opened) -> None:
+    undisturbed, desk = opened(), opened()
+    undisturbed.work_off(range(3))
+    for _ in range(40):
+        for device in range(3):
+            answer = desk.answer(device)
+            if isinstance(answer, Work):
+                update = desk.visit(answer)
+                desk.crash()
+                assert desk.hand_in(update, answer).status == ACCEPTED
+                desk.crash()
+                assert desk.hand_in(update, answer).status == DUPLICATE
+    np.testing.assert_array_equal(
+        desk.hosted.coordinator.model, undisturbed.hosted.coordinator.model
+    )
+    assert desk.hosted.done
+
+
+def test_service_time_goes_on_where_it_was(opened: Opened) -> None:
+    desk = opened("strategy.cohort=3")
+    desk.cycle(50.0)
+    work = given(desk, 0)
+    desk.crash()
+    assert desk.clock.seconds == pytest.approx(50.0, abs=1.0)
+    assert given(desk, 0).lease.id == work.lease.id
+
+
+def test_a_cycle_that_fails_has_not_happened(opened: Opened) -> None:
+    desk = opened("seeded=false")
+    work = given(desk, 0)
+    connection = desk.conductor.database.connection
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    connection.execute(f"PRAGMA max_page_count = {pages}")
+    update = replace(desk.visit(work), measures={f"measure.{n}": 1.0 for n in range(3000)})
+    reply = desk.offer(update, work)
+    desk.cycle()
+    failure = reply.exception()
+    assert isinstance(failure, Unavailable)
+    assert "make room" in str(failure)
+    connection.execute("PRAGMA max_page_count = 1000000")
+    assert desk.hand_in(update, work).status == ACCEPTED
+
+
+def test_a_rollback_publishes_the_older_model_as_the_newest(opened: Opened) -> None:
+    desk = opened("seeded=false", "run.rounds=5")
+    works = [given(desk, device) for device in (0, 1)]
+    for work in works:
+        desk.hand_in(desk.visit(work), work)
+    first = desk.hosted.coordinator.model.copy()
+    works = [given(desk, device) for device in (0, 1)]
+    for work in works:
+        desk.hand_in(desk.visit(work), work)
+    open_work = given(desk, 0)
+    update = desk.visit(open_work)
+    desk.call(lambda conductor: desk.hosted.rollback(conductor.now(), 1))
+    assert desk.hosted.coordinator.rounds.version == 3
+    np.testing.assert_array_equal(desk.hosted.coordinator.model, first)
+    assert desk.hand_in(update, open_work).status == LATE
+    desk.crash()
+    coordinator, work = desk.hosted.coordinator, desk.hosted.work
+    *_, (rebuilt, _) = replay(
+        coordinator.journal, 5, work.strategy, work.layout, desk.hosted.models.initial()
+    )
+    np.testing.assert_array_equal(rebuilt, first)
+    with pytest.raises(RunError, match="has no version 9 of its model; it has 0 to 3"):
+        desk.hosted.rollback(0.0, 9)
+
+
+def test_a_coordinator_that_is_about_to_stop_gives_no_work(opened: Opened) -> None:
+    desk = opened()
+    desk.conductor.draining = True
+    answer = desk.answer(0, wait_s=30.0)
+    assert answer == ComeBack(2.0, "the coordinator is about to stop")
+
+
+# ---- runs
+
+
+def test_two_runs_share_the_devices(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, experiment(name="first"), experiment("seed=8", name="second"))
+    desk.work_off(range(3))
+    assert {name: h.coordinator.rounds.round for name, h in desk.conductor.hosted.items()} == {
+        "first": 3, "second": 3,
+    }  # fmt: skip
+    desk.close()
+
+
+def test_a_device_keeps_the_work_that_it_has_in_one_of_two_runs(tmp_path: Path) -> None:
+    settings = "strategy.cohort=3"
+    desk = Desk(
+        tmp_path, experiment(settings, name="first"), experiment(settings, "seed=8", name="second")
+    )
+    work = given(desk, 0)
+    assert given(desk, 0).lease.id == work.lease.id
+    assert given(desk, 0).run == work.run
+    desk.close()
+
+
+def test_a_changed_experiment_is_refused_unless_a_new_run_is_asked_for(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, experiment(name="same"))
+    desk.conductor.database.close()
+    desk.experiments = (experiment("strategy.beta=0.5", name="same"),)
+    with pytest.raises(RunError, match=r"the run same was begun with another experiment.*--new-run"):
+        desk.open()
+    desk.conductor.database.close()
+    desk.open(new_run=True)
+    assert list(desk.conductor.hosted) == ["same-2"]
+    desk.close()
+
+
+def test_the_folder_of_a_run_follows_the_database(opened: Opened) -> None:
+    desk = opened("run.save_every=1")
+    desk.work_off(range(3))
+    folder = desk.conductor._folders[desk.hosted.name].run
+    assert folder.history() == desk.hosted.history()
+    assert folder.model_rounds() == [1, 2, 3]
+    (folder.path / "history.jsonl").write_bytes(b'{"torn')
+    desk.crash()
+    assert folder.history() == desk.hosted.history()
+    summary = folder.summary()
+    assert summary is not None
+    assert (summary["rounds"], summary["updates"]) == (3, 6)
