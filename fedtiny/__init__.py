@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fedtiny.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from fedtiny.device.learner import Learner as Learner
     from fedtiny.engine.compile import compile as compile
@@ -17,8 +19,6 @@ if TYPE_CHECKING:
     from fedtiny.strategies.base import Strategy as Strategy
     from fedtiny.values import Sgd as Sgd
     from fedtiny.values import UpdatePlan as UpdatePlan
-
-__version__ = "0.1.0"
 
 # Loaded on first use: a device that imports fedtiny must not pay for the simulator.
 _HOMES = {

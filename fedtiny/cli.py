@@ -18,12 +18,12 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
-from fedtiny import __version__
 from fedtiny.cli_compile import compile_model
 from fedtiny.cli_coordinator import app as coordinator_app
 from fedtiny.cli_data import app as data_app
 from fedtiny.cli_fleet import app as fleet_app
 from fedtiny.errors import FedtinyError
+from fedtiny.version import __version__
 
 if TYPE_CHECKING:
     from fedtiny.experiment import Experiment

@@ -127,15 +127,18 @@ def _site(folder: Path, listen: str, files: list[Path]) -> Site:
     from fedtiny.experiment.workload import Workload
     from fedtiny.server.asking import ask, read_address
     from fedtiny.server.doctor import Site
+    from fedtiny.server.replaying import Recorded
     from fedtiny.wire.pb.admin_pb2 import StatusRequest
 
-    works = tuple(Workload.of(Experiment.load(file)) for file in files)
+    runs = tuple(Workload.of(Experiment.load(file)) for file in files)
     try:
         there = ask(folder, "status", StatusRequest())
     except RunError:  # nobody serves there
         host, port = read_address(listen)
-        return Site(folder, (host, port), (host, port + 1), False, works)
-    return Site(folder, read_address(there["listen"]), read_address(there["enrol"]), True, works)
+        return Site(folder, (host, port), (host, port + 1), False, runs)
+    served = (Recorded.open(folder, run["name"]).work for run in there["runs"])
+    addresses = read_address(there["listen"]), read_address(there["enrol"])
+    return Site(folder, *addresses, True, runs or tuple(served))
 
 
 def _print_json(document: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ import numpy as np
 
 from fedtiny.errors import UpdateError
 from fedtiny.tensors import FLOAT_BYTES, raw
-from fedtiny.values import Ranges, Update, coordinates, length
+from fedtiny.values import Ranges, Update, length
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -209,11 +209,13 @@ def delta_of(update: Update, base: Float32 | None, size: int) -> Float64:
         raise UpdateError(
             f"the update has {update.nbytes:,} bytes of values, its ranges need {expected:,}"
         )
-    trained = coordinates(update.ranges)
     delta = np.zeros(size)
-    delta[trained] = np.frombuffer(raw(update.values), np.float32)
-    if base is not None:
-        delta[trained] -= base[trained]
+    values, at = np.frombuffer(raw(update.values), np.float32), 0
+    for start, stop in update.ranges:
+        delta[start:stop] = values[at : at + stop - start]
+        at += stop - start
+        if base is not None:
+            delta[start:stop] -= base[start:stop]
     return delta
 
 

@@ -34,6 +34,8 @@ from fedtiny.wire.joining import JoinString, join_address
 from fedtiny.wire.pb import fleet_pb2 as pb
 
 if TYPE_CHECKING:
+    import ssl
+
     import grpc
     from cryptography.hazmat.primitives.asymmetric.ec import EllipticCurvePrivateKey
 
@@ -264,9 +266,7 @@ def _tls_refusal(identity: Identity, folder: Path) -> IdentityError | None:
     """Why the two ends do not trust each other, if that is it: gRPC says only "Socket closed"."""
     import ssl
 
-    context = ssl.create_default_context(cafile=str(folder / _AUTHORITY))
-    context.load_cert_chain(folder / _CERTIFICATE, folder / _KEY)
-    context.set_alpn_protocols(["h2"])
+    context = _tls_context(folder)
     try:
         with (
             socket.create_connection((identity.host, identity.port), DEADLINE_S) as connection,
@@ -289,6 +289,20 @@ def _tls_refusal(identity: Identity, folder: Path) -> IdentityError | None:
         f"{identity.address} does not take this device's certificate: it has probably expired "
         f"while the device was away; {_JOIN_AGAIN}",
     )
+
+
+def _tls_context(folder: Path) -> ssl.SSLContext:
+    import ssl
+
+    try:
+        context = ssl.create_default_context(cafile=str(folder / _AUTHORITY))
+        context.load_cert_chain(folder / _CERTIFICATE, folder / _KEY)
+    except ssl.SSLError:
+        raise RunError(
+            f"{folder / _CERTIFICATE} or {_AUTHORITY} is damaged; {_JOIN_AGAIN}"
+        ) from None
+    context.set_alpn_protocols(["h2"])
+    return context
 
 
 def renew_in_child(folder: Path) -> Identity:

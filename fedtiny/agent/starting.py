@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import asdict
-from importlib import metadata
 from typing import Any
 
 from fedtiny.agent.agent import Agent, VisitReport
@@ -16,6 +15,7 @@ from fedtiny.agent.limits import Limits, Traffic
 from fedtiny.agent.sources import MOST_BYTES, open_source
 from fedtiny.agent.store import Store
 from fedtiny.errors import IdentityError, RunError
+from fedtiny.version import __version__
 
 
 def open_agent(store: Store, data: str, report: Callable[[VisitReport | str], None]) -> Agent:
@@ -24,7 +24,7 @@ def open_agent(store: Store, data: str, report: Callable[[VisitReport | str], No
     most_bytes = min(MOST_BYTES, limits.ram_bytes or MOST_BYTES)
     source = open_source(data, identity.index, most_bytes)
     link = GrpcLink(Peer.of(store.folder), Blobs(store), _traffic(store, identity))
-    link.agent = f"fedtiny {metadata.version('fedtiny')}"
+    link.agent = f"fedtiny {__version__}"
     upkeep = Renewal(store, identity, link)
     return Agent(link, store, source, limits, report=report, upkeep=upkeep)
 

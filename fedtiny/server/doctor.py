@@ -20,10 +20,10 @@ from statistics import median
 from tempfile import TemporaryFile
 from typing import TYPE_CHECKING
 
-from fedtiny import __version__
 from fedtiny.engine import native
 from fedtiny.registry.match import misfits
 from fedtiny.server.storage import read_only
+from fedtiny.version import __version__
 
 if TYPE_CHECKING:
     from sqlite3 import Connection

@@ -10,13 +10,14 @@ import json
 import math
 import os
 import time
+from collections.abc import Container
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedtiny import __version__
 from fedtiny.errors import ExperimentError, did_you_mean
 from fedtiny.rounds.machine import FOLDING
+from fedtiny.version import __version__
 
 if TYPE_CHECKING:
     from fedtiny.server.conductor import Conductor
@@ -59,7 +60,7 @@ def status(conductor: Conductor, place: Place) -> Document:
         "devices": {
             "joined": len(rows),
             "revoked": sum(device.revoked_s is not None for device in rows),
-            "connected": len(busy.keys() | conductor.parked.keys()),
+            "connected": len(busy.keys() | _waiting(conductor)),
             "working": len(busy),
         },
         "runs": [_run(hosted, conductor.now()) for hosted in conductor.hosted.values()],
@@ -141,6 +142,12 @@ def _recent_rows(hosted: Hosted) -> list[Document]:
     return [json.loads(row) for (row,) in rows]
 
 
+def _waiting(conductor: Conductor) -> set[int]:
+    """Devices that hold a call open for work."""
+    parked = conductor.parked.items()
+    return {device for device, wait in parked if not wait.check_in.reply.cancelled()}
+
+
 def working(conductor: Conductor) -> dict[int, str]:
     """Devices with a live lease, and the run in which they have it."""
     return {
@@ -156,17 +163,22 @@ def working(conductor: Conductor) -> dict[int, str]:
 
 def devices(conductor: Conductor) -> Document:
     """Every device that ever joined."""
-    busy = working(conductor)
-    return {"devices": [_device(conductor, d, busy) for d in conductor.devices.rows()]}
+    busy, waiting = working(conductor), _waiting(conductor)
+    return {
+        "devices": [
+            _device(conductor, device, _state(device, busy, waiting), busy.get(device.index))
+            for device in conductor.devices.rows()
+        ]
+    }
 
 
-def _device(conductor: Conductor, device: Device, busy: dict[int, str]) -> Document:
+def _device(conductor: Conductor, device: Device, state: str, run: str | None) -> Document:
     card = device.card
     return {
         "index": device.index,
         "name": device.name,
-        "state": _state(conductor, device, busy),
-        "run": busy.get(device.index),
+        "state": state,
+        "run": run,
         "profile": card.profile,
         "ram_bytes": card.ram_bytes,
         "flash_bytes": card.flash_bytes,
@@ -183,12 +195,12 @@ def _device(conductor: Conductor, device: Device, busy: dict[int, str]) -> Docum
     }
 
 
-def _state(conductor: Conductor, device: Device, busy: dict[int, str]) -> str:
+def _state(device: Device, busy: Container[int], waiting: Container[int]) -> str:
     if device.revoked_s is not None:
         return "revoked"
     if device.index in busy:
         return "working"
-    return "waiting" if device.index in conductor.parked else "away"
+    return "waiting" if device.index in waiting else "away"
 
 
 def tokens(conductor: Conductor) -> Document:

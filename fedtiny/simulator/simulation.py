@@ -129,12 +129,15 @@ class Simulation:
     def _go_on(self) -> None:
         stands = self.standing
         past = machine.Past([np.empty(0, np.int64)] * stands.round)
-        self.rounds = machine.State(self.rules, "between", stands.round, stands.version, past=past)
+        self.rounds = machine.State(
+            self.rules, "between", stands.round, stands.version, past=past, drop_out=stands.drop_out
+        )
         self._tell(Tick(stands.now))
 
     def checkpoint(self) -> Checkpoint:
         """All that is needed to go on after the last committed round."""
         self.standing.states = self.sessions.states().copy()
+        self.standing.drop_out = self.rounds.drop_out
         return self.standing.checkpoint()
 
     def close(self) -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import astuple, dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedtiny.rounds.drop_out import DropOut
 from fedtiny.rounds.ledger import Ledger
 from fedtiny.runs import Checkpoint
 from fedtiny.simulator.flights import Flights
@@ -32,6 +33,7 @@ class Standing:
     now: float = 0.0
     flights: Flights = field(default_factory=Flights.none)
     ledger: Ledger = field(default_factory=Ledger)
+    drop_out: DropOut = field(default_factory=DropOut)
 
     @classmethod
     def at_start(cls, work: Workload) -> Standing:
@@ -62,6 +64,7 @@ class Standing:
             now=float(values["now"]),
             flights=Flights(*(arrays[f"flights.{f.name}"] for f in fields(Flights))),
             ledger=Ledger.from_json(values["ledger"]),
+            drop_out=DropOut(*values["drop_out"]),
         )
 
     def checkpoint(self) -> Checkpoint:
@@ -76,5 +79,6 @@ class Standing:
             "version": self.version,
             "state": {k: v for k, v in self.state.items() if not isinstance(v, np.ndarray)},
             "ledger": self.ledger.to_json(),
+            "drop_out": astuple(self.drop_out),
         }
         return Checkpoint(self.round, arrays, values)

@@ -183,11 +183,13 @@ def _dies_at(count: int) -> Callable[..., None]:
     return write_whole
 
 
-@pytest.mark.parametrize("name", ["coordinator.json", "key.pem"])
+@pytest.mark.parametrize(
+    "name", ["coordinator.json", "key.pem", "certificate.pem", "authority.pem"]
+)
 def test_a_damaged_file_is_told_with_the_remedy(port: FleetPort, folder: Path, name: str) -> None:
     identity.enrol(port.join_string(), "pi", CARD, folder)
     (folder / name).write_bytes(b"{")
-    with pytest.raises(RunError, match=rf"{name} is damaged.*join --again"):
+    with pytest.raises(RunError, match=rf"{name}.* is damaged.*join --again"):
         identity.renew(folder)
 
 

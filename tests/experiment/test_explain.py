@@ -4,6 +4,7 @@ from fedtiny.experiment import Experiment
 from fedtiny.experiment.explain import explain
 from fedtiny.experiment.workload import Workload
 from fedtiny.registry.profiles import board
+from fedtiny.wire.visit import visit_bytes
 
 EXPERIMENT = Experiment.of(
     {
@@ -19,6 +20,8 @@ EXPERIMENT = Experiment.of(
         "run": {"rounds": 100},
     }
 )
+# 1,153 floats each way
+VISIT = visit_bytes(Workload.of(EXPERIMENT).instruction, 1153, ((0, 1153),), ("loss_sum", "steps"))
 ROWS = {row.profile: row for row in explain(Workload.of(EXPERIMENT))}
 
 
@@ -32,20 +35,22 @@ def test_a_profile_that_fits_is_told_its_bytes_seconds_and_joules() -> None:
     assert row.fits
     assert (row.ram_given_bytes, row.flash_given_bytes) == (64 * 1024, 8 * 1024**2)
     compute_s = 32 * row.report["macs_per_step"] / esp32.macs_per_s
-    # 1,153 floats each way
-    link_s = 2 * esp32.latency_s + 8 * 4612 / esp32.downlink_bps + 8 * 4612 / esp32.uplink_bps
+    down_s, up_s = 8 * VISIT.down / esp32.downlink_bps, 8 * VISIT.up / esp32.uplink_bps
+    link_s = 2 * esp32.latency_s + down_s + up_s
     assert row.seconds == pytest.approx(32 + compute_s + link_s)
     assert row.joules == pytest.approx(
         32 * esp32.idle_w + compute_s * esp32.active_w + link_s * esp32.radio_w
     )
-    assert row.visit_bytes == 2 * 4612
+    assert row.visit_bytes == VISIT.down + VISIT.up
 
 
 def test_those_that_fit_share_the_visits_of_the_run() -> None:
     # 100 rounds of 10 visits, a third of them by each of the three profiles that fit
     assert [row.fits for row in ROWS.values()] == [False, True, True, True]
-    assert ROWS["pi-4"].run_bytes == pytest.approx(1000 / 3 * 2 * 4612)
-    assert sum(row.run_bytes for row in ROWS.values()) == pytest.approx(1000 * 2 * 4612)
+    assert ROWS["pi-4"].run_bytes == pytest.approx(1000 / 3 * ROWS["pi-4"].visit_bytes)
+    assert sum(row.run_bytes for row in ROWS.values()) == pytest.approx(
+        1000 * ROWS["pi-4"].visit_bytes
+    )
 
 
 def test_a_budget_that_is_too_small_is_told_with_the_numbers() -> None:

@@ -14,7 +14,7 @@ from tests.harness.swarm import Swarm
 
 DEVICES = 6
 _ENDLESS = 1_000_000
-_LONGEST_LIFE_S = 1.5
+_LONGEST_LIFE_S = 1.2
 _A_KILL_S = 6.0
 
 

@@ -53,7 +53,7 @@ over_selection = {over_selection}
 
 
 def experiment(
-    folder: Path, devices: int, *, cohort: int = 0, rounds: int = 4, deadline: float = 600.0,
+    folder: Path, devices: int, *, cohort: int = 0, rounds: int = 4, deadline: float = 36000.0,
     minimum: int = 0, over_selection: str = "1.0", seeded: bool = True, strategy: str = "fedavg",
 ) -> Path:  # fmt: skip
     """An experiment file; by default every round needs every device, and waits for it."""
@@ -85,7 +85,7 @@ class Story:
     crash: str = ""
     trouble: Trouble | None = None
     proxy: FaultProxy | None = None
-    pace: float = 10.0
+    pace: float = 50.0
     within_s: float = 45.0
     conduct: Callable[[Visitor], Conduct] = Conduct
 

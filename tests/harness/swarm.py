@@ -278,8 +278,8 @@ class Device:
 
     async def _fetch_work(self) -> None:
         if self.image != self.work.program.digest:
+            self.program = self.blobs.program(await self._fetch(self.work.program.digest, b""))
             self.image = self.work.program.digest
-            self.program = self.blobs.program(await self._fetch(self.image, b""))
         self.model = await self._fetch(self.work.model.digest, self.have)
         self.have = self.work.model.digest
         wanted = codec.digests_of(self.work.instruction)

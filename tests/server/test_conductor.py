@@ -279,10 +279,11 @@ def test_a_rollback_publishes_the_older_model_as_the_newest(opened: Opened) -> N
     np.testing.assert_array_equal(desk.hosted.coordinator.model, first)
     assert desk.hand_in(update, open_work).status == LATE
     desk.crash()
-    coordinator, work = desk.hosted.coordinator, desk.hosted.work
+    hosted = desk.hosted
     *_, (rebuilt, _) = replay(
-        coordinator.journal, 5, work.strategy, work.layout, desk.hosted.models.initial()
-    )
+        hosted.coordinator.journal, 5, hosted.work.strategy, hosted.work.layout,
+        hosted.models.initial(),
+    )  # fmt: skip
     np.testing.assert_array_equal(rebuilt, first)
     with pytest.raises(RunError, match="has no version 9 of its model; it has 0 to 3"):
         desk.hosted.rollback(0.0, 9)
@@ -322,7 +323,7 @@ def test_a_changed_experiment_is_refused_unless_a_new_run_is_asked_for(tmp_path:
     desk = Desk(tmp_path, experiment(name="same"))
     desk.conductor.database.close()
     desk.experiments = (experiment("strategy.beta=0.5", name="same"),)
-    with pytest.raises(RunError, match=r"the run same was begun with another experiment.*--new-run"):
+    with pytest.raises(RunError, match=r"same was begun with another experiment.*--new-run"):
         desk.open()
     desk.conductor.database.close()
     desk.open(new_run=True)

@@ -32,7 +32,8 @@ def test_what_fits_in_one_message_is_whole_at_once() -> None:
 def test_chunks_that_are_lost_and_repeated_make_the_payload(
     length: int, width: int, data: st.DataObject
 ) -> None:
-    uploads, payload, at = Uploads(), payload_of(length), 0
+    uploads, payload = Uploads(), payload_of(length)
+    at: bytes | int = 0
     width = max(width, length // 50 + 1)
     while isinstance(at, int):
         offset = data.draw(st.sampled_from([at, at, max(0, at - width), min(at + width, length)]))

@@ -11,9 +11,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedtiny.device.session import Event, State
+from fedtiny.rounds.ledger import KINDS, OTHERS, Figures, Ledger
 from fedtiny.simulator.contact import Contact
 from fedtiny.simulator.flights import Flights
-from fedtiny.rounds.ledger import KINDS, OTHERS, Figures, Ledger
 from fedtiny.simulator.sessions import ColumnSessions, ObjectSessions
 from fedtiny.simulator.traces import Always, Diurnal
 from fedtiny.simulator.visits import ROWS_BYTES, Personal, in_pieces

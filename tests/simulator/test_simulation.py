@@ -223,12 +223,38 @@ def test_a_visit_that_only_measures_takes_the_time_of_its_forward_passes() -> No
     m4 = board("cortex-m4")
     (profile,) = simulation.fleet.profiles
     forward_s = 16 * profile.needed.footprint.macs_per_forward / m4.macs_per_s  # 16 of the query
-    assert row["time_s"] == pytest.approx(m4.latency_s + 8 * 4 * 1153 / m4.downlink_bps + forward_s)
+    # the requests for the model and five measures go up, the model comes down
+    visit = simulation.work.visit_bytes(profile.needed, simulation.work.instruction)
+    assert visit.update < 300 < 4 * 1153 < visit.down
+    link_s = 8 * visit.down / m4.downlink_bps + 8 * visit.up / m4.uplink_bps
+    assert row["time_s"] == pytest.approx(2 * m4.latency_s + link_s + forward_s)
 
 
-def test_bytes_are_those_of_the_vectors() -> None:
+def test_bytes_are_those_of_the_messages() -> None:
+    simulation = Simulation(Experiment.of(SINE), "columns", lambda row: None)
+    visit = simulation.work.visit_bytes(
+        simulation.fleet.profiles[0].needed, simulation.work.instruction
+    )
     summary = run(SINE).summary
-    assert summary["bytes_up"] == summary["bytes_down"] == 5 * 20 * 1153 * 4
+    assert summary["bytes_down"] == 5 * 20 * visit.down
+    assert summary["bytes_up"] == 5 * 20 * visit.up
+    # a model of 4,612 B, and a few hundred bytes around it
+    assert 4612 < visit.up < visit.down < 5200
+
+
+def test_a_lost_device_has_asked_for_the_model_and_sends_nothing_back() -> None:
+    settings = ["fleet.drop_out=0.5", "run.minimum=1", "run.deadline='100s'", "run.rounds=20"]
+    simulation = Simulation(Experiment.of(SINE).override(*settings), "columns", lambda row: None)
+    visit = simulation.work.visit_bytes(
+        simulation.fleet.profiles[0].needed, simulation.work.instruction
+    )
+    result = run(SINE, *settings)
+    summary = result.summary
+    leases = sum(row["leases"] for row in result.history if row["kind"] == "round")
+    sent = summary["updates"]
+    assert leases - sent > 50
+    assert summary["bytes_down"] == leases * visit.work + sent * visit.receipt
+    assert summary["bytes_up"] == leases * visit.requests + sent * visit.update
 
 
 # ---- rounds ----------------------------------------------------------------------------------

@@ -181,7 +181,7 @@ def test_an_update_says_what_it_is_of(field: str) -> None:
     ],
 )
 def test_an_update_at_odds_with_itself_is_refused(change: dict[str, Any], reason: str) -> None:
-    fields = {
+    fields: dict[str, Any] = {
         "run": RUN, "base": DIGEST, "lease": TRAINED.lease, "device": 9, "version": 2, "samples": 32
     } | change  # fmt: skip
     payload = codec.write_vector(TRAINED.values, 3)

@@ -32,14 +32,14 @@ class Fleet:
         return pb.RenewReply()
 
 
-class AsyncFleet(Fleet):
+class AsyncFleet:
     """The same on a server of grpc.aio."""
 
-    async def check_in(self, request: Any, context: Any) -> Any:
-        return super().check_in(request, context)
+    def __getattr__(self, name: str) -> Any:
+        async def method(request: Any, context: Any) -> Any:
+            return getattr(Fleet(), name)(request, context)
 
-    async def fetch(self, request: Any, context: Any) -> Any:
-        return super().fetch(request, context)
+        return method
 
 
 @pytest.fixture

@@ -1,0 +1,174 @@
+"""The device's command as its owner meets it: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedtiny.agent.cli import main
+from fedtiny.agent.store import Store
+from fedtiny.errors import FedtinyError
+from tests.agent.small_fleet import PROGRAM, SmallFleet, joined, served
+
+ROOT = Path(__file__).resolve().parents[2]
+TASK = "tests.agent.streaming:Task"
+
+
+def started(*arguments: object) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "fedtiny.agent", *map(str, arguments)]
+    return subprocess.Popen(
+        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, cwd=ROOT,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+
+
+def ended(process: subprocess.Popen[str], input: str = "") -> tuple[int, str, str]:
+    out, err = process.communicate(input, timeout=20)
+    return process.returncode, out, err
+
+
+def test_a_device_runs_and_tells_its_visits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served(fleet := SmallFleet(rounds=3)) as port:
+        joined(tmp_path, fleet, port)
+        assert main(["run", "--dir", str(tmp_path), "--data", TASK]) == 0
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition(" · ")[0] for line in lines[:3]] == ["round 0", "round 1", "round 2"]
+    assert "trained 32 samples in" in lines[0]
+    assert lines[3] == "the run is over"
+
+
+def test_progress_as_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with served(fleet := SmallFleet(rounds=3)) as port:
+        joined(tmp_path, fleet, port)
+        arguments = ["run", "--dir", str(tmp_path), "--data", TASK, "--once", "2", "--json"]
+        assert main(arguments) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [(row["round"], row["status"]) for row in rows] == [(0, "accepted"), (1, "accepted")]
+    main(["status", "--dir", str(tmp_path), "--json"])
+    status = json.loads(capsys.readouterr().out)
+    assert status["last"] == rows[-1]
+    assert status["trained"] == {"round": 1, "program": PROGRAM.digest}
+    assert status["process"] == 0
+    assert set(status) == {
+        "device", "address", "folder", "process", "limits", "today", "last", "held", "trained",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
+def test_a_signal_ends_a_waiting_agent_and_loses_nothing(
+    tmp_path: Path, sent: signal.Signals, code: int
+) -> None:
+    fleet = SmallFleet(rounds=1, devices=2)
+    fleet.coordinator.check_in(0.0, 1)  # the only lease is another device's
+    with served(fleet) as port:
+        joined(tmp_path, fleet, port)
+        agent = started("run", "--dir", tmp_path, "--data", TASK)
+        while fleet.count(object) < 3:
+            time.sleep(0.02)
+        assert Store(tmp_path).running == agent.pid
+        second = ended(started("run", "--dir", tmp_path, "--data", TASK))
+        agent.send_signal(sent)
+        assert ended(agent)[0] == code
+    assert second[0] == 9
+    assert f"an agent (process {agent.pid}) already runs" in second[2]
+    assert not (tmp_path / "agent.sock").exists()
+
+
+def test_predictions_come_from_the_folder_and_from_a_running_agent(tmp_path: Path) -> None:
+    fleet = SmallFleet(rounds=1, devices=1)
+    with served(fleet) as port:
+        joined(tmp_path, fleet, port)
+        assert ended(started("run", "--dir", tmp_path, "--data", TASK))[0] == 0
+    np.savez(tmp_path / "x.npz", x=np.array([[0.5], [1.5]], np.float32))
+    code, out, _ = ended(started("predict", "--dir", tmp_path, tmp_path / "x.npz"))
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert (code, len(rows), len(rows[0]["outputs"])) == (0, 2, 1)
+    _, out, _ = ended(started("predict", "--dir", tmp_path, "-"), "[0.5]\n[1.5]\n")
+    assert [json.loads(line) for line in out.splitlines()] == rows
+    busy = SmallFleet(rounds=1, devices=2)
+    busy.coordinator.check_in(0.0, 1)
+    with served(busy) as port:
+        joined(tmp_path, busy, port)
+        agent = started("run", "--dir", tmp_path, "--data", TASK)
+        while not (tmp_path / "agent.sock").exists():
+            time.sleep(0.02)
+        _, out, _ = ended(started("predict", "--dir", tmp_path, "-"), "[0.5]\n[1.5]\n")
+        assert [json.loads(line) for line in out.splitlines()] == rows
+        code, _, err = ended(started("predict", "--dir", tmp_path, "-"), "[0.5, 1, 2, 3]\n")
+        assert (code, "one line is one sample; got 4" in err) == (6, True)
+        agent.send_signal(signal.SIGTERM)
+        ended(agent)
+
+
+def test_limits_are_set_shown_and_lifted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def limits(*given: str) -> Any:
+        assert main(["limits", "--dir", str(tmp_path), *given]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    lifted = {"ram_bytes": None, "cpu_percent": 100.0, "battery_percent": 0.0, "bytes_a_day": None}
+    assert limits() == lifted
+    given = limits("--ram", "64MiB", "--cpu", "50%", "--battery", "30%", "--bytes", "20MB")
+    assert given == {
+        "ram_bytes": 64 << 20, "cpu_percent": 50.0, "battery_percent": 30.0,
+        "bytes_a_day": 20_000_000,
+    }  # fmt: skip
+    assert limits("--cpu", "25") == given | {"cpu_percent": 25.0}
+    assert limits("--ram=none", "--cpu=none", "--battery=none", "--bytes=none") == lifted
+
+
+def test_leaving_deletes_everything_after_a_yes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "agent"
+    Store(folder).write_document("limits", {})
+    code, _, err = ended(started("leave", "--dir", folder), "no\n")
+    assert (code, folder.exists()) == (3, True)
+    assert "nothing was deleted" in err
+    assert main(["leave", "--dir", str(folder), "--yes"]) == 0
+    assert not folder.exists()
+    assert "is gone" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "told"),
+    [
+        (["run", "--data", "x"], 9, "has not joined a fleet"),
+        (["run"], 3, "no samples are named: add --data SOURCE, or set FEDTINY_AGENT_DATA"),
+        (["join", "http://nowhere"], 3, "is no join string"),
+        (["status"], 9, "fedtiny-agent join STRING"),
+        (["limits", "--cpu", "0"], 3, "must be above 0 %"),
+        (["predict", "-"], 9, "no trained model yet"),
+    ],
+)
+def test_an_error_names_its_remedy_and_has_its_exit_code(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    arguments: list[str], code: int, told: str,
+) -> None:  # fmt: skip
+    monkeypatch.delenv("FEDTINY_AGENT_DATA", raising=False)
+    monkeypatch.setattr("sys.stdin", iter(["[1]"]))
+    assert main([*arguments, "--dir", str(tmp_path)]) == code
+    assert told in capsys.readouterr().err
+
+
+def test_the_help_lists_every_exit_code_of_a_device(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    told = capsys.readouterr().out
+    for kind in FedtinyError.__subclasses__():
+        if kind.__name__ not in ("CompileError", "UpdateError", "StrategyError"):
+            assert f" {kind.exit_code} " in told, kind
+    with pytest.raises(SystemExit, match="2"):
+        main(["fly"])
