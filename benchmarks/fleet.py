@@ -33,7 +33,7 @@ from fedtiny.wire.pb import fleet_pb2 as pb
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from tests.harness.coordinator_process import CoordinatorProcess
+from tests.harness.coordinator_process import CoordinatorProcess, fresh
 from tests.harness.history_check import Log
 from tests.harness.members import Member, enlist, register_absent
 from tests.harness.swarm import CannedVisits, Conduct, Figures, Swarm
@@ -116,7 +116,7 @@ def coordinator(
         )
         members = enlist(folder / "fleet", devices + held_out)
         register_absent(folder / "fleet", absent)
-        with CoordinatorProcess(path, folder / "fleet") as process:
+        with CoordinatorProcess(path, folder / "fleet", launch=fresh) as process:
             yield process, members
 
 

@@ -13,7 +13,7 @@ from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
 from fedtiny.agent.store import FOLDER_VARIABLE, Store, locate
-from fedtiny.errors import ExperimentError, FedtinyError
+from fedtiny.errors import DataError, ExperimentError, FedtinyError
 
 DATA_VARIABLE = "FEDTINY_AGENT_DATA"
 INTERRUPTED = 130
@@ -199,7 +199,7 @@ def _predict(options: Any) -> None:
     if options.file == "-" and (store.folder / SOCKET).exists() and store.running:
         for answer in ask(store.folder, ({"x": sample} for sample in samples)):
             if "error" in answer:
-                raise ExperimentError(answer["error"])
+                raise DataError(answer["error"])
             _print(answer)
         return
     predictor = Predictor(store)

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -47,6 +47,9 @@ _SOON_S, _LONG_S, _AFTER_FAILURE_S = 2.0, 600.0, 0.2
 MOST_PARKED = 20_000
 """Devices that may wait for work at a time; each holds a call open."""
 _SAVE_SEEN_S = 30.0
+
+
+_REVOKED = "the device was revoked"
 
 
 class Unavailable(Exception):
@@ -130,6 +133,13 @@ class Conductor:
         self.inbox.put(Call(function, reply))
         return await reply
 
+    def revoke(self, name: str) -> int:
+        """Shut a device out; its index. It contributes nothing from now on."""
+        index = self.devices.revoke(name, time.time())
+        if parked := self.parked.pop(index, None):
+            self._reply(parked.check_in, Dismissed(_REVOKED))
+        return index
+
     def stop(self) -> None:
         """End `conduct` after the cycle that is under way."""
         self._stopped.set()
@@ -174,6 +184,7 @@ class Conductor:
         if now - self._seen_saved_at > _SAVE_SEEN_S:
             self._seen_saved_at = now
             self.devices.save_seen()
+            self.devices.forget_expired(time.time())
         if self.database.connection.in_transaction:
             write_fact(self.database, "clock_s", now)
             self.database.commit()
@@ -219,6 +230,8 @@ class Conductor:
         """Receipts for updates; whoever hands one in asks for more work at the same time."""
         by_run: dict[bytes, list[Offer]] = {}
         for offer in offers:
+            if self.devices.is_revoked(offer.device):  # since the call was let in
+                offer.offered = replace(offer.offered, flaw=_REVOKED)
             by_run.setdefault(offer.run, []).append(offer)
         for run, mine in by_run.items():
             hosted = self.by_id.get(run)
@@ -250,7 +263,7 @@ class Conductor:
         several = len(self.hosted) > 1
         for device in waiting:
             held = self._holder.get(device) if several else None
-            if held in (None, hosted.name):
+            if held in (None, hosted.name) and not self.devices.is_revoked(device):
                 yield device
         if self._occasions.get(hosted.name) != hosted.occasion:
             self._occasions[hosted.name] = hosted.occasion
@@ -273,6 +286,8 @@ class Conductor:
 
     def _refusal(self, device: int) -> Answer | None:
         """Why waiting would not help, if so."""
+        if self.devices.is_revoked(device):
+            return Dismissed(_REVOKED)
         if all(hosted.done for hosted in self.hosted.values()):
             return Dismissed("every run is over")
         if self.draining:

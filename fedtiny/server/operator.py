@@ -73,7 +73,7 @@ def revoke_token(conductor: Conductor, name: str) -> Document:
 
 def revoke(conductor: Conductor, name: str) -> Document:
     """Shut a device out, from its next call on."""
-    index = conductor.devices.revoke(name, time.time())
+    index = conductor.revoke(name)
     return {"index": index, "name": conductor.devices[index].name}
 
 

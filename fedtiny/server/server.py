@@ -184,6 +184,7 @@ class Coordinating:
         await asyncio.to_thread(self._thread.join)
         if self._scrape is not None:
             self._scrape.shutdown()
+            self._scrape.server_close()
         (self.options.folder / SOCKET).unlink(missing_ok=True)
 
     def _working(self) -> int:

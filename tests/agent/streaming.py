@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
@@ -40,3 +42,18 @@ def shapeless() -> list[Any]:
 
 class Task(SineTask):
     """A task without arguments."""
+
+
+SMALL = SineTask(support=8, query=4)
+
+
+class FreezingTask(SineTask):
+    """Stops the coordinator once, while the device trains: what is sent then gets no answer."""
+
+    def samples(self, run: int, round: int, device: int, part: str) -> Any:
+        coordinator = os.environ.pop("FREEZE", "")
+        if round == 1 and coordinator:
+            os.kill(int(coordinator), signal.SIGSTOP)
+        elif coordinator:
+            os.environ["FREEZE"] = coordinator
+        return SMALL.samples(run, round, device, part)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +24,27 @@ ROOT = Path(__file__).resolve().parents[2]
 TASK = "tests.agent.streaming:Task"
 
 
-def started(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "fedtiny.agent", *map(str, arguments)]
-    return subprocess.Popen(
-        command, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, cwd=ROOT,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts agents as processes; none of them outlives the test."""
+    all_started: list[subprocess.Popen[str]] = []
+
+    def started(*arguments: object) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "fedtiny.agent", *map(str, arguments)]
+        process = subprocess.Popen(
+            command, env=os.environ | {"PYTHONPATH": str(ROOT)}, text=True, cwd=ROOT,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        all_started.append(process)
+        return process
+
+    yield started
+    for process in all_started:
+        process.kill()
+        process.communicate()
 
 
 def ended(process: subprocess.Popen[str], input: str = "") -> tuple[int, str, str]:
@@ -67,17 +83,17 @@ def test_progress_as_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[st
 
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 0)])
 def test_a_signal_ends_a_waiting_agent_and_loses_nothing(
-    tmp_path: Path, sent: signal.Signals, code: int
+    tmp_path: Path, start: Start, sent: signal.Signals, code: int
 ) -> None:
     fleet = SmallFleet(rounds=1, devices=2)
     fleet.coordinator.check_in(0.0, 1)  # the only lease is another device's
     with served(fleet) as port:
         joined(tmp_path, fleet, port)
-        agent = started("run", "--dir", tmp_path, "--data", TASK)
+        agent = start("run", "--dir", tmp_path, "--data", TASK)
         while fleet.count(object) < 3:
             time.sleep(0.02)
         assert Store(tmp_path).running == agent.pid
-        second = ended(started("run", "--dir", tmp_path, "--data", TASK))
+        second = ended(start("run", "--dir", tmp_path, "--data", TASK))
         agent.send_signal(sent)
         assert ended(agent)[0] == code
     assert second[0] == 9
@@ -85,27 +101,29 @@ def test_a_signal_ends_a_waiting_agent_and_loses_nothing(
     assert not (tmp_path / "agent.sock").exists()
 
 
-def test_predictions_come_from_the_folder_and_from_a_running_agent(tmp_path: Path) -> None:
+def test_predictions_come_from_the_folder_and_from_a_running_agent(
+    tmp_path: Path, start: Start
+) -> None:
     fleet = SmallFleet(rounds=1, devices=1)
     with served(fleet) as port:
         joined(tmp_path, fleet, port)
-        assert ended(started("run", "--dir", tmp_path, "--data", TASK))[0] == 0
+        assert ended(start("run", "--dir", tmp_path, "--data", TASK))[0] == 0
     np.savez(tmp_path / "x.npz", x=np.array([[0.5], [1.5]], np.float32))
-    code, out, _ = ended(started("predict", "--dir", tmp_path, tmp_path / "x.npz"))
+    code, out, _ = ended(start("predict", "--dir", tmp_path, tmp_path / "x.npz"))
     rows = [json.loads(line) for line in out.splitlines()]
     assert (code, len(rows), len(rows[0]["outputs"])) == (0, 2, 1)
-    _, out, _ = ended(started("predict", "--dir", tmp_path, "-"), "[0.5]\n[1.5]\n")
+    _, out, _ = ended(start("predict", "--dir", tmp_path, "-"), "[0.5]\n[1.5]\n")
     assert [json.loads(line) for line in out.splitlines()] == rows
     busy = SmallFleet(rounds=1, devices=2)
     busy.coordinator.check_in(0.0, 1)
     with served(busy) as port:
         joined(tmp_path, busy, port)
-        agent = started("run", "--dir", tmp_path, "--data", TASK)
+        agent = start("run", "--dir", tmp_path, "--data", TASK)
         while not (tmp_path / "agent.sock").exists():
             time.sleep(0.02)
-        _, out, _ = ended(started("predict", "--dir", tmp_path, "-"), "[0.5]\n[1.5]\n")
+        _, out, _ = ended(start("predict", "--dir", tmp_path, "-"), "[0.5]\n[1.5]\n")
         assert [json.loads(line) for line in out.splitlines()] == rows
-        code, _, err = ended(started("predict", "--dir", tmp_path, "-"), "[0.5, 1, 2, 3]\n")
+        code, _, err = ended(start("predict", "--dir", tmp_path, "-"), "[0.5, 1, 2, 3]\n")
         assert (code, "one line is one sample; got 4" in err) == (6, True)
         agent.send_signal(signal.SIGTERM)
         ended(agent)
@@ -130,11 +148,11 @@ def test_limits_are_set_shown_and_lifted(
 
 
 def test_leaving_deletes_everything_after_a_yes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, start: Start, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "agent"
     Store(folder).write_document("limits", {})
-    code, _, err = ended(started("leave", "--dir", folder), "no\n")
+    code, _, err = ended(start("leave", "--dir", folder), "no\n")
     assert (code, folder.exists()) == (3, True)
     assert "nothing was deleted" in err
     assert main(["leave", "--dir", str(folder), "--yes"]) == 0

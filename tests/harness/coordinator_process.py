@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,24 @@ import grpc
 
 from fedtiny.wire import services
 from fedtiny.wire.pb import admin_pb2 as pb
+from tests.harness.zygote import Forked, fork
 
 _START_S = 20.0
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+
+
+Launch = Callable[[Sequence[str], Path, str], "subprocess.Popen[bytes] | Forked"]
+"""Runs `fedtiny` with arguments, a log, and a crash point that is armed."""
+
+
+def fresh(arguments: Sequence[str], log: Path, crash: str) -> subprocess.Popen[bytes]:
+    """As a user does, for what a start costs."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [Path(sys.executable).with_name("fedtiny"), *arguments],
+            stdout=output, stderr=output, env=os.environ | {"FEDTINY_CRASH": crash},
+        )  # fmt: skip
 
 
 class CoordinatorProcess:
@@ -28,11 +43,14 @@ class CoordinatorProcess:
     The first start takes a free port; later ones listen there again, as devices expect.
     """
 
-    def __init__(self, experiment: Path, folder: Path, *options: str) -> None:
+    def __init__(
+        self, experiment: Path, folder: Path, *options: str, launch: Launch = fork
+    ) -> None:
         self.experiment, self.folder, self.options = experiment, folder, options
         self.port = self.enrol_port = 0
         self.deaths: list[int] = []
-        self._process: subprocess.Popen[bytes] | None = None
+        self._launch = launch
+        self._process: subprocess.Popen[bytes] | Forked | None = None
         folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> CoordinatorProcess:
@@ -48,16 +66,12 @@ class CoordinatorProcess:
 
         ``crash`` names a crash point, as FEDTINY_CRASH does.
         """
-        log = (self.folder / "output.log").open("ab")
-        with log:
-            self._process = subprocess.Popen(
-                [
-                    Path(sys.executable).with_name("fedtiny"), "coordinator", self.experiment,
-                    "--dir", self.folder, "--listen", f"127.0.0.1:{self.port}",
-                    "--enrol", f"127.0.0.1:{self.enrol_port}", *self.options,
-                ],
-                stdout=log, stderr=log, env=os.environ | {"FEDTINY_CRASH": crash},
-            )  # fmt: skip
+        arguments = [
+            "coordinator", str(self.experiment), "--dir", str(self.folder),
+            "--listen", f"127.0.0.1:{self.port}", "--enrol", f"127.0.0.1:{self.enrol_port}",
+            *self.options,
+        ]  # fmt: skip
+        self._process = self._launch(arguments, self.folder / "output.log", crash)
         return self._wait()
 
     def _wait(self) -> bool:
@@ -68,7 +82,7 @@ class CoordinatorProcess:
             try:
                 self._learn_ports(self.status())
             except grpc.RpcError:
-                time.sleep(0.01)
+                time.sleep(0.02)
             else:
                 return True
         raise TimeoutError(f"it does not serve after {_START_S:g} s: {self.output()}")

@@ -10,7 +10,7 @@ import pytest
 
 from fedtiny.errors import RunError
 from fedtiny.fold import Total
-from fedtiny.rounds.journal import Published
+from fedtiny.rounds.journal import Published, replay
 from fedtiny.strategies.base import Contribution, Round, State
 from fedtiny.strategies.fedavg import FedAvg
 from fedtiny.strategies.median import Median
@@ -20,6 +20,7 @@ from fedtiny.values import (
     EVALUATE,
     GRADIENT,
     INVALID,
+    LATE,
     SCORE,
     Instruction,
     Phase,
@@ -165,6 +166,103 @@ def test_a_failed_round_leaves_the_model_and_says_so() -> None:
     assert (commit.failed, commit.changed, commit.leases.size) == (True, False, 0)
     assert run.coordinator.model.tobytes() == INITIAL.tobytes()
     assert run.coordinator.rounds.phase == "done"
+
+
+def test_devices_that_ask_together_are_answered_by_name() -> None:
+    run = Run(FedAvg(cohort=2, beta=0.1))
+    assert run.coordinator.demand == 2
+    work, later = run.coordinator.check_ins(1.0, np.array([3, 1, 5]))
+    assert len(work) == 2
+    assert run.coordinator.demand == 0
+    for device, (lease, instruction) in work.items():
+        assert (lease.device, lease.round, lease.version, lease.deadline) == (device, 0, 0, 11.0)
+        assert instruction.kind == "train"
+    assert later == 11.0  # when the leases end
+    (device,) = {1, 3, 5} - work.keys()
+    assert run.coordinator.check_in(1.0, device) == 11.0
+
+
+def test_a_window_that_has_closed_wants_nobody() -> None:
+    run = Run(FedAvg(cohort=2, beta=0.1))
+    run.coordinator.check_in(1.0, 0)
+    assert run.coordinator.demand == 1
+    run.coordinator.tick(10.9)
+    assert run.coordinator.demand == 1
+    assert run.coordinator.check_in(11.0, 0) == 21.0  # the next window has opened: too late for 0
+    assert run.coordinator.demand == 2
+
+
+def test_an_update_with_a_flaw_is_refused_with_it() -> None:
+    run = Run(FedAvg(cohort=2, beta=0.1))
+    bad, good = run.updates()
+    receipts = run.coordinator.submit(1.0, [bad, good], {bad.lease: "its base is another model"})
+    assert {r.lease: (r.status, r.detail) for r in receipts} == {
+        bad.lease: (INVALID, "its base is another model"),
+        good.lease: (ACCEPTED, ""),
+    }
+
+
+def test_the_last_round_that_was_committed_is_told() -> None:
+    run = Run(FedAvg(cohort=2, beta=0.1))
+    assert run.coordinator.published is None
+    run.round()
+    assert run.journal is not None
+    assert list(run.journal.commits()) == [run.coordinator.published]
+    run.restart()
+    assert run.coordinator.published is None
+
+
+def test_abandoning_a_round_uses_nothing_of_it() -> None:
+    run = Run(FedAvg(cohort=2, beta=0.1), rounds=2)
+    update, _ = run.updates()
+    run.coordinator.submit(1.0, [update])
+    run.coordinator.abandon(2.0)
+    commit = run.coordinator.published
+    assert commit is not None
+    assert (commit.round, commit.failed, commit.changed, commit.leases.size) == (0, True, False, 0)
+    assert run.coordinator.model.tobytes() == INITIAL.tobytes()
+    (receipt,) = run.coordinator.submit(3.0, [update])
+    assert receipt.status == LATE
+    run.finish()
+    with pytest.raises(RunError, match="the run is over after 2 rounds; none is open"):
+        run.coordinator.abandon(9.0)
+
+
+def test_a_model_that_is_published_is_the_next_version_and_replay_knows_it() -> None:
+    run = Run(FedAvg(cohort=2, beta=0.1), rounds=4)
+    run.round()
+    older = run.coordinator.model
+    run.round()
+    run.coordinator.publish(9.0, older)
+    assert run.coordinator.rounds.version == 3
+    assert run.coordinator.fetch(3) == older.tobytes()
+    run.restart()
+    assert run.coordinator.fetch(3) == older.tobytes()
+    run.finish()
+    run.coordinator.publish(99.0, INITIAL)  # after the last round, too
+    assert run.journal is not None
+    models = [model for model, _ in replay(run.journal, 4, run.strategy, LAYOUT, INITIAL)]
+    commits = list(run.journal.commits())
+    assert [(c.round, c.version, c.failed) for c in commits] == [
+        (0, 1, False), (1, 2, False), (2, 3, True), (3, 4, False), (4, 5, True),
+    ]  # fmt: skip
+    assert models[3].tobytes() == models[1].tobytes() == older.tobytes()
+    assert models[5].tobytes() == INITIAL.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("model", "why"),
+    [
+        (INITIAL[:5], r"float32 \(5,\) is no model of this run, which has float32 \(6,\)"),
+        (INITIAL.astype(np.float64), "float64"),
+        (np.full(6, np.inf, np.float32), "not finite; publish another version"),
+    ],
+)
+def test_what_is_no_model_is_not_published(model: Float32, why: str) -> None:
+    run = Run(FedAvg(cohort=2, beta=0.1))
+    with pytest.raises(RunError, match=why):
+        run.coordinator.publish(1.0, model)
+    assert run.coordinator.rounds.round == 0
 
 
 def test_only_the_current_model_can_be_fetched() -> None:

@@ -6,8 +6,9 @@ copies, reordering, losses of power, forged, stale and broken updates, and the p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,7 +21,14 @@ from fedtiny.device.session import Event
 from fedtiny.fold import Total
 from fedtiny.rounds.coordinator import Coordinator
 from fedtiny.rounds.events import Grant
-from fedtiny.rounds.journal import Accepted, MemoryJournal, Published, Record, replay
+from fedtiny.rounds.journal import (
+    Accepted,
+    Journal,
+    MemoryJournal,
+    Published,
+    Record,
+    replay,
+)
 from fedtiny.rounds.machine import Rules
 from fedtiny.strategies.base import Round
 from fedtiny.strategies.fedopt import FedAvgM
@@ -43,23 +51,31 @@ fates = st.sampled_from(FATES)
 mostly_delivered = st.sampled_from(("delivered",) * 4 + FATES)
 
 
-class WitnessedJournal(MemoryJournal):
-    """Remembers everything that was ever written, too."""
+class Witness:
+    """A journal that remembers everything that was ever committed, too."""
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.written: list[Record] = []
+    def __init__(self, journal: Journal, written: list[Record]) -> None:
+        self.journal, self.written = journal, written
+        self._appended: list[Record] = []
+        self.pending, self.commits = journal.pending, journal.commits
+        self.outcomes, self.latest = journal.outcomes, journal.latest
 
     def append(self, record: Record) -> None:
-        super().append(record)
-        self.written.append(record)
+        self.journal.append(record)
+        self._appended.append(record)
+
+    def commit(self) -> None:
+        self.journal.commit()
+        self.written += self._appended
+        self._appended = []
 
 
 class Fleet(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
-        self.journal = WitnessedJournal()
+        self.written: list[Record] = []
+        self.memory = MemoryJournal()
         self.boot()
         self.links = [FaultyLink(MemoryLink(self, d, lambda: self.now)) for d in range(N_DEVICES)]
         self.nodes = [Node(RULES.seed, d, link) for d, link in enumerate(self.links)]
@@ -68,14 +84,23 @@ class Fleet(RuleBasedStateMachine):
         self.acknowledged: set[int] = set()
 
     def boot(self) -> None:
+        """The coordinator starts, or starts again with what the journal has."""
+        self.journal = Witness(self.open_journal(), self.written)
         self.coordinator = Coordinator(
             RULES, STRATEGY, LAYOUT, INITIAL, self.journal, N_DEVICES, self.now
         )
+        self.journal.commit()
+
+    def open_journal(self) -> Journal:
+        """What has survived."""
+        return self.memory
 
     # ---- the service that the links see: the coordinator, with a witness
 
     def check_in(self, now: float, device: int) -> tuple[Lease, Instruction] | float:
-        return self.coordinator.check_in(now, device)
+        answer = self.coordinator.check_in(now, device)
+        self.journal.commit()
+        return answer
 
     def fetch(self, version: int) -> bytes:
         return self.coordinator.fetch(version)
@@ -83,6 +108,7 @@ class Fleet(RuleBasedStateMachine):
     def submit(self, now: float, updates: Sequence[Update]) -> list[Receipt]:
         counted = set(self.counted())
         receipts = self.coordinator.submit(now, updates)
+        self.journal.commit()
         failed = {commit.round for commit in self.commits() if commit.failed}
         for receipt in receipts:
             delivered = receipt.status in (ACCEPTED, DUPLICATE)
@@ -95,7 +121,7 @@ class Fleet(RuleBasedStateMachine):
 
     def leases(self) -> dict[int, float]:
         """The deadline of every lease that was ever given."""
-        grants = [record for record in self.journal.written if isinstance(record, Grant)]
+        grants = [record for record in self.written if isinstance(record, Grant)]
         return {
             lease: deadline
             for grant in grants
@@ -151,6 +177,20 @@ class Fleet(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.now += seconds
         self.coordinator.tick(self.now)
+        self.journal.commit()
+
+    @precondition(lambda self: self.coordinator.rounds.phase == "open")
+    @rule(back_to=st.integers(0, 9))
+    def an_operator_interferes(self, back_to: int) -> None:
+        """Gives up the round, or goes back to an earlier model."""
+        version, models = self.coordinator.rounds.version, list(self.replayed())
+        if back_to < len(models):
+            self.coordinator.publish(self.now, models[back_to])
+            assert self.coordinator.fetch(version + 1) == models[back_to].tobytes()
+        else:
+            self.coordinator.abandon(self.now)
+            assert self.coordinator.rounds.version == version
+        self.journal.commit()
 
     # ---- what always holds
 
@@ -178,9 +218,16 @@ class Fleet(RuleBasedStateMachine):
 
     @invariant()
     def lease_ids_are_unique(self) -> None:
-        grants = [r.leases.tolist() for r in self.journal.written if isinstance(r, Grant)]
+        grants = [r.leases.tolist() for r in self.written if isinstance(r, Grant)]
         ids = [lease for leases in grants for lease in leases]
         assert len(set(ids)) == len(ids)
+
+    @invariant()
+    def versions_rise(self) -> None:
+        versions = [0, *(commit.version for commit in self.commits())]
+        changed = [commit.changed for commit in self.commits()]
+        assert [b - a for a, b in pairwise(versions)] == changed
+        assert self.coordinator.rounds.version == versions[-1]
 
     @invariant()
     def contents_live_only_until_their_round_commits(self) -> None:
@@ -197,18 +244,25 @@ class Fleet(RuleBasedStateMachine):
                 self.a_device_acts(device, "delivered", "delivered")
             self.now += 1.0
             self.coordinator.tick(self.now)
+            self.journal.commit()
         self.check_models()
+
+    def replayed(self) -> Iterator[Float32]:
+        """Every model, before the first round and after each."""
+        for model, _ in replay(self.journal, RULES.rounds, STRATEGY, LAYOUT, INITIAL):
+            yield model
 
     def check_models(self) -> None:
         assert [commit.round for commit in self.commits()] == list(range(RULES.rounds))
-        rebuilt = replay(self.journal, RULES.rounds, STRATEGY, LAYOUT, INITIAL)
-        models = [model for model, _ in rebuilt]
+        models = list(self.replayed())
         assert models[-1].tobytes() == self.coordinator.model.tobytes()
         model, state = INITIAL, STRATEGY.start(LAYOUT, INITIAL)
         for commit, published in zip(self.commits(), models[1:], strict=True):
             if not commit.failed:
                 total = self.folded(commit, model)
                 model, state = STRATEGY.finish(Round(commit.round, 4), model, total, state)
+            elif commit.changed:
+                model = published  # by an operator
             assert published.tobytes() == model.tobytes()
 
     def folded(self, commit: Published, model: Float32) -> Total:

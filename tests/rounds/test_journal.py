@@ -51,9 +51,36 @@ def test_recovery_brings_back_accepted_and_live_leases() -> None:
         assert np.array_equal(getattr(after, column), getattr(before, column))
 
 
+def test_recovery_knows_the_drop_out_and_who_was_accepted_in_rounds_before() -> None:
+    run = Run(FEDAVG, minimum=2)
+    first = run.updates()
+    run.coordinator.submit(1.0, first[:2])
+    run.coordinator.tick(10.0)  # the third lease has ended: 1 / (32 + 3)
+    assert run.journal is not None
+    after = recover(run.rules, run.journal)
+    assert after.drop_out.share == run.coordinator.rounds.drop_out.share == 1 / 35
+    leases = np.array([update.lease for update in first])
+    assert after.past.accepted(leases).tolist() == [True, True, False]
+
+
+def test_recovery_goes_on_from_the_last_model_and_rebuilds_none() -> None:
+    run = Run(FedAvgM(cohort=3, beta=0.1, server_momentum=0.9))
+    run.round()
+    assert run.journal is not None
+    (commit,) = run.journal.commits()
+    model, state = run.coordinator.model, run.coordinator.strategy_state
+    run.strategy = FEDAVG  # whose finish is not called
+    run.restart()
+    assert run.coordinator.model.tobytes() == model.tobytes()
+    assert run.coordinator.strategy_state is state
+    assert run.journal.latest() == (commit.model, commit.state)
+    assert [outcome.leases.tolist() for outcome in run.journal.outcomes()] == [[0, 1, 2]]
+
+
 def test_an_empty_journal_is_the_beginning() -> None:
     rules = machine.Rules(1, 1, 1.0, 1)
     assert recover(rules, MemoryJournal()).phase == "idle"
+    assert MemoryJournal().latest() is None
 
 
 def test_a_repeated_grant_is_not_a_new_one() -> None:

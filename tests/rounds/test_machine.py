@@ -12,6 +12,7 @@ from fedtiny.errors import RunError
 from fedtiny.rounds import machine
 from fedtiny.rounds.events import (
     NEVER,
+    Abandon,
     Begin,
     CheckIns,
     ComeBack,
@@ -339,6 +340,89 @@ def test_after_the_run_devices_are_told_never_to_come_back() -> None:
     assert play.one(ComeBack).at == math.inf
 
 
+# --- drop-out
+
+
+def measured(**changes: float) -> Play:
+    return Play(rules(over_selection=0.0, cohort=4, minimum=1, **changes))
+
+
+def test_a_window_that_loses_leases_makes_the_next_one_ask_more() -> None:
+    play = measured(minimum=4)
+    assert play.one(Open) == Open(0, 0, wanted=4, drop_out=0.0)
+    play.deliver(1.0, play.check_in(0.0, 1, 2, 3, 4), 0, 1)
+    play.tell(Tick(10.0))
+    # 2 of 4 are lost: 2 / (32 + 4); P(Binomial(4, 34/36) >= 2) > 0.99 > P(Binomial(3, ..) >= 2)
+    assert play.one(Open) == Open(0, 1, wanted=4, drop_out=2 / 36)
+
+
+def test_an_update_that_is_refused_counts_as_lost() -> None:
+    play = measured()
+    grant = play.check_in(0.0, 1, 2, 3, 4)
+    play.offer(1.0, grant.leases.tolist(), grant.devices.tolist())
+    play.tell(Folded(1.0, grant.leases[:3], grant.leases[3:], ("not finite",)))
+    assert play.tell(Committed(2.0))[0] == Open(1, 0, wanted=5, drop_out=1 / 36)
+
+
+def late_after_an_early_end(*late: int) -> float:
+    """What is known of round 0, which gave 8 leases and ended with 4; these came late."""
+    play = Play(rules(over_selection=2.0, cohort=4, rounds=9))
+    grant = play.check_in(0.0, *range(8))
+    play.deliver(1.0, grant, 0, 1, 2, 3)
+    play.tell(Committed(1.0))
+    for at in late:
+        play.offer(2.0, [int(grant.leases[at])], [int(grant.devices[at])])
+        assert play.heard_by(int(grant.leases[at])) in (LATE, DUPLICATE)
+    assert play.state.drop_out.share == 0.0  # nothing is known before the deadline
+    play.tell(Tick(10.0))
+    return play.state.drop_out.share
+
+
+def test_who_is_out_when_a_round_ends_early_is_waited_for() -> None:
+    assert late_after_an_early_end() == 4 / (32 + 8)
+    assert late_after_an_early_end(4, 6) == 2 / (32 + 8)
+    assert late_after_an_early_end(0, 1, 4) == 3 / (32 + 8)  # 0 and 1 had delivered already
+
+
+def test_what_comes_beyond_the_cohort_has_not_dropped_out() -> None:
+    play = Play(rules(over_selection=2.0, cohort=4, rounds=9))
+    grant = play.check_in(0.0, *range(8))
+    play.offer(1.0, grant.leases.tolist(), grant.devices.tolist())
+    play.tell(Folded(1.0, grant.leases[:4]))
+    assert play.tell(Committed(1.0))[0] == Open(1, 0, wanted=8, drop_out=0.0)
+
+
+# --- abandoned rounds
+
+
+def test_an_abandoned_round_fails_and_its_leases_end() -> None:
+    play = Play(rules())
+    grant = play.check_in(0.0, 1, 2, 3)
+    play.deliver(1.0, grant, 0, 1)
+    commit = play.tell(Abandon(2.0))[0]
+    assert isinstance(commit, Commit)
+    assert (commit.leases.size, commit.failed) == (0, True)
+    assert play.tell(Committed(2.0, changed=False))[0] == Open(1, 0, wanted=3)
+    assert (play.state.round, play.state.version) == (1, 0)
+    for at in range(3):
+        play.offer(3.0, [int(grant.leases[at])], [int(grant.devices[at])])
+        assert play.heard_by(int(grant.leases[at])) == LATE
+
+
+def test_an_abandoned_round_may_bring_a_model() -> None:
+    play = Play(rules())
+    play.tell(Abandon(1.0))
+    play.tell(Committed(1.0, changed=True))
+    assert (play.state.round, play.state.version) == (1, 1)
+
+
+def test_a_run_that_is_over_can_still_get_a_model() -> None:
+    play = Play(rules(rounds=0))
+    play.tell(Abandon(1.0))
+    play.tell(Committed(1.0, changed=True))
+    assert (play.state.phase, play.state.version) == ("done", 1)
+
+
 # --- schedules and shells that cannot be
 
 
@@ -373,6 +457,8 @@ def test_a_shell_that_breaks_the_protocol_is_told() -> None:
         play.tell(Committed(1.0))
     with pytest.raises(RunError, match="in round 0 0 are being folded"):
         play.tell(Folded(1.0, ids(0)))
+    with pytest.raises(RunError, match="round 0 is idle: it cannot be abandoned"):
+        machine.step(machine.start(rules()), Abandon(1.0))
     play.check_in(1.0, 1)
     play.offer(1.0, [0], [1])
     with pytest.raises(RunError, match="1 reasons for 0 refusals"):

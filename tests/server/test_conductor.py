@@ -289,6 +289,23 @@ def test_a_rollback_publishes_the_older_model_as_the_newest(opened: Opened) -> N
         desk.hosted.rollback(0.0, 9)
 
 
+def test_a_revoked_device_contributes_nothing_whatever_it_is_at(opened: Opened) -> None:
+    desk = opened("seeded=false", "strategy.cohort=3")
+    work = given(desk, 0)
+    update = desk.visit(work)
+    reply = desk.offer(update, work)  # arrives in the cycle of the revocation
+    desk.call(lambda conductor: conductor.revoke("device-0"))
+    receipt, _ = reply.result()
+    assert (receipt.status, receipt.detail) == (INVALID, "the device was revoked")
+    for device in (1, 2):
+        desk.answer(device)
+    waiting = desk.check_in(3, 30.0)
+    desk.cycle()
+    desk.call(lambda conductor: conductor.revoke("3"))
+    assert answer_in(waiting) == Dismissed("the device was revoked")
+    assert desk.hosted.coordinator.rounds.accepted == 0
+
+
 def test_a_coordinator_that_is_about_to_stop_gives_no_work(opened: Opened) -> None:
     desk = opened()
     desk.conductor.draining = True

@@ -69,7 +69,7 @@ def test_another_digest_in_the_journal_is_found_with_its_round(fleet: Path) -> N
 
 def test_a_model_that_devices_got_and_no_round_made_is_found(fleet: Path) -> None:
     _change(fleet, "UPDATE versions SET digest = zeroblob(32) WHERE version = 2")
-    with pytest.raises(RunError, match="version 2 of sine is .* devices were given 000000000000"):
+    with pytest.raises(RunError, match=r"version 2 of sine is .* devices were given 000000000000"):
         list(Recorded.open(fleet, "sine").models())
 
 
