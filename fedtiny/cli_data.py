@@ -107,6 +107,36 @@ def _watched(parts: Sequence[T]) -> Iterable[T]:
 
 
 @app.command()
+def deal(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The experiment, in TOML.")],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Where the files go.")],
+    device: Annotated[
+        int | None, typer.Option(metavar="N", help="Only that device's file; else one for each.")
+    ] = None,
+) -> None:
+    """Write the samples that each device of an experiment has, as files for agents.
+
+    A device of a real fleet that joined as number N trains on device-N.npz as the simulated one
+    does. Of data that change from round to round, it is the samples of the first.
+    """
+    from fedtiny.data.tables import PARTS
+    from fedtiny.experiment import Experiment
+    from fedtiny.runs import naming_files, write_npz
+
+    experiment = Experiment.load(file)
+    count, task = experiment.fleet.devices, experiment.build_task()
+    if device is not None and not 0 <= device < count:
+        raise DataError(f"there is no device {device}; {file} has 0 to {count - 1}")
+    with naming_files("choose a folder that can be written"):
+        out.mkdir(parents=True, exist_ok=True)
+    for index in range(count) if device is None else [device]:
+        (x, y), (x_query, y_query) = (task.samples(experiment.seed, 0, index, p) for p in PARTS)
+        arrays = {"x": x, "y": y, "x_query": x_query, "y_query": y_query}
+        write_npz(out / f"device-{index}.npz", arrays)
+    typer.echo(f"dealt: {out}")
+
+
+@app.command()
 def describe(name: _Name) -> None:
     """Say what is in a data set."""
     from fedtiny.data.files import data_set

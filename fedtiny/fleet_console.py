@@ -44,7 +44,7 @@ def progress_line(run: Document, connected: int) -> str:
         run["name"],
         f"round {run['round']:,}/{run['rounds']:,}",
         f"{run['updates']:,} updates",
-        f"{connected:,} devices connected",
+        f"{connected:,} device{'' if connected == 1 else 's'} connected",
         f"waits for {_waiting(run)}",
     ]
     if run["left_s"]:

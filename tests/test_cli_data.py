@@ -10,6 +10,7 @@ from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 
+import numpy as np
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
@@ -17,6 +18,7 @@ from typer.testing import CliRunner
 from fedtiny.cli import app as command
 from fedtiny.cli_data import app
 from fedtiny.data import files
+from fedtiny.experiment import Experiment
 from tests.data import published, small
 
 NAMES = ("omniglot", "uci-har")
@@ -161,3 +163,40 @@ def test_an_interrupted_conversion_leaves_nothing(empty: Path) -> None:
     assert process.returncode == 130
     assert said.endswith(b"fedtiny: interrupted\n")
     assert list(folder.iterdir()) == []
+
+
+DEALT = """
+seed = 3
+[model]
+build = "digits_mlp"
+[data]
+source = "label-skew-digits"
+[strategy]
+name = "fedavg"
+[fleet]
+devices = 3
+"""
+
+
+def test_the_samples_of_each_device_are_dealt_as_files_for_agents(tmp_path: Path) -> None:
+    file = tmp_path / "fleet.toml"
+    file.write_text(DEALT)
+    result = CliRunner().invoke(app, ["deal", str(file), "--out", str(tmp_path / "dealt")])
+    assert result.exit_code == 0, result.output
+    task = Experiment.load(file).build_task()
+    for device in range(3):
+        with np.load(tmp_path / f"dealt/device-{device}.npz") as rows:
+            x, y = task.samples(3, 0, device, "support")
+            np.testing.assert_array_equal(rows["x"], x)
+            np.testing.assert_array_equal(rows["y"], y)
+            assert len(rows["x_query"]) == len(rows["y_query"])
+
+
+def test_a_device_that_the_experiment_has_not_is_dealt_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "fleet.toml"
+    file.write_text(DEALT)
+    asked = ["data", "deal", str(file), "--out", str(tmp_path / "dealt"), "--device", "3"]
+    result = CliRunner().invoke(command, asked)
+    assert result.exit_code == 6
+    assert "there is no device 3; " in result.output
+    assert not (tmp_path / "dealt").exists()

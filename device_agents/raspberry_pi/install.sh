@@ -41,8 +41,9 @@ install_agent() {
     python3 -m venv --clear --without-pip $shared "$venv"
     # Those of the manifest: the folder may hold the wheels of an older bundle as well.
     wheels=$(sed -n 's/^[0-9a-f]*  \(wheels\/.*\)$/\1/p' MANIFEST)
+    pip=$(echo "$wheels" | grep '^wheels/pip-')
     # shellcheck disable=SC2086 # names of wheels have no spaces
-    "$venv/bin/python" wheels/pip-*.whl/pip --isolated --quiet install --no-index --no-deps \
+    "$venv/bin/python" "$pip/pip" --isolated --quiet install --no-index --no-deps \
         --no-cache-dir --disable-pip-version-check --root-user-action=ignore $wheels
     install -D -m 755 fedtiny-agent.sh "$command"
 }

@@ -293,9 +293,7 @@ class Agent:
             Trained(digest, origin.run, lease.round, bytes(raw(learner.vector())))
         )
 
-    def _keep_speed(
-        self, learner: Learner, instruction: Instruction, samples: Sampler
-    ) -> None:
+    def _keep_speed(self, learner: Learner, instruction: Instruction, samples: Sampler) -> None:
         """What the first visit tells of this machine's speed goes onto its card."""
         if self.store.document("speed"):
             return

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from typing import Any, NoReturn
 
-from fedtiny.agent.store import FOLDER_VARIABLE, Store, locate
+from fedtiny.agent.store import FOLDER_VARIABLE, Store, locate, told
 from fedtiny.errors import DataError, ExperimentError, FedtinyError
 
 DATA_VARIABLE = "FEDTINY_AGENT_DATA"
@@ -54,8 +54,8 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-    def command(name: str, act: Callable[[Any], None], told: str) -> argparse.ArgumentParser:
-        made = commands.add_parser(name, help=told, description=told)
+    def command(name: str, act: Callable[[Any], None], meaning: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=meaning, description=meaning)
         made.add_argument("--dir", default="", help="the state folder of this agent")
         made.set_defaults(act=act)
         return made
@@ -78,8 +78,8 @@ def _parser() -> argparse.ArgumentParser:
         "file", metavar="FILE", help="a .npz or .csv; - reads one JSON list a line from stdin"
     )
     limits = command("limits", _limits, "Show the owner's limits, or set them ('none' lifts one).")
-    for option, told in _LIMITS.items():
-        limits.add_argument(f"--{option}", help=told)
+    for option, meaning in _LIMITS.items():
+        limits.add_argument(f"--{option}", help=meaning)
     leave = command("leave", _leave, "Delete this device's identity and everything it has kept.")
     leave.add_argument("--yes", action="store_true", help="do not ask")
     return parser
@@ -126,7 +126,7 @@ def _leave(options: Any) -> None:
     store = _store(options)
     if not options.yes and not _agreed(f"delete everything in {store.folder}? [y/N] "):
         raise ExperimentError("nothing was deleted; say yes, or add --yes")
-    with store.locked():
+    with store.locked(), told(store.folder):
         shutil.rmtree(store.folder)
     _tell(f"{store.folder} is gone; the coordinator still lists the device until it is revoked")
 
@@ -159,12 +159,12 @@ def _terminate(*_: object) -> NoReturn:
     raise SystemExit(0)
 
 
-def _show(told: Any) -> None:
-    _tell(told if isinstance(told, str) else told.line())
+def _show(report: Any) -> None:
+    _tell(report if isinstance(report, str) else report.line())
 
 
-def _show_json(told: Any) -> None:
-    _print({"note": told} if isinstance(told, str) else asdict(told))
+def _show_json(report: Any) -> None:
+    _print({"note": report} if isinstance(report, str) else asdict(report))
 
 
 # ---- status, predict, limits -----------------------------------------------------------------

@@ -48,7 +48,12 @@ class Limits:
     def load(cls, store: Store) -> Limits:
         """Those of the folder."""
         kept = store.document("limits")
-        return cls(**{f.name: kept[f.name] for f in fields(cls) if f.name in kept})
+        try:
+            return cls(**{f.name: kept[f.name] for f in fields(cls) if f.name in kept})
+        except TypeError as error:
+            raise ExperimentError(
+                f"{store.folder / 'limits.json'}: {error}; set limits by fedtiny-agent limits"
+            ) from None
 
     def save(self, store: Store) -> None:
         """Keep them in the folder."""

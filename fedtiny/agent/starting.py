@@ -20,48 +20,55 @@ from fedtiny.version import __version__
 
 def open_agent(store: Store, data: str, report: Callable[[VisitReport | str], None]) -> Agent:
     """The agent of a folder that has joined, with the source that ``data`` names."""
-    identity, limits = Identity.load(store.folder), Limits.load(store)
+    membership, limits = Membership(store), Limits.load(store)
     most_bytes = min(MOST_BYTES, limits.ram_bytes or MOST_BYTES)
-    source = open_source(data, identity.index, most_bytes)
-    link = GrpcLink(Peer.of(store.folder), Blobs(store), _traffic(store, identity))
-    link.agent = f"fedtiny {__version__}"
-    upkeep = Renewal(store, identity, link)
+    source = open_source(data, membership.identity.index, most_bytes)
+    traffic = Traffic(store, membership.unix_s)
+    link = GrpcLink(Peer.of(store.folder), Blobs(store), traffic)
+    link.agent = f"fedtiny {fedtiny.__version__}"
+
+    def upkeep() -> None:
+        if membership.renewed():
+            link.reconnect()
+
     return Agent(link, store, source, limits, report=report, upkeep=upkeep)
 
 
-class Renewal:
-    """Renews the certificate when two thirds of its life are over; the channel follows."""
+class Membership:
+    """The identity of a device over time: its certificate is renewed at two thirds of its life."""
 
-    EVERY_S = 60.0
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.identity = Identity.load(store.folder)
 
-    def __init__(self, store: Store, identity: Identity, link: GrpcLink) -> None:
-        self._store, self._identity, self._link = store, identity, link
+    def unix_s(self) -> float:
+        """The coordinator's time; while that is not known, this machine's."""
+        return self.identity.told.unix_now() or time.time()
 
-    def __call__(self) -> None:
-        """Raises RunError when it is time and nobody answers, IdentityError when it is over."""
-        if not self._identity.needs_renewal():
-            return
+    def renewed(self) -> bool:
+        """Renew the certificate if it is time; whether it was.
+
+        Raises RunError when nobody answers, IdentityError when the certificate has ended.
+        """
+        if not self.identity.needs_renewal():
+            return False
         try:
-            self._identity = renew_in_child(self._store.folder)
+            self.identity = renew_in_child(self._store.folder)
         except RunError as error:
-            if self._identity.is_expired():
+            if self.identity.is_expired():
                 raise IdentityError(
                     "expired",
                     f"the certificate of this device has ended ({error}); get a new join string, "
                     "then: fedtiny-agent join --again STRING",
                 ) from error
             raise
-        self._link.reconnect()
-
-
-def _traffic(store: Store, identity: Identity) -> Traffic:
-    """Days are the coordinator's; without its time, those of this machine's clock."""
-    return Traffic(store, lambda: identity.told.unix_now() or time.time())
+        return True
 
 
 def status_of(store: Store) -> dict[str, Any]:
     """What `fedtiny-agent status` shows. Raises RunError when the device has not joined."""
-    identity = Identity.load(store.folder)
+    membership = Membership(store)
+    identity = membership.identity
     held, trained = store.held(), store.trained()
     return {
         "device": identity.index,
@@ -69,7 +76,7 @@ def status_of(store: Store) -> dict[str, Any]:
         "folder": str(store.folder),
         "process": store.running,
         "limits": asdict(Limits.load(store)),
-        "today": _traffic(store, identity).today,
+        "today": Traffic(store, membership.unix_s).today,
         "last": store.document("last"),
         "held": {"round": held.update.round} if held else {},
         "trained": {"round": trained.round, "program": trained.program.hex()} if trained else {},

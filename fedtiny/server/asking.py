@@ -25,7 +25,9 @@ def ask(folder: Path, method: str, request: Any) -> dict[str, Any]:
 
     if not (folder / SOCKET).exists():
         raise _nobody(folder)
-    with grpc.insecure_channel(socket_address(folder)) as channel:
+    # The list of ten thousand devices is more than gRPC takes unless it is told to.
+    options = [("grpc.max_receive_message_length", -1)]
+    with grpc.insecure_channel(socket_address(folder), options) as channel:
         try:
             reply = getattr(stubs(OPERATOR, channel), method)(request, timeout=_ANSWER_S)
         except grpc.RpcError as error:

@@ -22,8 +22,9 @@ from typing import TYPE_CHECKING
 
 from fedtiny.engine import native
 from fedtiny.registry.match import misfits
-from fedtiny.server.storage import read_only
+from fedtiny.server.storage import FILE, read_only
 from fedtiny.version import __version__
+from fedtiny.wire.joining import join_address
 
 if TYPE_CHECKING:
     from sqlite3 import Connection
@@ -75,7 +76,7 @@ def examine(site: Site) -> Iterator[Finding]:
     yield from _speed(site.folder)
     yield from _ports(site)
     yield from _certificates(site.folder / "authority")
-    devices = read_only(site.folder) if (site.folder / "fleet.db").exists() else None
+    devices = read_only(site.folder) if (site.folder / FILE).exists() else None
     yield from _open_files(site, devices)
     if devices is not None:
         yield from _agents(devices)
@@ -181,7 +182,7 @@ def _existing(folder: Path) -> Path:
 
 def _ports(site: Site) -> Iterator[Finding]:
     for name, address in (("port", site.listen), ("enrolment port", site.enrol)):
-        at = f"{address[0]}:{address[1]}"
+        at = join_address(*address)
         if site.serving:
             yield _answering(name, address, at)
         else:

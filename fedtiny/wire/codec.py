@@ -1,7 +1,7 @@
 """Domain values to messages and back; what is read has been checked, or WireError says why not.
 
-A lease's deadline travels as a duration, for a device may have no clock: the deadline of a lease
-that was read counts from the moment of the answer (`Lease` of `Work.since`). Vectors in
+A lease's deadline travels as a duration, for a device may have no clock: that of a lease which was
+read counts from the moment of the answer, until `Work.since` puts it on a clock. Vectors in
 instructions travel as digests: `detach` takes them out, `resolve` puts them back.
 """
 
@@ -357,7 +357,7 @@ def read_update(
     run = sized(message.run, RUN_BYTES, "the run")
     base = sized(message.base, DIGEST_BYTES, "the digest of the base")
     lease = within(message.lease, 0, _MOST_ID, "the lease")
-    if not 1 * bool(payload) <= message.samples <= _MOST_COUNT:
+    if message.samples > _MOST_COUNT or (payload and not message.samples):
         raise WireError("count", f"an update of {message.samples:,} samples")
     measures = _read_measures(message.measures)
     ranges, values = read_vector(payload, size, most_bytes) if payload else ((), b"")

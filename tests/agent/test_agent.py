@@ -69,7 +69,12 @@ def undisturbed(fleet: SmallFleet) -> bytes:
 def test_agents_make_the_model_that_learners_make(tmp_path: Path, program: Program) -> None:
     fleet = SmallFleet(FedAvg(cohort=3), rounds=4, devices=3, program=program)
     with served(fleet) as port:
-        hands = [agent_of(joined(tmp_path / str(d), fleet, port, d), ) for d in range(3)]
+        hands = [
+            agent_of(
+                joined(tmp_path / str(d), fleet, port, d),
+            )
+            for d in range(3)
+        ]
         threads = [threading.Thread(target=hand.agent.run) for hand in hands]
         for thread in threads:
             thread.start()

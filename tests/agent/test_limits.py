@@ -91,9 +91,7 @@ def battery(folder: Path, capacity: str, status: str, kind: str = "Battery") -> 
 
 
 def test_a_low_battery_lets_the_device_rest(tmp_path: Path) -> None:
-    found = battery_hindrance(
-        Limits(battery_percent=30.0), battery(tmp_path, "29", "Discharging")
-    )
+    found = battery_hindrance(Limits(battery_percent=30.0), battery(tmp_path, "29", "Discharging"))
     assert found
     assert found.reason == "battery at 29 %, the limit is 30 %"
     assert battery_hindrance(Limits(), tmp_path) is None

@@ -9,13 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import fedtiny
+from fedtiny.agent.identity import Identity
 from fedtiny.agent.store import Store
+from fedtiny.wire.pb import admin_pb2 as pb
 from tests.harness.coordinator_process import CoordinatorProcess
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -84,7 +87,8 @@ def check_model(coordinator: CoordinatorProcess, tmp_path: Path) -> None:
     simulated = fedtiny.simulate(tmp_path / "small.toml")
     (path,) = coordinator.folder.glob("runs/*/models/round-000003.npz")
     with np.load(path) as arrays:
-        found = simulated.layout.flatten({p.name: arrays[p.name] for p in simulated.layout.parameters})
+        names = [p.name for p in simulated.layout.parameters]
+        found = simulated.layout.flatten({name: arrays[name] for name in names})
     assert found.tobytes() == simulated.model.tobytes()
 
 
@@ -125,13 +129,24 @@ def test_an_update_of_an_agent_that_was_killed_before_its_receipt_counts_once(
 def test_a_revoked_agent_ends_with_the_code_for_it(
     coordinator: CoordinatorProcess, tmp_path: Path
 ) -> None:
-    from fedtiny.wire.pb import admin_pb2 as pb
-
     folder, _ = joined(coordinator, tmp_path)
     agent = running(folder)
-    while not (coordinator.folder / "fleet.db").exists() or not Store(folder).trained():
+    while not Store(folder).trained():
         time.sleep(0.02)
     coordinator.call("revoke", pb.RevokeRequest(device="0"))
     _, told = agent.communicate(timeout=20)
     assert agent.returncode == 11
     assert "refuses this device" in told
+
+
+def test_a_certificate_whose_time_has_come_is_renewed_before_the_next_visit(
+    coordinator: CoordinatorProcess, tmp_path: Path
+) -> None:
+    folder, _ = joined(coordinator, tmp_path)
+    before = (folder / "certificate.pem").read_bytes()
+    replace(Identity.load(folder), renew_s=0.0).save(folder)
+    data = "tests.agent.streaming:SMALL"
+    _, told = started("run", "--dir", folder, "--data", data, "--once", 1).communicate(timeout=20)
+    assert told.startswith("round 0 · trained 8 samples")
+    assert (folder / "certificate.pem").read_bytes() != before
+    assert Identity.load(folder).renew_s > 0

@@ -94,8 +94,8 @@ class CoordinatorProcess:
     @property
     def is_dead(self) -> bool:
         """Whether it has ended by itself; its exit code is then in `deaths`."""
-        if self._process is not None and self._process.poll() is not None:
-            self.deaths.append(self._process.returncode)
+        if self._process is not None and (code := self._process.poll()) is not None:
+            self.deaths.append(code)
             self._process = None
         return self._process is None
 
@@ -147,6 +147,10 @@ class CoordinatorProcess:
         """A join string."""
         request = pb.TokenRequest(label="test", expires_in_s=3600, uses=uses)
         return str(self.call("create_token", request)["join"])
+
+    def revoke(self, device: int) -> None:
+        """Shut a device out."""
+        self.call("revoke", pb.RevokeRequest(device=str(device)))
 
     # ---- what it costs
 

@@ -128,6 +128,11 @@ def _serve() -> None:
                 _fork(json.loads(line))
 
 
+def _tell(pid: int, code: int | None) -> None:
+    sys.stdout.write(json.dumps([pid, code]) + "\n")
+    sys.stdout.flush()
+
+
 def _bury() -> None:
     while True:
         try:
@@ -136,13 +141,13 @@ def _bury() -> None:
             return
         if pid == 0:
             return
-        print(json.dumps([pid, os.waitstatus_to_exitcode(status)]), flush=True)
+        _tell(pid, os.waitstatus_to_exitcode(status))
 
 
 def _fork(order: Mapping[str, object]) -> None:
     pid = os.fork()
     if pid:
-        print(json.dumps([pid, None]), flush=True)
+        _tell(pid, None)
         return
     code = 1
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import shutil
 import socket
 import sqlite3
@@ -173,7 +174,7 @@ def test_the_ports_of_a_coordinator_that_serves_must_answer(site: Site) -> None:
 
 
 def test_each_device_needs_a_file(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(doctor.resource, "getrlimit", lambda what: (1024, 4096))
+    monkeypatch.setattr(resource, "getrlimit", lambda what: (1024, 4096))
     run = _workload(site.folder / "experiment", devices=1000)
     found = _found(replace(site, runs=(run,)), "open files")
     # 1,000 devices and 64 files of the coordinator's own.

@@ -27,6 +27,13 @@ from tests.harness.coordinator_process import CoordinatorProcess
 # ---- what goes wrong -------------------------------------------------------------------------
 
 
+class Long:
+    """A conductor with a long list."""
+
+    async def call(self, function: Callable[[Any], Any]) -> Any:
+        return {"devices": ["x" * 400] * 20_000}
+
+
 class Failing:
     """A conductor that answers each call with this error."""
 
@@ -79,6 +86,11 @@ def test_an_error_of_the_coordinator_is_that_of_the_command(
     with serving(Failing(error), tmp_path), pytest.raises(kind) as told:
         ask(tmp_path, "status", pb.StatusRequest())
     assert str(told.value) == str(error)
+
+
+def test_a_document_may_be_longer_than_other_messages(tmp_path: Path) -> None:
+    with serving(Long(), tmp_path):
+        assert len(ask(tmp_path, "devices", pb.DevicesRequest())["devices"]) == 20_000
 
 
 def test_where_nobody_serves_the_error_says_how_to_start(tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def serve(
     """Let an insecure coordinator with four devices serve while something happens."""
 
     async def whole() -> None:
-        said = {"listen": "127.0.0.1:0", "insecure": True} | options
+        said: dict[str, Any] = {"listen": "127.0.0.1:0", "insecure": True} | options
         serving = await Coordinating.start(Options([experiment(*settings)], folder, **said))
 
         def join(conductor: Any) -> None:
