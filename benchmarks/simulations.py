@@ -15,6 +15,7 @@ from fedtiny import Experiment, simulate
 
 FOLDER = Path(__file__).parent.parent / "simulations"
 SEEDS = (1, 2, 3)
+_EXAMPLES = ("demo", "fleet")
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Figures:
 
 def names() -> list[str]:
     """The experiments with figures in the README."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml") if path.stem != "demo")
+    return sorted(path.stem for path in FOLDER.glob("*.toml") if path.stem not in _EXAMPLES)
 
 
 def main() -> None:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 Document = Mapping[str, Any]
 
+MOST_ROWS = 200
+"""Rows of a table: a terminal's history holds them, and rich draws them in a blink."""
 _LINE_EVERY_S, _NEWS_EVERY_S = 30.0, 2.0
 _COLOURS = {"ok": "green", "warn": "yellow", "fail": "red"}
 
@@ -109,6 +111,8 @@ def _coordinator_facts(status: Document) -> Iterator[tuple[str, str]]:
     if status["metrics"]:
         yield "metrics at", status["metrics"]
     yield "served", format_time(status["served_s"])
+    if status["failure"]:
+        yield "last failure", status["failure"]
     yield (
         "devices",
         f"{devices['joined']:,} joined, {devices['connected']:,} connected, "
@@ -152,17 +156,21 @@ def _judged(row: Document) -> str:
 
 def show_devices(console: Console, document: Document) -> None:
     """One line a device, and why some can run nothing."""
+    rows = document["devices"]
+    shown = sorted(rows, key=lambda row: -row["seen_s"])[:MOST_ROWS]
     table = _table("", "name", "state", "board", "RAM", "agent", "last seen")
-    for row in document["devices"]:
+    for row in sorted(shown, key=lambda row: int(row["index"])):
         seen = _ago(row["seen_s"])
         ram = binary(row["ram_bytes"])
         state = f"works on {row['run']}" if row["run"] else row["state"]
         cells = str(row["index"]), row["name"], state, row["profile"], ram, row["agent"], seen
         table.add_row(*map(escape, cells))
     console.print(table)
-    for row in document["devices"]:
+    for row in shown:
         for run, reasons in row["misfits"].items() if row["state"] != "revoked" else ():
-            _line(console, f"{row['name']} cannot take part in {run}: {'; '.join(reasons)}")
+            _line(console, escape(f"{row['name']} cannot take part in {run}: {'; '.join(reasons)}"))
+    if len(rows) > MOST_ROWS:
+        _line(console, f"these are the {MOST_ROWS:,} seen last of {len(rows):,}; --json lists all")
 
 
 def show_runs(console: Console, document: Document) -> None:
@@ -182,13 +190,16 @@ def show_runs(console: Console, document: Document) -> None:
 
 def show_models(console: Console, document: Document) -> None:
     """One line a model."""
+    rows = document["models"]
     table = _table("version", "round", "published", "SHA-256", "")
-    for row in document["models"]:
+    for row in rows[-MOST_ROWS:]:
         round = "-" if row["round"] is None else f"{row['round']:,}"
         current = "current" if row["current"] else ""
         published = _ago(row["made_s"])
         table.add_row(f"{row['version']:,}", round, published, row["digest"][:16], current)
     console.print(table)
+    if len(rows) > MOST_ROWS:
+        _line(console, f"these are the last {MOST_ROWS:,} of {len(rows):,}; --json lists all")
 
 
 def show_tokens(console: Console, document: Document) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,11 +26,13 @@ from fedtiny.errors import FedtinyError
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.workload import Workload
 from fedtiny.runs import RunFolder
+from fedtiny.wire import codec, services
 from fedtiny.wire.joining import JoinString
+from fedtiny.wire.pb import fleet_pb2 as pb
 from tests.harness import story
 from tests.harness.coordinator_process import CoordinatorProcess
 from tests.harness.history_check import Log
-from tests.harness.members import Applicant, Member
+from tests.harness.members import CARD, Applicant, Member, enlist
 from tests.harness.swarm import Conduct, RealVisits, Swarm
 
 ROUNDS = 3
@@ -278,12 +281,15 @@ def test_who_asks_nobody_is_told_how_to_start_one(command: list[str], tmp_path: 
     )
 
 
-def test_a_socket_that_a_crash_has_left_is_nobody(tmp_path: Path) -> None:
-    with CoordinatorProcess(story.experiment(tmp_path, 2), tmp_path / "fleet") as process:
-        process.start()
-        process.kill()
-        assert (process.folder / "operator.sock").exists()
-        assert _fedtiny("status", "--dir", process.folder).exit_code == 9
+def test_a_socket_that_a_crash_has_left_is_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.socket(socket.AF_UNIX) as left:
+        left.bind("operator.sock")
+    result = _fedtiny("status", "--dir", ".")
+    assert result.exit_code == 9
+    assert "no coordinator serves ." in result.stderr
 
 
 # ---- the coordinator's own life --------------------------------------------------------------
@@ -329,6 +335,26 @@ def test_a_coordinator_says_where_it_is_and_ends_on_ctrl_c(tmp_path: Path) -> No
     )
     assert started.end(signal.SIGINT) == (0, "", "")
     assert not (tmp_path / "fleet/operator.sock").exists()
+
+
+def test_ctrl_c_waits_for_devices_at_work_and_a_second_one_does_not(tmp_path: Path) -> None:
+    folder = tmp_path / "fleet"
+    (member,) = enlist(folder, 1)
+    started = Started(story.experiment(tmp_path, 1), folder, "--json")
+    port = int(json.loads(started.line())["listen"].rpartition(":")[2])
+
+    async def take_work() -> None:
+        async with member.connect(port) as channel:
+            request = pb.CheckInRequest(protocol=1, wait_s=5.0, card=codec.write_card(CARD))
+            reply = await services.stubs(services.FLEET, channel).check_in(request)
+            assert reply.answer.HasField("work")
+
+    asyncio.run(take_work())
+    started.process.send_signal(signal.SIGINT)
+    while not json.loads(started.line())["draining"]:
+        pass
+    code, _, said = started.end(signal.SIGINT)
+    assert (code, said) == (INTERRUPTED, "fedtiny: interrupted\n")
 
 
 def test_a_second_coordinator_in_the_same_folder_is_refused(tmp_path: Path) -> None:

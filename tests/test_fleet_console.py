@@ -8,7 +8,14 @@ from typing import Any
 
 from rich.console import Console
 
-from fedtiny.fleet_console import Progress, progress_line, show_finding, show_status
+from fedtiny.fleet_console import (
+    MOST_ROWS,
+    Progress,
+    progress_line,
+    show_devices,
+    show_finding,
+    show_status,
+)
 from fedtiny.server.doctor import WARN, Finding
 
 
@@ -26,7 +33,7 @@ def _status(*runs: dict[str, Any]) -> dict[str, Any]:
     return {
         "version": "1.2.3", "pid": 7, "folder": "/srv/fleet", "listen": "127.0.0.1:8470",
         "enrol": "127.0.0.1:8471", "insecure": True, "metrics": None, "served_s": 3600.0,
-        "draining": False, "runs": list(runs),
+        "draining": False, "failure": "the disk is full", "runs": list(runs),
         "devices": {"joined": 5, "revoked": 1, "connected": 3, "working": 1},
     }  # fmt: skip
 
@@ -83,6 +90,7 @@ def test_the_status_shows_refusals_and_evaluations() -> None:
         _status(_run(6, reasons=reasons, evaluations={"few": row}, loss=0.5, drop_out=0.06)),
     )
     assert "devices at    127.0.0.1:8470, without certificates" in told
+    assert re.search(r"last failure +the disk is full", told)
     assert "5 joined, 3 connected, 1 at work, 1 revoked" in told
     assert "2 refused, such as for: norm 12.5 is more than 10" in told
     assert "few: accuracy 81.2 ± 1.3 % (round 6, 20 devices)" in told
@@ -100,3 +108,25 @@ def test_a_finding_is_one_line_and_its_remedy_another() -> None:
     finding = Finding("open files", WARN, "1,024 may be open [hard]", "ulimit -n 2000")
     told = _shown(show_finding, finding)
     assert told == "warn  open files: 1,024 may be open [hard]\n      ulimit -n 2000\n"
+
+
+def _device(index: int, **others: Any) -> dict[str, Any]:
+    device = {
+        "index": index, "name": "pi", "state": "away", "run": None, "profile": "pi-4",
+        "ram_bytes": 2**28, "agent": "fedtiny 1.2.3", "seen_s": float(index), "misfits": {},
+    }  # fmt: skip
+    return device | others
+
+
+def test_a_long_list_shows_the_devices_seen_last() -> None:
+    told = _shown(show_devices, {"devices": [_device(at) for at in range(MOST_ROWS + 50)]})
+    assert re.search(r"^249 +pi ", told, re.MULTILINE)
+    assert re.search(r"^50 +pi ", told, re.MULTILINE)
+    assert not re.search(r"^49 +pi ", told, re.MULTILINE)
+    assert told.endswith("these are the 200 seen last of 250; --json lists all\n")
+
+
+def test_a_device_that_cannot_take_part_is_told_why() -> None:
+    device = _device(3, misfits={"sine": ["needs 70,000 B of RAM"]})
+    told = _shown(show_devices, {"devices": [device]})
+    assert told.endswith("pi cannot take part in sine: needs 70,000 B of RAM\n")

@@ -15,3 +15,6 @@ join | leave)
 esac
 runuser -u fedtiny -- env FEDTINY_AGENT_DIR=/var/lib/fedtiny-agent/state \
     /opt/fedtiny/bin/fedtiny-agent "$@"
+if [ "${1:-}" = join ]; then
+    echo "its service starts now; what it does: journalctl -fu fedtiny-agent" >&2
+fi

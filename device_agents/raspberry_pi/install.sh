@@ -42,6 +42,7 @@ install_agent() {
     # Those of the manifest: the folder may hold the wheels of an older bundle as well.
     wheels=$(sed -n 's/^[0-9a-f]*  \(wheels\/.*\)$/\1/p' MANIFEST)
     pip=$(echo "$wheels" | grep '^wheels/pip-')
+    wheels=$(echo "$wheels" | grep -v '^wheels/pip-')
     # shellcheck disable=SC2086 # names of wheels have no spaces
     "$venv/bin/python" "$pip/pip" --isolated --quiet install --no-index --no-deps \
         --no-cache-dir --disable-pip-version-check --root-user-action=ignore $wheels

@@ -25,7 +25,7 @@ def open_agent(store: Store, data: str, report: Callable[[VisitReport | str], No
     source = open_source(data, membership.identity.index, most_bytes)
     traffic = Traffic(store, membership.unix_s)
     link = GrpcLink(Peer.of(store.folder), Blobs(store), traffic)
-    link.agent = f"fedtiny {fedtiny.__version__}"
+    link.agent = f"fedtiny {__version__}"
 
     def upkeep() -> None:
         if membership.renewed():

@@ -53,26 +53,26 @@ def make_bundle(machine: str, python: str = "3.11", out: Path | None = None) -> 
     """
     chosen, name = target(machine), abi(python)
     out = out or Path(f"fedtiny-agent-{fedtiny.__version__}-{name}-{machine}.tar.gz")
-    files = _files(chosen, python)
-    contents = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    files[MANIFEST] = "".join(f"{digest}  {name}\n" for name, digest in contents.items()).encode()
-    packed = pack(files)
-    _write(out, packed)
-    digest = hashlib.sha256(packed).hexdigest()
-    return Bundle(out, machine, python, len(packed), digest, contents)
-
-
-def _files(chosen: Target, python: str) -> dict[str, bytes]:
-    """What is in the bundle, but for its manifest, by name."""
     with TemporaryDirectory() as scratch:
         wheels = [*download(Path(scratch), chosen, python), write_wheel(Path(scratch), chosen)]
         files = {f"wheels/{path.name}": path.read_bytes() for path in wheels}
-    files |= {path.name: path.read_bytes() for path in _BOARD_FILES.iterdir()}
-    files["TARGET"] = f"{python} {chosen.multiarch}\n".encode()
-    return dict(sorted(files.items()))
+    return write_bundle(out, chosen, python, files)
 
 
-def pack(files: Mapping[str, bytes]) -> bytes:
+def write_bundle(out: Path, chosen: Target, python: str, wheels: Mapping[str, bytes]) -> Bundle:
+    """The bundle of these wheels, by name, with all else that belongs in it."""
+    board = {path.name: path.read_bytes() for path in _BOARD_FILES.iterdir()}
+    kind = {"TARGET": f"{python} {chosen.multiarch}\n".encode()}
+    files = dict(sorted({**board, **kind, **wheels}.items()))
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    manifest = "".join(f"{digest}  {name}\n" for name, digest in sums.items()).encode()
+    packed = _pack(files | {MANIFEST: manifest})
+    _write(out, packed)
+    digest = hashlib.sha256(packed).hexdigest()
+    return Bundle(out, chosen.machine, python, len(packed), digest, sums)
+
+
+def _pack(files: Mapping[str, bytes]) -> bytes:
     """The files in one folder of a compressed archive, without a trace of when and who."""
     packed = io.BytesIO()
     with (

@@ -57,6 +57,7 @@ def status(conductor: Conductor, place: Place) -> Document:
         "metrics": place.metrics or None,
         "served_s": conductor.now(),
         "draining": conductor.draining,
+        "failure": conductor.failure or None,
         "devices": {
             "joined": len(rows),
             "revoked": sum(device.revoked_s is not None for device in rows),

@@ -31,7 +31,7 @@ from fedtiny.rounds.coordinator import Coordinator
 from fedtiny.rounds.journal import MemoryJournal
 from fedtiny.rounds.machine import Rules
 from fedtiny.strategies.fedavg import FedAvg
-from fedtiny.values import Sgd
+from fedtiny.values import Receipt, Sgd
 from fedtiny.wire import codec
 from fedtiny.wire.pb import fleet_pb2 as pb
 from fedtiny.wire.services import FLEET, handler
@@ -73,7 +73,7 @@ class SmallFleet:
         self.blobs = {bytes.fromhex(self.program.digest): self.program.image}
         self.calls: list[Any] = []
         self.payloads: dict[int, bytes] = {}
-        self.receipts: list[codec.Receipt] = []
+        self.receipts: list[Receipt] = []
         self.lock = threading.Lock()
 
     @property

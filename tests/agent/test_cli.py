@@ -47,6 +47,13 @@ def start() -> Iterator[Start]:
         process.communicate()
 
 
+def wait_until(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def ended(process: subprocess.Popen[str], input: str = "") -> tuple[int, str, str]:
     out, err = process.communicate(input, timeout=20)
     return process.returncode, out, err
@@ -90,8 +97,7 @@ def test_a_signal_ends_a_waiting_agent_and_loses_nothing(
     with served(fleet) as port:
         joined(tmp_path, fleet, port)
         agent = start("run", "--dir", tmp_path, "--data", TASK)
-        while fleet.count(object) < 3:
-            time.sleep(0.02)
+        wait_until(lambda: fleet.count(object) >= 3)
         assert Store(tmp_path).running == agent.pid
         second = ended(start("run", "--dir", tmp_path, "--data", TASK))
         agent.send_signal(sent)
@@ -119,8 +125,7 @@ def test_predictions_come_from_the_folder_and_from_a_running_agent(
     with served(busy) as port:
         joined(tmp_path, busy, port)
         agent = start("run", "--dir", tmp_path, "--data", TASK)
-        while not (tmp_path / "agent.sock").exists():
-            time.sleep(0.02)
+        wait_until((tmp_path / "agent.sock").exists)
         _, out, _ = ended(start("predict", "--dir", tmp_path, "-"), "[0.5]\n[1.5]\n")
         assert [json.loads(line) for line in out.splitlines()] == rows
         code, _, err = ended(start("predict", "--dir", tmp_path, "-"), "[0.5, 1, 2, 3]\n")

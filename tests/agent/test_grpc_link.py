@@ -132,16 +132,16 @@ def test_what_the_coordinator_has_not_signed_is_not_fetched(tmp_path: Path) -> N
 
 def test_versions_never_fall_not_even_over_a_restart(tmp_path: Path) -> None:
     fleet, signed = SmallFleet(), SmallFleet.manifest
-    version = [5]
+    told = [5]
 
-    def numbered(kind: str, _: int, body: bytes) -> codec.Manifest:
-        return signed(fleet, kind, version[0], body)
+    def renumbered(kind: str, version: int, body: bytes) -> codec.Manifest:
+        return signed(fleet, kind, told[0], body)
 
-    fleet.manifest = numbered  # type: ignore[method-assign]
+    fleet.manifest = renumbered  # type: ignore[method-assign]
     with linked(fleet, tmp_path) as link:
         link.check_in()
         assert link.fetch(5)
-    version[0] = 4
+    told[0] = 4
     with linked(fleet, tmp_path) as link:
         link.check_in()
         with pytest.raises(ImageError, match=r"of version 4, this device has seen 5"):

@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.mark.slow
 def test_an_agent_stays_small_over_twenty_visits_with_tls() -> None:
-    command = [sys.executable, ROOT / "benchmarks/agent_memory.py", "--json"]
+    command = [sys.executable, str(ROOT / "benchmarks/agent_memory.py"), "--json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=50)
     found = json.loads(done.stdout)
     assert found["without numpy"]["peak_mb"] <= 50
@@ -25,6 +25,6 @@ def test_an_agent_loads_only_what_it_needs() -> None:
     code = "import sys, fedtiny.agent.cli, fedtiny.agent.starting, fedtiny.agent.serving\n"
     command = [sys.executable, "-c", code + "print(*sys.modules)"]
     loaded = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    heavy = {"numpy", "torch", "ray", "flwr", "cryptography", "asyncio", "sqlite3", "email", "rich"}
+    heavy = {"numpy", "torch", "ray", "flwr", "cryptography", "sqlite3", "email", "rich"}
     rooms = {f"fedtiny.{room}" for room in ("experiment", "strategies", "rounds", "runs", "server")}
     assert (heavy | rooms).isdisjoint(loaded.split())

@@ -28,7 +28,10 @@ def labels(source: Source, part: str = "support", labelled: bool = True) -> list
 
 def until(is_so: Callable[[], bool]) -> bool:
     """Whether it comes true within two seconds."""
-    return any(is_so() or time.sleep(0.01) for _ in range(200))
+    end = time.monotonic() + 2
+    while not is_so() and time.monotonic() < end:
+        time.sleep(0.01)
+    return is_so()
 
 
 def test_files_that_come_later_are_taken_at_the_next_visit(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -74,6 +74,13 @@ def running(folder: Path, task: str = "SMALL", **environment: str) -> subprocess
     return started("run", "--dir", folder, "--data", data, **environment)
 
 
+def wait_until(is_so: Callable[[], bool]) -> None:
+    end = time.monotonic() + 10
+    while not is_so():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
 def told_by(agent: subprocess.Popen[str]) -> str:
     """What an agent says until the run is over."""
     _, told = agent.communicate(timeout=30)
@@ -107,17 +114,12 @@ def test_an_update_of_an_agent_that_was_killed_before_its_receipt_counts_once(
     first, second = joined(coordinator, tmp_path)
     other = running(second)
     agent = running(first, "FreezingTask", FREEZE=str(coordinator.pid))
-    store, held = Store(first), None
-    until = time.monotonic() + 20
-    while (held is None or held.update.round < 1) and time.monotonic() < until:
-        time.sleep(0.02)
-        held = store.held()
+    store = Store(first)
+    wait_until(lambda: (held := store.held()) is not None and held.update.round == 1)
     time.sleep(0.2)  # the request is on its way
     agent.kill()
     _, told = agent.communicate()
     os.kill(coordinator.pid, signal.SIGCONT)
-    assert held
-    assert held.update.round == 1
     assert "round 1" not in told
     again = told_by(running(first))
     told_by(other)
@@ -131,11 +133,10 @@ def test_a_revoked_agent_ends_with_the_code_for_it(
 ) -> None:
     folder, _ = joined(coordinator, tmp_path)
     agent = running(folder)
-    while not Store(folder).trained():
-        time.sleep(0.02)
+    wait_until(lambda: Store(folder).trained() is not None)
     coordinator.call("revoke", pb.RevokeRequest(device="0"))
     _, told = agent.communicate(timeout=20)
-    assert agent.returncode == 11
+    assert agent.returncode == 11, told
     assert "refuses this device" in told
 
 

@@ -31,10 +31,13 @@ def read_ledger(folder: Path, name: str = "") -> Ledger:
     return Ledger(run.hex(), tuple(_commit(row) for row in rows), leases, first)
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of the history, of all runs."""
+def read_rows(folder: Path, name: str = "") -> list[dict[str, Any]]:
+    """The rows of the history of the run of that name, or of the only one."""
     with closing(_database(folder)) as database:
-        rows = database.execute("SELECT row FROM history ORDER BY run, seq").fetchall()
+        rows = database.execute(
+            "SELECT row FROM history JOIN runs ON run = id WHERE ? IN ('', name) ORDER BY seq",
+            (name,),
+        ).fetchall()
     return [json.loads(row) for (row,) in rows]
 
 

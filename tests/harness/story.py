@@ -148,13 +148,15 @@ class Told:
         return Counter(self.figures.receipts)
 
 
-async def join(process: CoordinatorProcess, devices: int, a_token: int = 2) -> list[Member]:
-    """The devices, joined by tokens that are good for a few of them."""
+async def join(process: CoordinatorProcess, devices: int, tokens: int = 3) -> list[Member]:
+    """The devices, joined by so many tokens."""
     members: list[Member] = []
-    for first in range(0, devices, a_token):
-        numbers = range(first, min(first + a_token, devices))
-        token = await persist(lambda: process.token(uses=a_token))
-        members += [await Applicant.of(f"device-{number}").join(token) for number in numbers]
+    uses = -(-devices // tokens)
+    for first in range(0, devices, uses):
+        token = await persist(lambda: process.token(uses))
+        numbers = range(first, min(first + uses, devices))
+        applicants = [Applicant.of(f"device-{number}") for number in numbers]
+        members += await asyncio.gather(*(applicant.join(token) for applicant in applicants))
     return members
 
 

@@ -1,0 +1,68 @@
+"""What a device computes with the images of a folder, one line of JSON. It runs on a board."""
+
+from __future__ import annotations
+
+import json
+import sys
+from array import array
+from pathlib import Path
+from typing import Any
+
+sys.modules["numpy"] = None  # type: ignore[assignment]  # nor has a board it
+
+from fedtiny import rng  # noqa: E402
+from fedtiny.device.learner import Key, Learner  # noqa: E402
+from fedtiny.engine import native  # noqa: E402
+from fedtiny.engine.program import Program  # noqa: E402
+from fedtiny.tensors import floats  # noqa: E402
+from fedtiny.values import Instruction, Phase  # noqa: E402
+
+SAMPLES = 5
+# Beside values of everyday size, those whose products are below the least normal float32.
+SCALES = (1.0, 1e-37)
+KEY = Key(run=7, round=2, device=5)
+
+
+def visit(program: Program, scale: float) -> dict[str, Any]:
+    """One visit: what it trains, sends, and predicts afterwards."""
+    learner = Learner(program, "native")
+    tables = learner.executor.tables
+    width = _size(tables.tensors[tables.input].shape[1:])
+    outputs = _size(tables.tensors[tables.label].shape[1:])
+    classes = tables.tensors[tables.label].dtype != 0
+    x = [scale * value for value in _drawn(1, SAMPLES * width)]
+    targets = _drawn(2, SAMPLES * outputs)
+    y = [0, 1, 0, 1, 1] if classes else [scale * value for value in targets]
+    samples = learner.samples(x, y)
+    initial = array("f", [scale * value for value in floats(program.initial(3))])
+    phases = Phase(0.1, 4, shuffle=True, sgd=program.sgd), Phase(0.05)
+    outcome = learner.visit(Instruction(phases=phases), initial, lambda part: samples, KEY)
+    return {
+        "values": outcome.values.hex(),
+        "measures": dict(outcome.measures),
+        "prediction": [float(value).hex() for value in learner.predict(x)],
+        "scores": learner.evaluate(x, y),
+    }
+
+
+def _drawn(part: int, count: int) -> list[float]:
+    words = rng.words(KEY.run, KEY.round, part, rng.Purpose.TASK, count)
+    return [rng.uniform(word, -1.0, 1.0) for word in words]
+
+
+def _size(shape: tuple[int, ...]) -> int:
+    size = 1
+    for extent in shape:
+        size *= extent
+    return size
+
+
+if __name__ == "__main__":
+    assert native.available()
+    images = sorted(Path(sys.argv[1]).glob("*.image"))
+    results = {
+        f"{path.stem} {scale:g}": visit(Program(path.read_bytes()), scale)
+        for path in images
+        for scale in SCALES
+    }
+    print(json.dumps(results, default=int))

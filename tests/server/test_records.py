@@ -1,0 +1,164 @@
+from __future__ import annotations
+
+import json
+import math
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedtiny.errors import RunError
+from fedtiny.fold import FoldRule, Total
+from fedtiny.rounds.events import Grant, Open
+from fedtiny.rounds.journal import Accepted
+from fedtiny.rounds.measures import Measures
+from fedtiny.server import records
+from fedtiny.values import Update
+from tests.harness.toys import INITIAL, WHOLE
+
+finite = st.floats(allow_nan=False, allow_infinity=False)
+names = st.text(max_size=8)
+measured = st.dictionaries(names, finite, max_size=4)
+float64s = st.lists(finite, max_size=6).map(np.array)
+
+
+def updates(count: int) -> list[Update]:
+    """Of which the second trained a part only."""
+    rng = np.random.default_rng(5)
+    vectors = [INITIAL + rng.normal(size=6).astype(np.float32) for _ in range(count)]
+    made = [
+        Update(lease, lease % 3, 7, 2, 1 + lease, vector.tobytes(), WHOLE, {"loss_sum": lease / 3})
+        for lease, vector in enumerate(vectors)
+    ]
+    if count > 1:
+        made[1] = Update(1, 1, 7, 2, 4, vectors[1][2:4].tobytes(), ((2, 4),), {})
+    return made
+
+
+def total(*folded: Update) -> Total:
+    result = Total.zero(6, FoldRule.for_round(9, 65536.0, 3.5))
+    for update in folded:
+        result = result.add(update, INITIAL, update.samples)
+    return result
+
+
+def through(record: records.Pending) -> Any:
+    return records.read(records.kind_of(record), records.write(record))
+
+
+# --- everything comes back exactly
+
+
+def test_a_window_comes_back() -> None:
+    assert through(Open(3, 1, 20, 1 / 3)) == Open(3, 1, 20, 1 / 3)
+
+
+def test_a_grant_comes_back() -> None:
+    columns = np.array([7 << 32]), np.array([5]), np.array([12.1])
+    back = through(Grant(7, 2, *columns))
+    assert (back.round, back.version, back.repeated) == (7, 2, False)
+    for column, name in zip(columns, ("leases", "devices", "deadlines"), strict=True):
+        assert getattr(back, name).dtype == column.dtype
+        assert getattr(back, name).tolist() == column.tolist()
+
+
+def test_a_total_comes_back() -> None:
+    whole, part = updates(2)
+    folded = total(whole, part)
+    record = Accepted(7, np.array([0, 1]), folded, Measures.of({"loss_sum": 0.1, "x.min": -3.0}))
+    back = through(record)
+    assert back.part == folded
+    assert (back.round, back.leases.tolist(), back.measures) == (7, [0, 1], record.measures)
+    assert back.part.merge(total(whole)) == total(whole, part, whole)
+    assert records.read_total(records.write_total(folded)) == folded
+
+
+def test_updates_come_back_one_by_one() -> None:
+    given_updates = tuple(updates(5))
+    back = through(Accepted(7, np.arange(5), given_updates, Measures()))
+    assert [u.nbytes for u in back.part] == [24, 8, 24, 24, 24]
+    for update, copy in zip(given_updates, back.part, strict=True):
+        assert bytes(copy.values) == update.values
+        for name in ("lease", "device", "round", "version", "samples", "ranges", "measures"):
+            assert getattr(copy, name) == getattr(update, name)
+
+
+def test_a_round_that_measures_has_no_part() -> None:
+    back = through(Accepted(7, np.arange(2), None, Measures.of({"count": 3})))
+    assert back.part is None
+    assert back.measures.values() == {"count": 3.0}
+
+
+@given(st.lists(measured, max_size=5))
+def test_measures_come_back_exactly(reports: list[dict[str, float]]) -> None:
+    merged = Measures()
+    for report in reports:
+        merged = merged.merge(Measures.of(report))
+    text = json.dumps(records.measures_to_json(merged))
+    assert records.measures_from_json(json.loads(text)) == merged
+
+
+def test_a_sum_that_no_float_holds_comes_back() -> None:
+    merged = Measures.of({"n": 1e300}).merge(Measures.of({"n": 5e-324}))
+    assert merged.sums["n"] == Fraction(1e300) + Fraction(5e-324)
+    assert records.measures_from_json(records.measures_to_json(merged)) == merged
+
+
+@given(st.dictionaries(names, st.one_of(float64s, finite, st.integers())))
+def test_a_state_comes_back_in_its_order(state: dict[str, Any]) -> None:
+    back = records.read_state(records.write_state(state))
+    assert list(back) == list(state)
+    for name, value in state.items():
+        assert type(back[name]) is type(value)
+        if isinstance(value, np.ndarray):
+            assert back[name].tobytes() == value.tobytes()
+        else:
+            assert back[name] == value
+
+
+def test_a_state_keeps_shapes_and_odd_numbers() -> None:
+    state = {"m": np.arange(6.0).reshape(2, 3), "t": -0.0, "best": math.inf, "s": np.array(2.5)}
+    back = records.read_state(records.write_state(state))
+    assert np.shape(back["m"]) == (2, 3)
+    assert np.shape(back["s"]) == ()
+    assert math.copysign(1, float(back["t"])) == -1
+    assert back["best"] == math.inf
+
+
+# --- what is damaged is said to be
+
+
+@given(st.data())
+def test_a_body_that_is_cut_or_longer_is_damaged(data: st.DataObject) -> None:
+    body = records.write(Accepted(7, np.arange(2), total(*updates(2)), Measures()))
+    cut = data.draw(st.integers(0, len(body) - 1))
+    for wrong in (body[:cut], body + b"\0"):
+        with pytest.raises(RunError, match="a record of the journal is damaged"):
+            records.read("accepted", wrong)
+
+
+@given(st.binary(max_size=60), st.sampled_from(("open", "grant", "accepted", "state")))
+def test_bytes_that_are_no_record_are_damaged(body: bytes, kind: str) -> None:
+    with pytest.raises(RunError, match="a record of the journal is damaged"):
+        records.read_state(body) if kind == "state" else records.read(kind, body)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        {"arrays": [["<f8", [-1]]]},
+        {"arrays": [["<f8", [2**62]]]},
+        {"arrays": [["|O", [1]]]},
+        {"arrays": [["<f8", [1.0]]]},
+        {"arrays": 3},
+        {},
+        [],
+    ],
+)
+def test_a_head_that_lies_is_damaged(head: object) -> None:
+    text = json.dumps(head).encode()
+    with pytest.raises(RunError, match="a record of the journal is damaged"):
+        records.unpack(len(text).to_bytes(4, "little") + text + bytes(8))
