@@ -65,19 +65,19 @@ def coordinator(folder: Path, visits: int) -> Iterator[str]:
     quiet = subprocess.DEVNULL
     process = subprocess.Popen([*serve, *addresses], stdout=quiet, stderr=quiet)
     try:
-        yield _join_string([fedtiny, "token", "create", "--dir", str(home)])
+        yield _join_string(process, [fedtiny, "token", "create", "--dir", str(home)])
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
 
 
-def _join_string(command: list[str]) -> str:
-    for _ in range(100):
+def _join_string(coordinator: subprocess.Popen[bytes], command: list[str]) -> str:
+    while coordinator.poll() is None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode == 0:
             return done.stdout.strip()
         time.sleep(0.1)
-    raise SystemExit(done.stderr)
+    raise SystemExit(f"the coordinator ended with {coordinator.returncode}")
 
 
 def rss_mb(visits: int, numpy: bool) -> tuple[float, float]:

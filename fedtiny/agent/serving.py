@@ -30,11 +30,11 @@ Document = dict[str, Any]
 def serving(store: Store, status: Callable[[], Document]) -> Iterator[None]:
     """Answer at DIR/agent.sock while the block runs."""
     path = store.folder / SOCKET
-    with told(path):
+    with told(path), _address(store.folder) as address:
         path.unlink(missing_ok=True)
         before = os.umask(0o177)
         try:
-            server = _Server(str(path), _Connection)
+            server = _Server(address, _Connection)
         finally:
             os.umask(before)
     server.answering = Answering(store, status)
@@ -103,7 +103,8 @@ def ask(folder: Path, requests: Iterator[Document]) -> Iterator[Document]:
     """The answers of the agent that runs in a folder. Raises RunError when none does."""
     with socket.socket(socket.AF_UNIX) as connection:
         try:
-            connection.connect(str(folder / SOCKET))
+            with _address(folder) as address:
+                connection.connect(address)
         except OSError as error:
             raise RunError(
                 f"no agent answers at {folder / SOCKET} ({error.strerror}); start one: "
@@ -114,3 +115,13 @@ def ask(folder: Path, requests: Iterator[Document]) -> Iterator[Document]:
                 stream.write(json.dumps(request).encode() + b"\n")
                 stream.flush()
                 yield json.loads(stream.readline() or b'{"error": "the agent ended"}')
+
+
+@contextmanager
+def _address(folder: Path) -> Iterator[str]:
+    """The socket by a short name: the kernel takes 107 characters, and folders may be deep."""
+    opened = os.open(folder, os.O_RDONLY)
+    try:
+        yield f"/proc/self/fd/{opened}/{SOCKET}"
+    finally:
+        os.close(opened)

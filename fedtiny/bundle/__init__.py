@@ -16,7 +16,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import fedtiny
-from fedtiny.bundle.download import abi, download
+from fedtiny.bundle.downloads import abi, download
 from fedtiny.bundle.targets import Target, target
 from fedtiny.bundle.wheel import write_wheel
 from fedtiny.errors import ExperimentError

@@ -14,12 +14,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedtiny import rng
 from fedtiny.errors import FedtinyError, RunError, StrategyError
+from fedtiny.experiment.workload import Workload
 from fedtiny.rounds.events import NEVER
 from fedtiny.server import crash_points
 from fedtiny.server.clock import RunClock
@@ -66,7 +68,7 @@ class Parked:
 
 @dataclass(eq=False)
 class Conductor:
-    """The runs of one coordinator.
+    """The runs of one coordinator; ``halted`` are those whose strategy failed, by id, and why.
 
     Everything but `put`, `call` and `stop` belongs to the thread of `conduct`.
     """
@@ -81,6 +83,7 @@ class Conductor:
     inbox: Inbox = field(default_factory=Inbox)
     hosted: dict[str, Hosted] = field(default_factory=dict)
     parked: dict[int, Parked] = field(default_factory=dict)
+    halted: dict[bytes, str] = field(default_factory=dict)
     draining: bool = False
     cycles: int = 0
 
@@ -95,25 +98,60 @@ class Conductor:
         self._seen_saved_at = 0.0
         self.failure = ""  # why the last cycle that failed did so
         self._folders: dict[str, Folder] = {}
+        self._broken = False  # whether memory may know what the database does not
+        self._works = [Workload.of(experiment) for experiment in self.experiments]
         self._open_runs(self.new_run)
         self.database.commit()
         self._keep_folders()
 
-    def _open_runs(self, new_run: bool = False) -> None:
-        now = self.now()
-        self.hosted = {}
-        for experiment in self.experiments:
-            hosted = Hosted.open(
-                experiment, self.database, self.keys, self.authority.signer, now, new_run=new_run
-            )
-            hosted.cards = lambda: [device.card for device in self.devices.rows()]
-            if hosted.name in self.hosted:
-                raise RunError(
-                    f"two experiments are called {hosted.name!r}; rename one of the files"
-                )
-            self.hosted[hosted.name] = hosted
-        self.by_id = {hosted.run: hosted for hosted in self.hosted.values()}
+    def _open_runs(self, new_run: bool) -> None:
+        """Begin the runs, or go on with them as the database has them."""
+        opened: dict[str, Hosted] = {}
+        for work in self._works:
+            hosted = self._opened(work, new_run)
+            if hosted.name in opened:
+                raise RunError(f"two experiments are called {hosted.name!r}; rename one file")
+            opened[hosted.name] = hosted
+        self._host(opened)
+
+    def _reopen_runs(self) -> None:
+        """The same after a failure, for the runs that are not halted."""
+        opened: dict[str, Hosted] = {}
+        for name, hosted in self.hosted.items():
+            if again := self._guarded(hosted, lambda h: self._opened(h.work)):
+                opened[name] = again
+        self._host(opened)
+
+    def _guarded(self, hosted: Hosted, act: Callable[[Hosted], T]) -> T | None:
+        """What a run does; if its strategy fails the run is halted, and the others go on.
+
+        The updates of its round are in the journal: after a start with the strategy repaired the
+        round is finished with them.
+        """
+        try:
+            return act(hosted)
+        except StrategyError as error:
+            self.halted[hosted.run] = f"the run {hosted.name} is halted: {error}"
+            log.error("%s; repair it, and start the coordinator again", self.halted[hosted.run])
+            self._host({name: h for name, h in self.hosted.items() if h is not hosted})
+            return None
+
+    def _opened(self, work: Workload, new_run: bool = False) -> Hosted:
+        signer = self.authority.signer
+        hosted = Hosted.open(work, self.database, self.keys, signer, self.now(), new_run=new_run)
+        hosted.cards = lambda: [device.card for device in self.devices.rows()]
+        return hosted
+
+    def _host(self, opened: dict[str, Hosted]) -> None:
+        self.hosted = opened
+        self.by_id = {hosted.run: hosted for hosted in opened.values()}
         self._holder.clear()
+        self._occasions.clear()
+
+    @property
+    def over(self) -> bool:
+        """Whether every run is."""
+        return not self.halted and all(hosted.done for hosted in self.hosted.values())
 
     def now(self) -> float:
         """Seconds of service."""
@@ -163,6 +201,8 @@ class Conductor:
         """One cycle."""
         self.cycles += 1
         try:
+            if self._broken:
+                self._mend()
             self._cycle(requests)
         except Exception as error:
             self._undo(requests, error)
@@ -175,8 +215,8 @@ class Conductor:
     def _cycle(self, requests: Sequence[Request]) -> None:
         now = self.now()
         asking = self._take_in(requests, now)
-        for hosted in self.hosted.values():
-            hosted.tick(now)
+        for hosted in list(self.hosted.values()):
+            self._guarded(hosted, lambda h: h.tick(now))
         self._place(asking, now)
         self._let_go(now)
         for hosted in self.hosted.values():
@@ -234,13 +274,22 @@ class Conductor:
                 offer.offered = replace(offer.offered, flaw=_REVOKED)
             by_run.setdefault(offer.run, []).append(offer)
         for run, mine in by_run.items():
-            hosted = self.by_id.get(run)
-            receipts = hosted.submit(now, [offer.offered for offer in mine]) if hosted else {}
+            receipts = self._receipts(run, mine, now)
             for offer in mine:
-                lease = offer.offered.update.lease
-                receipt = receipts.get(lease, Receipt(lease, UNKNOWN))
                 self._holder.pop(offer.device, None)
+                lease = offer.offered.update.lease
+                if halted := self.halted.get(run):
+                    self._answer(offer.reply, Unavailable(halted))
+                    continue
+                receipt = receipts.get(lease, Receipt(lease, UNKNOWN))
                 self._replace(asking, CheckIn(offer.device, offer.reply, receipt=receipt))
+
+    def _receipts(self, run: bytes, offers: Sequence[Offer], now: float) -> dict[int, Receipt]:
+        hosted = self.by_id.get(run)
+        if hosted is None:
+            return {}
+        offered = [offer.offered for offer in offers]
+        return self._guarded(hosted, lambda h: h.submit(now, offered)) or {}
 
     # ---- work for devices
 
@@ -251,7 +300,10 @@ class Conductor:
             candidates = {d: self._card(d) for d in self._candidates(hosted, waiting)}
             if self.draining or not candidates:
                 continue
-            for device, work in hosted.check_ins(now, candidates).items():
+            works = (
+                self._guarded(hosted, partial(Hosted.check_ins, now=now, cards=candidates)) or {}
+            )
+            for device, work in works.items():
                 check_in = waiting.pop(device, None) or self.parked.pop(device).check_in
                 self._holder[device] = hosted.name
                 self._reply(check_in, work)
@@ -288,14 +340,15 @@ class Conductor:
         """Why waiting would not help, if so."""
         if self.devices.is_revoked(device):
             return Dismissed(_REVOKED)
-        if all(hosted.done for hosted in self.hosted.values()):
+        if self.over:
             return Dismissed("every run is over")
         if self.draining:
             return ComeBack(_SOON_S, "the coordinator is about to stop")
         card = self._card(device)
         reasons = [hosted.misfits(card) for hosted in self.hosted.values() if not hosted.done]
         if all(reasons):
-            return ComeBack(_LONG_S, "; ".join(reason for each in reasons for reason in each))
+            told = [reason for each in reasons for reason in each] + [*self.halted.values()]
+            return ComeBack(_LONG_S, "; ".join(told))
         return None
 
     def _later(self, device: int, now: float) -> ComeBack:
@@ -311,7 +364,7 @@ class Conductor:
 
     def _let_go(self, now: float) -> None:
         """Answer those who have waited as long as they wanted to, or who may go."""
-        over = self.draining or all(hosted.done for hosted in self.hosted.values())
+        over = self.draining or self.over
         while self._timers and (over or self._timers[0][0] <= now):
             until, _, device = heapq.heappop(self._timers)
             parked = self.parked.get(device)
@@ -341,24 +394,32 @@ class Conductor:
         pending |= {id(reply): reply for reply, _ in self._answers}
         self._answers = [(reply, failure) for reply in pending.values()]
         self.parked = {d: p for d, p in self.parked.items() if id(p.check_in.reply) not in pending}
-        self.failure = str(error)
-        try:
-            self.database.connection.rollback()
-            self.devices.reload()
-            self._open_runs()
-        except Exception:
-            log.exception("the runs cannot be read anew; trying again")
+        self.failure, self._broken = str(error), True
         self._stopped.wait(_AFTER_FAILURE_S)
+
+    def _mend(self) -> None:
+        """Know again what the database has, and nothing else."""
+        self.database.connection.rollback()
+        self.devices.reload()
+        self._reopen_runs()
+        self._broken = False
 
     # ---- what people look at
 
     def _keep_folders(self) -> None:
         """Bring the folders of the runs up to what is committed."""
+        if self._broken:
+            return
         crash_points.reach("folder.before")
-        for hosted in self.hosted.values():
-            if hosted.name not in self._folders:
-                self._folders[hosted.name] = Folder.open(self.folder / "runs" / hosted.name, hosted)
-            self._folders[hosted.name].follow(hosted)
+        for name, hosted in self.hosted.items():
+            try:
+                if name not in self._folders:
+                    self._folders[name] = Folder.open(self.folder / "runs" / name, hosted)
+                self._folders[name].follow(hosted)
+            except RunError as error:  # it is made anew from the database in the next cycle
+                log.error("the folder of %s lags behind: %s", name, error)
+                self._folders.pop(name, None)
+                hosted.durable.clear()
         crash_points.reach("folder.after")
 
     def _farewell(self) -> None:
@@ -366,6 +427,7 @@ class Conductor:
         later = write_answer(ComeBack(_SOON_S))
         deliver((parked.check_in.reply, (None, later)) for parked in self.parked.values())
         self.parked.clear()
-        self.devices.save_seen()
-        write_fact(self.database, "clock_s", self.now())
-        self.database.commit()
+        if not self._broken:
+            self.devices.save_seen()
+            write_fact(self.database, "clock_s", self.now())
+            self.database.commit()

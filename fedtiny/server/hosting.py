@@ -97,15 +97,14 @@ class Hosted:
 
     @classmethod
     def open(
-        cls, experiment: Experiment, database: Database, keys: RoundKeys, signer: Signer,
-        now: float, *, new_run: bool = False,
+        cls, work: Workload, database: Database, keys: RoundKeys, signer: Signer, now: float,
+        *, new_run: bool = False,
     ) -> Hosted:  # fmt: skip
         """The run of an experiment, where it was left, or a new one.
 
         Raises RunError if there is a run of that name whose experiment was another.
         """
-        work = Workload.of(experiment)
-        identity = _identity(experiment, database, now, new_run)
+        identity = _identity(work.experiment, database, new_run)
         models = Models(database, signer, identity.run, work)
         coordinator = Coordinator(
             work.rules(identity.seed), work.strategy, work.layout, models.initial(),
@@ -202,7 +201,7 @@ class Hosted:
         works = self._train(now, self._welcome(training), cards)
         answers = {device: codec.write_answer(work) for device, work in works.items()}
         self.ledger.open.bytes_down += sum(map(visit.answer_bytes, answers.values()))
-        for device in cards.keys() & set(held_out):
+        for device in [device for device in cards if device in held_out]:
             if work := self._evaluate(device, cards[device], now):
                 answers[device] = codec.write_answer(work)
         return answers
@@ -375,7 +374,7 @@ def _figures(published: Published) -> Row:
 # ---- which run it is -------------------------------------------------------------------------
 
 
-def _identity(experiment: Experiment, database: Database, now: float, new_run: bool) -> Identity:
+def _identity(experiment: Experiment, database: Database, new_run: bool) -> Identity:
     """The run that this experiment goes on with, or begins."""
     stem = Path(experiment.origin.name).stem or "run"
     rows = database.connection.execute(

@@ -5,7 +5,8 @@
     arrays    one behind the other
 
 Everything comes back exactly: sums are written as integers and fractions, floats in the shortest
-form that reads as the same. Nothing is pickled. What does not add up is a RunError.
+form that reads as the same. Nothing is pickled. What does not add up raises one of the errors that
+`checking` makes a RunError of.
 """
 
 from __future__ import annotations
@@ -58,29 +59,28 @@ def pack(head: Mapping[str, Any], arrays: Sequence[Array]) -> bytes:
 def unpack(body: Body) -> tuple[dict[str, Any], list[Array]]:
     """The inverse of `pack`; the arrays share the memory of the body."""
     view = memoryview(body)
-    with _checking():
-        at = _LENGTH_BYTES + int.from_bytes(view[:_LENGTH_BYTES], "little")
-        head = json.loads(bytes(view[_LENGTH_BYTES:at]))
-        arrays = []
-        for kind, shape in head.pop("arrays"):
-            _require(kind in _TYPES and all(type(n) is int and n >= 0 for n in shape))
-            end = at + np.dtype(kind).itemsize * math.prod(shape)
-            _require(end <= len(view))
-            arrays.append(np.frombuffer(view[at:end], kind).reshape(shape))
-            at = end
-        _require(at == len(view))
-        return head, arrays
+    at = _LENGTH_BYTES + int.from_bytes(view[:_LENGTH_BYTES], "little")
+    head = json.loads(bytes(view[_LENGTH_BYTES:at]))
+    arrays = []
+    for kind, shape in head.pop("arrays"):
+        _require(kind in _TYPES and all(type(n) is int and n >= 0 for n in shape))
+        end = at + np.dtype(kind).itemsize * math.prod(shape)
+        _require(end <= len(view))
+        arrays.append(np.frombuffer(view[at:end], kind).reshape(shape))
+        at = end
+    _require(at == len(view))
+    return head, arrays
 
 
 @contextmanager
-def _checking() -> Iterator[None]:
-    """Whatever is wrong with bytes that are read is that they are damaged."""
+def checking(what: str) -> Iterator[None]:
+    """Whatever goes wrong while bytes are read means that they are damaged: RunError says which."""
     try:
         yield
     except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
         raise RunError(
-            f"a record of the journal is damaged ({type(error).__name__}: {error}); restore the "
-            "folder from a backup, or begin anew with --new-run"
+            f"{what} is damaged ({type(error).__name__}: {error}); restore the folder from a "
+            "backup, or begin anew with --new-run"
         ) from error
 
 
@@ -104,9 +104,8 @@ def write(record: Pending) -> bytes:
 
 def read(kind: str, body: Body) -> Pending:
     """The inverse of `write`."""
-    head, arrays = unpack(body)
-    with _checking():
-        return _READERS[kind](head, arrays)
+    with checking("a record of the open round"):
+        return _READERS[kind](*unpack(body))
 
 
 def _write_grant(grant: Grant) -> bytes:
@@ -172,10 +171,8 @@ def write_total(total: Total) -> bytes:
 
 def read_total(body: Body) -> Total:
     """The inverse of `write_total`."""
-    head, arrays = unpack(body)
-    with _checking():
-        (sums,) = arrays
-        return _total(head, sums)
+    head, (sums,) = unpack(body)
+    return _total(head, sums)
 
 
 def _total_head(total: Total) -> dict[str, Any]:
@@ -215,9 +212,8 @@ def measures_to_json(measures: Measures) -> dict[str, Any]:
 
 def measures_from_json(value: Mapping[str, Any]) -> Measures:
     """The inverse of `measures_to_json`."""
-    with _checking():
-        sums = {name: Fraction(*terms) for name, terms in value["sums"].items()}
-        return Measures(sums, dict(value["extremes"]))
+    sums = {name: Fraction(*terms) for name, terms in value["sums"].items()}
+    return Measures(sums, dict(value["extremes"]))
 
 
 def write_state(state: State) -> bytes:
@@ -230,10 +226,5 @@ def write_state(state: State) -> bytes:
 def read_state(body: Body) -> State:
     """The inverse of `write_state`, in the same order."""
     head, arrays = unpack(body)
-    with _checking():
-        return dict(_state(head["state"], iter(arrays)))
-
-
-def _state(values: Iterable[Any], arrays: Iterator[Array]) -> Iterator[tuple[str, Any]]:
-    for name, value in values:
-        yield name, next(arrays) if value is None else value
+    rest = iter(arrays)
+    return {name: next(rest) if value is None else value for name, value in head["state"]}

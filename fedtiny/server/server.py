@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ipaddress
+import logging
 import os
 import resource
 import signal
@@ -31,6 +32,8 @@ from fedtiny.server.sealing import RoundKeys
 from fedtiny.server.service import EnrolmentService, FleetService
 from fedtiny.server.storage import Database
 from fedtiny.wire.services import ENROLMENT, FLEET, OPERATOR, handler
+
+log = logging.getLogger("fedtiny.coordinator")
 
 MOST_MESSAGE_BYTES = 1 << 20
 _OPTIONS = (
@@ -82,7 +85,11 @@ class Coordinating:
         self._servers: list[Any] = []
         self._scrape: Any = None
         self._healthy = health.aio.HealthServicer()
-        self._thread = threading.Thread(target=self._conduct, name="conductor", daemon=True)
+        self._failure: BaseException | None = None
+        loop = asyncio.get_running_loop()
+        self._thread = threading.Thread(
+            target=self._conduct, args=(loop,), name="conductor", daemon=True
+        )
 
     @classmethod
     async def start(cls, options: Options) -> Coordinating:
@@ -146,9 +153,13 @@ class Coordinating:
             os.umask(before)
         path.chmod(0o600)
 
-    def _conduct(self) -> None:
+    def _conduct(self, loop: asyncio.AbstractEventLoop) -> None:
         try:
             self.conductor.conduct()
+        except BaseException as error:
+            log.critical("the conductor failed", exc_info=error)
+            self._failure = error
+            loop.call_soon_threadsafe(self.ask_to_stop, 0.0)
         finally:
             self.conductor.database.close()
 
@@ -166,6 +177,8 @@ class Coordinating:
             loop.add_signal_handler(number, asked)
         await self.asked_to_stop.wait()
         await self.stop()
+        if self._failure is not None:
+            raise RunError(f"the coordinator failed: {self._failure}; see its log, and start again")
 
     def ask_to_stop(self, within_s: float = _DRAIN_S) -> None:
         """Have who waits for ``asked_to_stop`` call `stop`, which may take so many seconds."""
@@ -175,9 +188,10 @@ class Coordinating:
     async def stop(self) -> None:
         """Give no more work, let updates come in for a while, and end."""
         await self._healthy.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
-        await self.conductor.call(drain)
         deadline = time.monotonic() + self._within_s
-        while self._working() and time.monotonic() < deadline:
+        if self._thread.is_alive():
+            await self.conductor.call(drain)
+        while self._thread.is_alive() and self._working() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         await asyncio.gather(*(server.stop(_GRACE_S) for server in self._servers))
         self.conductor.stop()

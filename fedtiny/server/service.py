@@ -129,7 +129,7 @@ class FleetService:
         traffic.up += request.ByteSize()
         hosted = self.conductor.by_id.get(request.update.run)
         if hosted is None:
-            raise WireError("run", f"the run {request.update.run.hex()} is not served here")
+            await self._refuse_run(context, request.update.run)
         payload = self.uploads.add(device, request, hosted.most_upload_bytes)
         if isinstance(payload, int):
             return pb.SubmitReply(received=payload)
@@ -141,6 +141,12 @@ class FleetService:
         self.metrics.submitted(receipt.status)
         told = codec.write_receipt(receipt)
         return pb.SubmitReply(receipt=told, received=len(payload), answer=answer)
+
+    async def _refuse_run(self, context: Context, run: bytes) -> NoReturn:
+        """No run of that id is served; one that is halted may be again."""
+        if halted := self.conductor.halted.get(run):
+            await self._refuse(context, "halted", grpc.StatusCode.UNAVAILABLE, halted)
+        raise WireError("run", f"the run {run.hex()} is not served here")
 
     def _read(self, message: pb.Update, payload: bytes, device: int, hosted: Hosted) -> Offered:
         """The update, or the lease with what is wrong with it: the lease is spent either way."""

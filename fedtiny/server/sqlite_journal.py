@@ -44,8 +44,10 @@ class SqliteCommits:
         )
         before = 0
         for row in rows:
-            yield _published(before, *row)
-            before = row[0]
+            with records.checking(f"round {row[1]:,}"):
+                published = _published(before, *row)
+            yield published
+            before = published.version
 
     def outcomes(self) -> Iterator[Outcome]:
         """The same, as far as the rounds need it to go on."""
@@ -53,7 +55,9 @@ class SqliteCommits:
             "SELECT version, leases, drop_out FROM commits WHERE run = ? ORDER BY seq", (self._run,)
         )
         for (before, *_), (version, leases, drop_out) in pairwise([(0,), *rows]):
-            yield Outcome(_int64(leases), version > before, drop_out)
+            with records.checking(f"the round that made version {version:,}"):
+                outcome = Outcome(_int64(leases), version > before, drop_out)
+            yield outcome
 
     def latest(self) -> tuple[Float32, State] | None:
         """The model and the strategy's state after the last of them; None before the first."""
@@ -62,7 +66,8 @@ class SqliteCommits:
             " ORDER BY seq DESC LIMIT 1",
             (self._run,),
         ).fetchone()
-        return (_float32(row[0]), records.read_state(row[1])) if row else None
+        with records.checking("the last committed round"):
+            return (_float32(row[0]), records.read_state(row[1])) if row else None
 
 
 class SqliteJournal(SqliteCommits):
@@ -98,11 +103,11 @@ class SqliteJournal(SqliteCommits):
     def _keep(self, record: Pending) -> None:
         seq, kind, body = self._next("pending"), records.kind_of(record), records.write(record)
         if isinstance(record, Accepted):
+            body = self._keys.seal(self._run, record.round, seq, body)
             self._connection.executemany(
                 "INSERT INTO accepted (run, lease) VALUES (?, ?)",
                 [(self._run, lease) for lease in record.leases.tolist()],
             )
-            body = self._keys.seal(self._run, record.round, seq, body)
         self._connection.execute(
             "INSERT INTO pending (run, seq, kind, body) VALUES (?, ?, ?, ?)",
             (self._run, seq, kind, body),

@@ -307,14 +307,15 @@ def test_a_damaged_image_is_not_run(tmp_path: Path) -> None:
 
 def test_when_the_bytes_of_today_are_used_up_the_agent_waits_for_tomorrow(tmp_path: Path) -> None:
     fleet = SmallFleet(rounds=14)
-    midnight = time.time() // 86_400 * 86_400
-    begun = time.monotonic()
+    hands: list[Hand] = []
 
-    def unix_s() -> float:  # half a second before midnight when it starts
-        return midnight + 86_399.5 + time.monotonic() - begun
+    def unix_s() -> float:  # a fifth of a second before midnight, until the agent has waited
+        waits = any("looking again" in note for hand in hands for note in hand.notes)
+        return 10 * 86_400 - 0.2 + waits
 
     limits = Limits(bytes_a_day=12_000)
     with hand_of(fleet, tmp_path, limits=limits, unix_s=unix_s) as hand:
+        hands.append(hand)
         hand.agent.run()
     assert any("B moved today, the limit is 12,000 B: looking again in" in n for n in hand.notes)
     first, second = hand.store.document("traffic").values()

@@ -106,6 +106,13 @@ def test_a_wrong_line_is_answered_with_what_is_wrong(store: Store, line: bytes, 
             assert told in json.loads(stream.readline())["error"]
 
 
+def test_a_deep_folder_has_a_socket_too(tmp_path: Path) -> None:
+    store = Store(tmp_path / ("deep" * 30))
+    with serving(store, lambda: {"device": 6}):
+        assert [*ask(store.folder, iter([{"status": True}]))] == [{"device": 6}]
+    assert not (store.folder / SOCKET).exists()
+
+
 def test_many_may_ask_at_a_time(store: Store) -> None:
     expected = keep(store, 3)
     found: list[Any] = []

@@ -132,9 +132,8 @@ def test_a_revoked_agent_ends_with_the_code_for_it(
     coordinator: CoordinatorProcess, tmp_path: Path
 ) -> None:
     folder, _ = joined(coordinator, tmp_path)
-    agent = running(folder)
-    wait_until(lambda: Store(folder).trained() is not None)
     coordinator.call("revoke", pb.RevokeRequest(device="0"))
+    agent = running(folder)
     _, told = agent.communicate(timeout=20)
     assert agent.returncode == 11, told
     assert "refuses this device" in told

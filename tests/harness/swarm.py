@@ -175,6 +175,7 @@ class Device:
         self.member, self.conduct, self.clock, self.log = member, conduct, clock, log
         self.blobs, self.figures = blobs, figures
         self.session = Session(0, member.device)
+        self.port = port
         self.channel = member.connect(port)
         self.calls: SimpleNamespace = services.stubs(services.FLEET, self.channel)
         self.answer: codec.Answer | None = None
@@ -195,6 +196,12 @@ class Device:
                     event = await self._meet(event)
         finally:
             await self.channel.close()
+
+    async def reconnect(self) -> None:
+        """Over a new connection; calls that are under way are lost."""
+        old, self.channel = self.channel, self.member.connect(self.port)
+        self.calls = services.stubs(services.FLEET, self.channel)
+        await old.close()
 
     def _next_due(self) -> float:
         waiting = self.session.state in (State.IDLE, State.HOLDING)

@@ -64,6 +64,8 @@ def sysroot(kind: Kind) -> Path:
         )  # fmt: skip
         for package in sorted(fetched.glob("var/cache/apt/archives/*.deb")):
             _checked("dpkg-deb", "--extract", package, fetched / "root")
+        for folder in _WRITTEN:
+            (fetched / "root" / folder).mkdir(parents=True, exist_ok=True)
         (fetched / "root").rename(root)
         shutil.rmtree(fetched)
     return root

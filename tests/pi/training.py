@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from array import array
 from pathlib import Path
@@ -18,6 +19,7 @@ from fedtiny.tensors import floats  # noqa: E402
 from fedtiny.values import Instruction, Phase  # noqa: E402
 
 SAMPLES = 5
+LABELS = [0, 1, 0, 1, 1]
 # Beside values of everyday size, those whose products are below the least normal float32.
 SCALES = (1.0, 1e-37)
 KEY = Key(run=7, round=2, device=5)
@@ -26,13 +28,9 @@ KEY = Key(run=7, round=2, device=5)
 def visit(program: Program, scale: float) -> dict[str, Any]:
     """One visit: what it trains, sends, and predicts afterwards."""
     learner = Learner(program, "native")
-    tables = learner.executor.tables
-    width = _size(tables.tensors[tables.input].shape[1:])
-    outputs = _size(tables.tensors[tables.label].shape[1:])
-    classes = tables.tensors[tables.label].dtype != 0
-    x = [scale * value for value in _drawn(1, SAMPLES * width)]
-    targets = _drawn(2, SAMPLES * outputs)
-    y = [0, 1, 0, 1, 1] if classes else [scale * value for value in targets]
+    x = _drawn(1, SAMPLES * math.prod(program.sample_shape), scale)
+    targets = _drawn(2, SAMPLES * math.prod(program.output_shape), scale)
+    y = LABELS if program.loss == "cross_entropy" else targets
     samples = learner.samples(x, y)
     initial = array("f", [scale * value for value in floats(program.initial(3))])
     phases = Phase(0.1, 4, shuffle=True, sgd=program.sgd), Phase(0.05)
@@ -45,16 +43,9 @@ def visit(program: Program, scale: float) -> dict[str, Any]:
     }
 
 
-def _drawn(part: int, count: int) -> list[float]:
+def _drawn(part: int, count: int, scale: float) -> list[float]:
     words = rng.words(KEY.run, KEY.round, part, rng.Purpose.TASK, count)
-    return [rng.uniform(word, -1.0, 1.0) for word in words]
-
-
-def _size(shape: tuple[int, ...]) -> int:
-    size = 1
-    for extent in shape:
-        size *= extent
-    return size
+    return [scale * rng.uniform(word, -1.0, 1.0) for word in words]
 
 
 if __name__ == "__main__":

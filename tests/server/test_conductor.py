@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -11,9 +12,11 @@ import pytest
 
 from fedtiny.errors import RunError
 from fedtiny.rounds.journal import replay
+from fedtiny.runs import RunFolder
 from fedtiny.server.conductor import Unavailable
 from fedtiny.values import ACCEPTED, DUPLICATE, INVALID, LATE, UNKNOWN
 from fedtiny.wire.codec import ComeBack, Dismissed, Work
+from tests.server.broken_strategy import Broken
 from tests.server.desk import Desk, answer_in, experiment
 
 Opened = Callable[..., Desk]
@@ -261,6 +264,46 @@ def test_a_cycle_that_fails_has_not_happened(opened: Opened) -> None:
     assert "make room" in str(failure)
     connection.execute("PRAGMA max_page_count = 1000000")
     assert desk.hand_in(update, work).status == ACCEPTED
+
+
+def test_a_run_whose_strategy_fails_is_halted_and_the_others_go_on(tmp_path: Path) -> None:
+    broken = "strategy={build='tests.server.broken_strategy:Broken', cohort=2}"
+    desk = Desk(tmp_path, experiment(broken, name="broken"), experiment(name="sound"))
+    run = desk.conductor.hosted["broken"].run
+    for _ in range(20):
+        works = [(a, desk.visit(a)) for d in range(3) if isinstance(a := desk.answer(d), Work)]
+        replies = [desk.offer(update, work) for work, update in works if work.run not in
+                   desk.conductor.halted]  # fmt: skip
+        desk.cycle()
+        for reply in replies:
+            assert not reply.exception() or isinstance(reply.exception(), Unavailable)
+    assert list(desk.conductor.hosted) == ["sound"]
+    assert desk.hosted.done
+    assert desk.conductor.halted[run].startswith(
+        "the run broken is halted: Broken.finish failed in round 0 of 3"
+    )
+    assert isinstance(desk.answer(0), ComeBack)
+    # Nothing is lost: with the strategy repaired, the round is finished with what had come.
+    desk.conductor.database.close()
+    Broken.repaired = True
+    try:
+        desk.open()
+        assert desk.conductor.hosted["broken"].coordinator.rounds.round == 1
+    finally:
+        Broken.repaired = False
+    desk.close()
+
+
+def test_the_disk_that_fails_for_the_folder_of_a_run_stops_nothing(opened: Opened) -> None:
+    desk = opened()
+    folder = desk.conductor.folder / "runs" / desk.hosted.name
+    shutil.rmtree(folder)
+    folder.write_text("in the way")
+    desk.work_off(range(3))
+    assert desk.hosted.done
+    folder.unlink()
+    desk.cycle()
+    assert len(RunFolder(folder).history()) == 3
 
 
 def test_a_rollback_publishes_the_older_model_as_the_newest(opened: Opened) -> None:
