@@ -18,6 +18,7 @@ import typer
 from rich.console import Console
 from typer.core import TyperGroup
 
+from fedtiny.cli_bundle import bundle
 from fedtiny.cli_compile import compile_model
 from fedtiny.cli_coordinator import app as coordinator_app
 from fedtiny.cli_data import app as data_app
@@ -193,6 +194,7 @@ def _new_folder(experiment: Experiment) -> Path:
 
 
 app.command("compile")(compile_model)
+app.command()(bundle)
 
 
 @app.command()

@@ -96,7 +96,7 @@ class Conductor:
         self._occasions: dict[str, tuple[int, ...]] = {}
         self._stopped = threading.Event()
         self._seen_saved_at = 0.0
-        self.failure = ""  # why the last cycle that failed did so
+        self.failure = ""  # what failed last
         self._folders: dict[str, Folder] = {}
         self._broken = False  # whether memory may know what the database does not
         self._works = [Workload.of(experiment) for experiment in self.experiments]
@@ -131,8 +131,9 @@ class Conductor:
         try:
             return act(hosted)
         except StrategyError as error:
-            self.halted[hosted.run] = f"the run {hosted.name} is halted: {error}"
-            log.error("%s; repair it, and start the coordinator again", self.halted[hosted.run])
+            self.failure = f"the run {hosted.name} is halted: {error}"
+            self.halted[hosted.run] = self.failure
+            log.error("%s; repair it, and start the coordinator again", self.failure)
             self._host({name: h for name, h in self.hosted.items() if h is not hosted})
             return None
 

@@ -311,7 +311,7 @@ def test_when_the_bytes_of_today_are_used_up_the_agent_waits_for_tomorrow(tmp_pa
 
     def unix_s() -> float:  # a fifth of a second before midnight, until the agent has waited
         waits = any("looking again" in note for hand in hands for note in hand.notes)
-        return 10 * 86_400 - 0.2 + waits
+        return 20_000 * 86_400 - 0.2 + waits
 
     limits = Limits(bytes_a_day=12_000)
     with hand_of(fleet, tmp_path, limits=limits, unix_s=unix_s) as hand:

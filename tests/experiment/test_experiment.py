@@ -85,6 +85,27 @@ def test_a_small_experiment_has_sensible_defaults() -> None:
     assert experiment.budget("cortex-m4") == Budget(256 * 1024, 1024 * 1024, 0, 1, "all")
 
 
+def test_over_selection_is_a_factor_or_measured() -> None:
+    experiment = Experiment.parse(TEXT)
+    told = {
+        said: experiment.override(f"run.over_selection={said}").run.leases_per_update
+        for said in ("1", "1.3", "measured")
+    }
+    assert told == {"1": 1.0, "1.3": 1.3, "measured": 0.0}
+    for said in ("0.99", "0", "guessed", "true"):
+        with pytest.raises(ExperimentError, match=r"is not a number >= 1 or 'measured'"):
+            experiment.override(f"run.over_selection={said}")
+
+
+def test_a_deployed_run_draws_for_itself_unless_it_is_seeded() -> None:
+    experiment = Experiment.parse(TEXT)
+    assert (experiment.seeded, experiment.override("seeded=true").seeded) == (False, True)
+    with pytest.raises(ExperimentError, match="seeded = 1 is not true or false"):
+        experiment.override("seeded=1")
+    with pytest.raises(ExperimentError, match=r"unknown key 'seded'; did you mean 'seeded'\?"):
+        experiment.override("seded=true")
+
+
 def test_a_tenth_of_the_devices_is_held_out_unless_said_otherwise() -> None:
     assert Experiment.parse(TEXT).held_out == 100
     assert Experiment.parse(TEXT).override("fleet.held_out=3").held_out == 3
@@ -396,8 +417,12 @@ SETTINGS = st.fixed_dictionaries(
     {},
     optional={
         "seed": st.integers(0, 2**63 - 1),
-        "run": st.fixed_dictionaries({"rounds": st.integers(0, 10**6),
-                                      "deadline": st.floats(1e-6, 1e9)}),
+        "seeded": st.booleans(),
+        "run": st.fixed_dictionaries({
+            "rounds": st.integers(0, 10**6),
+            "deadline": st.floats(1e-6, 1e9),
+            "over_selection": st.one_of(st.floats(1, 9), st.just("measured")),
+        }),
         "strategy": st.dictionaries(
             st.text(min_size=1, max_size=5),
             st.one_of(

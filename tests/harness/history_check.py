@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -62,15 +62,13 @@ class Log:
     def invoke(self, op: str, device: int, **facts: str | int) -> int:
         """The number of the call, for `end`."""
         self._calls += 1
-        self._write(Entry(self._client, self._calls, op, INVOKE, device, **facts))  # type: ignore[arg-type]
+        self.end(self._calls, op, INVOKE, device, **facts)
         return self._calls
 
     def end(self, call: int, op: str, kind: str, device: int, **facts: str | int) -> None:
         """What became of it."""
-        self._write(Entry(self._client, call, op, kind, device, **facts))  # type: ignore[arg-type]
-
-    def _write(self, entry: Entry) -> None:
-        self._file.write(json.dumps(asdict(entry)) + "\n")
+        entry = {"client": self._client, "call": call, "op": op, "kind": kind, "device": device}
+        self._file.write(json.dumps(entry | facts) + "\n")
 
 
 def read_logs(folder: Path) -> list[Entry]:

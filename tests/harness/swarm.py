@@ -16,6 +16,7 @@ from types import SimpleNamespace
 from typing import Any, Protocol
 
 import grpc
+import numpy as np
 
 from fedtiny.data.tables import Task
 from fedtiny.device.learner import Key, Learner
@@ -86,11 +87,12 @@ class RealVisits:
 
 @dataclass
 class CannedVisits:
-    """Updates that cost nothing: the model comes back as it was. For load."""
+    """Updates that cost next to nothing: a model that moves everywhere. For load."""
 
     def __call__(self, work: Work, program: Program, model: bytes) -> Update:
         ranges = program.sent_ranges(work.instruction)
-        values = b"".join(model[4 * start : 4 * stop] for start, stop in ranges)
+        moved = np.frombuffer(model, np.float32) * np.float32(0.99)
+        values = b"".join(moved[start:stop].tobytes() for start, stop in ranges)
         return _update(work.lease, 8, values, ranges, {"loss_sum": 1.0, "steps": 8.0})
 
 

@@ -103,7 +103,10 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another() -> None:
 # ---- resume ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("tables", [SINE, HARD], ids=["sine", "hard"])
+MEASURED = HARD | {"run": HARD["run"] | {"over_selection": "measured"}}
+
+
+@pytest.mark.parametrize("tables", [SINE, HARD, MEASURED], ids=["sine", "hard", "measured"])
 def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(
     tables: dict[str, object], tmp_path: Path
 ) -> None:
@@ -277,6 +280,15 @@ def test_over_selection_hides_devices_that_are_lost() -> None:
     )
     assert greedy["time_s"] < 0.2 * patient["time_s"]
     assert greedy["late"] > 0
+
+
+def test_measured_over_selection_learns_how_many_are_lost() -> None:
+    patient, measured = (
+        run(SINE, "fleet.drop_out=0.2", f"run.over_selection={how}", "run.rounds=15").summary
+        for how in ("1.0", "measured")
+    )
+    assert measured["updates"] == patient["updates"] == 15 * 20
+    assert measured["time_s"] < 0.3 * patient["time_s"]
 
 
 def test_a_round_closes_at_its_deadline_with_the_minimum() -> None:
