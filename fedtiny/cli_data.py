@@ -120,8 +120,9 @@ def deal(
     does. Of data that change from round to round, it is the samples of the first.
     """
     from fedtiny.data.tables import PARTS
+    from fedtiny.durable import naming_files
     from fedtiny.experiment import Experiment
-    from fedtiny.runs import naming_files, write_npz
+    from fedtiny.runs import write_npz
 
     experiment = Experiment.load(file)
     count, task = experiment.fleet.devices, experiment.build_task()

@@ -28,6 +28,7 @@ from zipfile import BadZipFile, ZipFile, ZipInfo
 import numpy as np
 import numpy.typing as npt
 
+from fedtiny.durable import naming_files, rename
 from fedtiny.errors import RunError
 
 Arrays = Mapping[str, npt.NDArray[Any]]
@@ -275,15 +276,6 @@ _RESTORE = "restore it, or run the experiment anew"
 _MAKE_ROOM = "make room there, or the right to write"
 
 
-@contextmanager
-def naming_files(remedy: str) -> Iterator[None]:
-    """Turns the errors of the operating system into a RunError with the path and the remedy."""
-    try:
-        yield
-    except OSError as error:
-        raise RunError(f"{error.filename or 'a file'}: {error.strerror}; {remedy}") from error
-
-
 def _read(path: Path) -> bytes:
     with naming_files(_RESTORE):
         return path.read_bytes()
@@ -301,16 +293,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             yield file
             file.flush()
             os.fsync(file)
-        os.replace(temporary, path)
-        _sync_folder(path)
-
-
-def _sync_folder(path: Path) -> None:
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+        rename(temporary, path)
 
 
 def write_npz(path: Path, arrays: Arrays) -> None:

@@ -107,6 +107,8 @@ def test_importing_fedtiny_loads_no_numpy() -> None:
         "fedtiny.device.session",
         "fedtiny.device.learner",
         "fedtiny.device.link",
+        "fedtiny.agent.agent",
+        "fedtiny.wire.codec",
         "fedtiny.engine.program",
         "fedtiny.engine.native",
     ],

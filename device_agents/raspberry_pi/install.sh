@@ -16,7 +16,7 @@ fail() {
 }
 
 check() {
-    sha256sum --check --quiet --strict MANIFEST ||
+    sha256sum --check --quiet --strict MANIFEST >&2 ||
         fail "the bundle is damaged or not whole; copy it again and unpack it anew"
     wanted=$(cat TARGET)
     found=$(python3 -c 'import sys

@@ -10,7 +10,8 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-from fedtiny.agent.store import Store, told, write_whole
+from fedtiny.agent.store import Store, told
+from fedtiny.durable import write_whole
 
 MOST_BYTES = 64 * 2**20
 

@@ -26,7 +26,8 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedtiny.agent.store import told, write_whole
+from fedtiny.agent.store import told
+from fedtiny.durable import write_whole
 from fedtiny.errors import FedtinyError, IdentityError, RunError
 from fedtiny.values import DeviceCard
 from fedtiny.wire import codec, services

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from fedtiny.durable import write_whole
 from fedtiny.errors import RunError
 from fedtiny.tensors import raw
 from fedtiny.values import Update
@@ -198,28 +199,6 @@ def told(path: Path) -> Iterator[None]:
             f"{path} cannot be written or read: {error.strerror or error}; free some space, or "
             f"name a folder of your own with --dir or {FOLDER_VARIABLE}"
         ) from error
-
-
-def write_whole(path: Path, body: bytes, durable: bool = True) -> None:
-    """The file with this content, or as it was before."""
-    scratch = path.with_name(f"{path.name}.new")
-    with told(path):
-        with open(os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            file.write(body)
-            file.flush()
-            if durable:
-                os.fsync(file.fileno())
-        os.replace(scratch, path)
-        if durable:
-            _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    opened = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(opened)
-    finally:
-        os.close(opened)
 
 
 def _lock(lock: int, folder: Path) -> None:

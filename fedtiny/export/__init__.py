@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedtiny.durable import naming_files
 from fedtiny.engine.program import Program
 from fedtiny.engine.runtime import build
 from fedtiny.errors import RunError
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.workload import Workload
-from fedtiny.runs import RunFolder, naming_files, write_npz
+from fedtiny.runs import RunFolder, write_npz
 from fedtiny.tensors import FLOAT_BYTES
 
 if TYPE_CHECKING:

@@ -19,11 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from fedtiny.durable import REMEDY, make_private, naming_files, rename, write_whole
 from fedtiny.errors import RunError
-from fedtiny.runs import naming_files
 from fedtiny.server import certificates, crash_points
 from fedtiny.server.certificates import KeyPair
-from fedtiny.server.files import REMEDY, make_private, rename, write_whole
 from fedtiny.server.signing import Signer
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedtiny import rng
-from fedtiny.errors import FedtinyError, RunError, StrategyError
+from fedtiny.errors import FedtinyError, IdentityError, RunError, StrategyError
 from fedtiny.experiment.workload import Workload
 from fedtiny.rounds.events import NEVER
 from fedtiny.server import crash_points
@@ -176,7 +176,7 @@ class Conductor:
         """Shut a device out; its index. It contributes nothing from now on."""
         index = self.devices.revoke(name, time.time())
         if parked := self.parked.pop(index, None):
-            self._reply(parked.check_in, Dismissed(_REVOKED))
+            self._answer(parked.check_in.reply, _shut_out(index))
         return index
 
     def stop(self) -> None:
@@ -327,6 +327,8 @@ class Conductor:
 
     def _park(self, check_in: CheckIn, now: float) -> None:
         self._holder.pop(check_in.device, None)
+        if self.devices.is_revoked(check_in.device):
+            return self._answer(check_in.reply, _shut_out(check_in.device))
         answer = self._refusal(check_in.device)
         if answer is None and check_in.receipt is not None:
             answer = ComeBack(0.0)  # to ask, and to wait, in a call of its own
@@ -339,8 +341,6 @@ class Conductor:
 
     def _refusal(self, device: int) -> Answer | None:
         """Why waiting would not help, if so."""
-        if self.devices.is_revoked(device):
-            return Dismissed(_REVOKED)
         if self.over:
             return Dismissed("every run is over")
         if self.draining:
@@ -432,3 +432,7 @@ class Conductor:
             self.devices.save_seen()
             write_fact(self.database, "clock_s", self.now())
             self.database.commit()
+
+
+def _shut_out(device: int) -> IdentityError:
+    return IdentityError("revoked", f"device {device}: {_REVOKED}")

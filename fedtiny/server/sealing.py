@@ -17,10 +17,9 @@ from pathlib import Path
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from fedtiny.durable import REMEDY, make_private, naming_files, sync_folder
 from fedtiny.errors import RunError
-from fedtiny.runs import naming_files
 from fedtiny.server import crash_points
-from fedtiny.server.files import REMEDY, make_private, sync_folder
 
 KEY_BYTES, NONCE_BYTES = 32, 12
 BLOCK_BYTES = 4096

@@ -104,7 +104,9 @@ class FleetService:
                 f"the blob {request.digest.hex()[:16]} is gone; check in again",
             )  # fmt: skip
         hosted, body = found
-        delta = _delta(hosted.models.blobs.get(request.have), body) if request.have else None
+        # A seeded run is to cost what it costs simulated, where models are always whole.
+        base = None if hosted.work.experiment.seeded else hosted.models.blobs.get(request.have)
+        delta = _delta(base, body) if request.have else None
         content = body if delta is None else delta
         chunk = content[request.offset : request.offset + codec.CHUNK_BYTES]
         reply = pb.FetchReply(chunk=chunk, total=len(content), is_delta=delta is not None)
@@ -132,7 +134,9 @@ class FleetService:
             await self._refuse_run(context, request.update.run)
         payload = self.uploads.add(device, request, hosted.most_upload_bytes)
         if isinstance(payload, int):
-            return pb.SubmitReply(received=payload)
+            reply = pb.SubmitReply(received=payload)
+            traffic.down += visit.share(reply)
+            return reply
         offered = self._read(request.update, payload, device, hosted)
         offer = Offer(device, hosted.run, offered, _future())
         del self._traffic[device]
@@ -214,6 +218,8 @@ class FleetService:
             return await reply
         except Unavailable as error:
             await self._refuse(context, "unavailable", grpc.StatusCode.UNAVAILABLE, str(error))
+        except IdentityError as error:
+            await self._refuse(context, error.reason, grpc.StatusCode[error.status], str(error))
 
 
 @dataclass(eq=False)

@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
+from fedtiny.durable import naming_files
 from fedtiny.errors import RunError
-from fedtiny.runs import naming_files
 from fedtiny.server import crash_points
 
 FILE = "fleet.db"

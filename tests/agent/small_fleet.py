@@ -22,8 +22,9 @@ from fedtiny.agent.grpc_link import GrpcLink, Peer
 from fedtiny.agent.identity import Identity, Told
 from fedtiny.agent.limits import Limits, Traffic
 from fedtiny.agent.sources import Source, TaskSource
-from fedtiny.agent.store import Store, write_whole
+from fedtiny.agent.store import Store
 from fedtiny.data.tasks import SineTask
+from fedtiny.durable import write_whole
 from fedtiny.engine.compile import compile
 from fedtiny.engine.program import Program
 from fedtiny.engine.zoo import mlp

@@ -14,7 +14,8 @@ import grpc
 import pytest
 from cryptography.hazmat.primitives import serialization
 
-from fedtiny.agent import identity, store
+from fedtiny import durable
+from fedtiny.agent import identity
 from fedtiny.agent.identity import Identity, Told
 from fedtiny.engine.runtime import build
 from fedtiny.errors import IdentityError, RunError
@@ -178,7 +179,7 @@ def _dies_at(count: int) -> Callable[..., None]:
         left[0] -= 1
         if left[0] == 0:
             raise SystemExit
-        store.write_whole(path, body)
+        durable.write_whole(path, body)
 
     return write_whole
 

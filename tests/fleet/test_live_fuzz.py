@@ -153,7 +153,7 @@ def fuzzed(tmp_path_factory: pytest.TempPathFactory) -> Fuzzed:
     members = enlist(folder / "fleet", HONEST + FUZZERS)
     task = Workload.of(Experiment.load(path)).task
     with CoordinatorProcess(path, folder / "fleet", "--metrics", "127.0.0.1:0") as process:
-        assert process.start(), process.output()
+        process.serve()
         return asyncio.run(_run(process, members, task))
 
 

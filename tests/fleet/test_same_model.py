@@ -99,7 +99,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
         CoordinatorProcess(paths[0], folder / "fleet", str(paths[1])) as process,
     ):
         patch.syspath_prepend(folder)
-        assert process.start(), process.output()
+        process.serve()
         codes = _work(folder, process)
         process.kill()
         yield Deployed(simulated, folder / "fleet", codes)

@@ -74,6 +74,11 @@ class CoordinatorProcess:
         self._process = self._launch(arguments, self.folder / "output.log", crash)
         return self._wait()
 
+    def serve(self) -> None:
+        """`start` where nothing is to go wrong. Raises RuntimeError with what it has printed."""
+        if not self.start():
+            raise RuntimeError(f"the coordinator ended with {self.deaths[-1]}: {self.output()}")
+
     def _wait(self) -> bool:
         until = time.monotonic() + _START_S
         while time.monotonic() < until:

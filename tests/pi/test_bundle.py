@@ -154,7 +154,7 @@ def test_a_wheel_that_pip_does_not_find_is_named(
 
 def test_a_missing_pip_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lonely = tmp_path / "python"
-    lonely.write_text("#!/bin/sh\necho \"$0: No module named pip\" >&2\nexit 1\n")
+    lonely.write_text('#!/bin/sh\necho "$0: No module named pip" >&2\nexit 1\n')
     lonely.chmod(0o755)
     monkeypatch.setattr(sys, "executable", str(lonely))
     with pytest.raises(RunError, match="python -m ensurepip"):

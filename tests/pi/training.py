@@ -56,4 +56,4 @@ if __name__ == "__main__":
         for path in images
         for scale in SCALES
     }
-    print(json.dumps(results, default=int))
+    sys.stdout.write(json.dumps(results, default=int))

@@ -1,25 +1,42 @@
-"""Files that hold secrets: whole at every instant of a power cut, and for their owner alone."""
+"""Files that a power cut leaves as they were or as they are to be, and errors that name them."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from fedtiny.runs import naming_files
+from fedtiny.errors import RunError
 
 REMEDY = "make room there, or the right to write; or choose another --dir"
 
 
-def write_whole(path: Path, body: bytes) -> None:
-    """Replace the file when all of ``body`` is on the disk. Raises RunError if that fails."""
+@contextmanager
+def naming_files(remedy: str) -> Iterator[None]:
+    """Turns the errors of the operating system into a RunError with the path and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{error.filename or 'a file'}: {error.strerror}; {remedy}") from error
+
+
+def write_whole(path: Path, body: bytes, durable: bool = True) -> None:
+    """Replace the file, for its owner alone, when all of ``body`` is on the disk.
+
+    What may be lost in a power cut need not be ``durable``. Raises RunError if it cannot be done.
+    """
     new = path.with_name(path.name + ".new")
     with naming_files(REMEDY):
         new.unlink(missing_ok=True)  # of an earlier attempt, perhaps readable by others
         with open(new, "xb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
             file.write(body)
             file.flush()
-            os.fsync(file)
-        rename(new, path)
+            if durable:
+                os.fsync(file)
+        os.replace(new, path)
+        if durable:
+            sync_folder(path.parent)
 
 
 def rename(old: Path, new: Path) -> None:
