@@ -106,16 +106,22 @@ class _KeyFile:
         return self.ciphers.setdefault(round, AESGCM(key))
 
     def _overwrite(self, place: int, entry: bytes) -> None:
-        with naming_files(REMEDY):
-            is_new = not self.path.exists()
-            file = os.open(self.path, os.O_WRONLY | os.O_CREAT, 0o600)
-            try:
-                os.pwrite(file, entry, place)
-                os.fsync(file)
-            finally:
-                os.close(file)
+        is_new = not self.path.exists()
+        try:
+            _write(self.path, entry, place)
             if is_new:
                 sync_folder(self.path.parent)
+        except OSError as error:
+            raise RunError(f"{self.path}: {error.strerror}; {REMEDY}") from error
+
+
+def _write(path: Path, body: bytes, place: int) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
+    try:
+        os.pwrite(file, body, place)
+        os.fsync(file)
+    finally:
+        os.close(file)
 
 
 _ENTRY = struct.Struct("<Q32s16s")

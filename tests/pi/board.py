@@ -121,8 +121,9 @@ class Pi:
 
     def start(self, *command: str) -> subprocess.Popen[str]:
         """The command, running on the board as root."""
-        binds = [word for folder in _WRITTEN for word in ("-b", f"{self.home / folder}:/{folder}")]
-        proot = ["proot", "-0", "-r", self.root, *binds, "-b", "/dev", "-b", "/proc", "-w", "/root"]
+        home = (f"{self.home / folder}:/{folder}" for folder in _WRITTEN)
+        binds = [word for place in (*home, "/dev", "/proc") for word in ("-b", place)]
+        proot = ["proot", "-0", "-r", str(self.root), *binds, "-w", "/root"]
         return subprocess.Popen(
             [
                 sys.executable, Path(__file__).with_name("without_statx.py"),

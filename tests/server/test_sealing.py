@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import stat
@@ -110,6 +111,20 @@ def test_a_folder_that_is_gone_is_told_with_the_remedy(keys: RoundKeys) -> None:
     shutil.rmtree(keys.folder)
     with pytest.raises(RunError, match=f"{RUN.hex()}.keys: .*; make room there"):
         keys.seal(RUN, 3, 0, BODY)
+
+
+def test_a_disk_without_room_for_a_key_is_told_and_the_next_try_makes_one(
+    keys: RoundKeys, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(RunError, match=f"{RUN.hex()}.keys: No space left on device; make room"):
+            keys.seal(RUN, 3, 0, BODY)
+    assert keys.rounds(RUN) == []
+    assert RoundKeys(keys.folder).open(RUN, 3, 0, keys.seal(RUN, 3, 0, BODY)) == BODY
 
 
 def test_a_key_is_on_the_disk_before_anything_is_sealed(
