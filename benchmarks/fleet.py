@@ -252,14 +252,15 @@ def measure(devices: int, rounds: int = ROUNDS, seconds: float = 10.0) -> dict[s
     devices = allow_files(devices)
     few_s, few_bytes = start_s(0)
     many_s, _ = start_s(devices)
-    _, many_bytes = start_s(ABSENT)
+    most_s, many_bytes = start_s(ABSENT)
     return {
         "date": date.today().isoformat(),
         "machine": f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores",
         "grpc": grpc.__version__,
         "devices": devices,
         "start_s": few_s,
-        "start_s_registered": many_s,
+        f"start_s_{devices}_registered": many_s,
+        f"start_s_{ABSENT}_registered": most_s,
         "bytes_per_absent_device": (many_bytes - few_bytes) / ABSENT,
         "bytes_per_idle_device": asyncio.run(idle_bytes(devices)),
         **asyncio.run(whole_rounds(devices, rounds)),

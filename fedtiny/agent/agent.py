@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 _DONE = {TRAIN: "trained", EVALUATE: "evaluated", CALIBRATE: "calibrated", SCORE: "scored"}
 _LEARNERS = 2  # of training, and of evaluation
-_LONGEST_SLEEP_S = 3600.0
+_LONGEST_SLEEP_S, _STAY_S = 3600.0, 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +80,7 @@ class Agent:
         report: Hears of each visit, and of what went wrong.
         upkeep: Called before a check-in; renews the certificate when it is time.
         power: The folder of the machine's batteries.
+        stay: Wait for the next run when one is over.
     """
 
     def __init__(
@@ -92,10 +93,11 @@ class Agent:
         report: Callable[[VisitReport | str], None] = lambda _: None,
         upkeep: Callable[[], None] = lambda: None,
         power: Path = POWER_SUPPLIES,
+        stay: bool = False,
     ) -> None:
         self.link, self.store, self.source = link, store, source
         self.limits = limits or Limits.load(store)
-        self.report, self.upkeep, self.power = report, upkeep, power
+        self.report, self.upkeep, self.power, self.stay = report, upkeep, power, stay
         self.session = Session(run=0, device=link.peer.device)
         self.held: Held | None = None
         self.finished = 0
@@ -205,13 +207,19 @@ class Agent:
     def _check_in(self) -> Event | None:
         answer = self.link.check_in()
         if answer == math.inf:
-            self._say(self.link.reason or "the run is over")
-            return Event.DISMISSED
+            return self._dismissed(self.link.reason or "the run is over")
         if isinstance(answer, float):
             if self.link.reason:
                 self._say(f"no work: {self.link.reason}")
             return self._meet(Event.TOLD_TO_WAIT, until=answer)
         return self._meet(Event.INSTRUCTED, lease=answer[0])
+
+    def _dismissed(self, reason: str) -> Event | None:
+        if not self.stay:
+            self._say(reason)
+            return Event.DISMISSED
+        self._say(f"{reason}: asking for another every {_STAY_S / 60:.0f} min")
+        return self._meet(Event.TOLD_TO_WAIT, until=self.link.clock() + _STAY_S)
 
     def _fetch(self) -> Event:
         self._before = dict(self.link.traffic.today)

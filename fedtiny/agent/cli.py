@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
         help="a .npz, a .csv, a folder of them, or module:object",
     )  # fmt: skip
     run.add_argument("--once", type=_count, default=0, metavar="N", help="end after N visits")
+    run.add_argument("--stay", action="store_true", help="wait for the next run when one is over")
     run.add_argument("--json", action="store_true", help="progress as JSON lines on stdout")
     status = command("status", _status, "Say who this device is and what it has done.")
     status.add_argument("--json", action="store_true", help="as a JSON document")
@@ -151,6 +152,7 @@ def _run(options: Any) -> None:
     sys.path.insert(0, os.getcwd())  # for module:object beside the caller
     with store.locked(), serving(store, lambda: _status_of(store)):
         agent = open_agent(store, options.data, _show_json if options.json else _show)
+        agent.stay = options.stay
         agent.run(options.once)
 
 

@@ -247,6 +247,7 @@ class Conductor:
 
     def _meet(self, check_in: CheckIn) -> None:
         self.devices.seen(check_in.device, time.time())
+        self.devices.count(check_in.device, check_in.counters)
         if check_in.card is not None:
             self.devices.change_card(check_in.device, check_in.card, check_in.agent)
 

@@ -7,8 +7,10 @@ conductor does, before anybody is answered. When a commit fails, `reload` forget
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, count
@@ -23,6 +25,10 @@ from fedtiny.wire import codec
 from fedtiny.wire.pb import fleet_pb2 as pb
 
 _NAME = re.compile(r"(?!\d+$)[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+FIGURES = ("visits", "failures", "refusals", "lost")
+"""What a device counts: updates delivered, visits that could not be made, updates that were
+refused, calls without an answer."""
+_MOST_FIGURE = 1e9
 _MAKE_ANOTHER = "make another with `fedtiny token create`"
 
 
@@ -71,9 +77,11 @@ class Devices:
     def reload(self) -> None:
         """Know what the tables say, and nothing else."""
         rows = self._connection.execute(
-            "SELECT idx, name, card, agent, joined_s, seen_s, revoked_s FROM devices ORDER BY idx"
-        )
-        self._devices = {row[0]: _read_device(row) for row in rows}
+            "SELECT idx, name, card, agent, joined_s, seen_s, revoked_s, figures FROM devices"
+            " ORDER BY idx"
+        ).fetchall()
+        self._devices = {row[0]: _read_device(row[:-1]) for row in rows}
+        self._figures = {row[0]: Counter(json.loads(row[-1])) for row in rows if row[-1]}
         self._by_name = {device.name: device.index for device in self._devices.values()}
         self._next_suffix: dict[str, int] = {}
         self._by_serial: dict[str, int] = dict(
@@ -250,11 +258,25 @@ class Devices:
         self._devices[index] = replace(self[index], seen_s=now_unix)
         self._unsaved.add(index)
 
+    def count(self, index: int, counters: Mapping[str, float]) -> None:
+        """What the device says that it has done since its last call. In memory, as `seen`."""
+        told = {name: value for name, value in counters.items() if _is_figure(name, value)}
+        if told:
+            self._figures[index] = Counter(told) + self._figures.get(index, Counter())
+            self._unsaved.add(index)
+
+    def figures(self, index: int) -> dict[str, float]:
+        """What the device says that it has done in all."""
+        return dict(self._figures.get(index, {}))
+
     def save_seen(self) -> None:
-        """Write when devices called last: now and then, since a crash may lose it."""
+        """Write when devices called last and what they count: a crash may lose some of it."""
         self._connection.executemany(
-            "UPDATE devices SET seen_s = ? WHERE idx = ?",
-            [(self[index].seen_s, index) for index in sorted(self._unsaved)],
+            "UPDATE devices SET seen_s = ?, figures = ? WHERE idx = ?",
+            [
+                (self[index].seen_s, json.dumps(self.figures(index)), index)
+                for index in sorted(self._unsaved)
+            ],
         )
         self._unsaved.clear()
 
@@ -302,6 +324,10 @@ def check_name(name: str) -> None:
             "underscores, not digits alone; choose one with --name",
             "INVALID_ARGUMENT",
         )
+
+
+def _is_figure(name: str, value: float) -> bool:
+    return name in FIGURES and 0 <= value <= _MOST_FIGURE
 
 
 def _hash(secret: str) -> bytes:

@@ -188,6 +188,7 @@ def _device(conductor: Conductor, device: Device, state: str, run: str | None) -
         "joined_s": device.joined_s,
         "seen_s": device.seen_s,
         "revoked_s": device.revoked_s,
+        "figures": conductor.devices.figures(device.index),
         "misfits": {
             name: list(reasons)
             for name, hosted in conductor.hosted.items()

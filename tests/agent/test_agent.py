@@ -20,6 +20,7 @@ from fedtiny.agent.limits import Limits
 from fedtiny.agent.sources import RowSource
 from fedtiny.agent.tables import Rows
 from fedtiny.device.learner import Key, Learner
+from fedtiny.device.session import State
 from fedtiny.engine.compile import compile
 from fedtiny.engine.program import Program
 from fedtiny.engine.zoo import mlp
@@ -242,6 +243,20 @@ def test_an_outage_is_one_line_and_then_work_goes_on(tmp_path: Path) -> None:
         hand.agent.run()
     assert hand.notes == ["no answer: UNAVAILABLE: draining; trying again", "the run is over"]
     assert fleet.calls[2].counters["lost"] == 2
+
+
+def test_an_agent_that_stays_waits_for_the_next_run(tmp_path: Path) -> None:
+    fleet = SmallFleet(rounds=1)
+    with hand_of(fleet, tmp_path, stay=True) as hand:
+        working = threading.Thread(target=hand.agent.run)
+        working.start()
+        while not hand.notes:
+            time.sleep(0.01)
+        assert hand.agent.session.state == State.IDLE
+        assert 590 < hand.agent.session.wakes_at - hand.link.clock() <= 600
+        hand.agent.stop()
+        working.join()
+    assert hand.notes == ["the run is over: asking for another every 10 min"]
 
 
 def test_another_thread_can_end_an_agent_that_waits_for_an_answer(tmp_path: Path) -> None:

@@ -130,6 +130,18 @@ def test_bytes_that_change_on_the_way_are_noticed_by_tls(tmp_path: Path, proxy: 
     assert told.model == model
 
 
+def test_without_tls_damaged_bytes_end_no_run_and_break_no_count(
+    tmp_path: Path, proxy: FaultProxy
+) -> None:
+    proxy.meet(Weather(corrupt_every_bytes=15_000))
+    path = experiment(tmp_path, DEVICES, rounds=ROUNDS, minimum=1, deadline=1.0)
+    with CoordinatorProcess(path, tmp_path / "fleet", "--insecure") as process:
+        told = Story(process, DEVICES, proxy=proxy).told()
+    assert told.flaws == []
+    assert len(told.rows) == ROUNDS
+    assert told.figures.damaged or told.figures.lost or told.figures.refused
+
+
 def test_a_slow_and_distant_network_changes_nothing(tmp_path: Path, proxy: FaultProxy) -> None:
     proxy.meet(Weather(delay_s=0.02, jitter_s=0.02, bytes_per_s=250_000))
     told, model = all_devices(tmp_path, proxy=proxy)

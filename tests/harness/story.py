@@ -6,7 +6,9 @@ import asyncio
 import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -14,9 +16,10 @@ import grpc
 
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.workload import Workload
+from fedtiny.server.replaying import Recorded
 from tests.harness.coordinator_process import CoordinatorProcess
 from tests.harness.fault_proxy import FaultProxy
-from tests.harness.history_check import Entry, Log, check, read_logs
+from tests.harness.history_check import Entry, Ledger, Log, check, read_logs
 from tests.harness.ledger import read_ledger, read_rows
 from tests.harness.members import Applicant, Member
 from tests.harness.swarm import Conduct, Figures, RealVisits, Swarm, Visitor
@@ -131,7 +134,8 @@ class Told:
     @classmethod
     def of(cls, process: CoordinatorProcess, figures: Figures) -> Told:
         """As the coordinator's folder has it, which serves no longer."""
-        ledger, entries = read_ledger(process.folder), read_logs(process.folder / "logs")
+        ledger = rebuilt(process.folder, read_ledger(process.folder))
+        entries = read_logs(process.folder / "logs")
         rows = [row for row in read_rows(process.folder) if row["kind"] == "round"]
         model = ledger.commits[-1].digest if ledger.commits else ledger.first_digest
         flaws = check(entries, ledger)
@@ -146,6 +150,15 @@ class Told:
     def receipts(self) -> Counter[str]:
         """How often the devices were told what."""
         return Counter(self.figures.receipts)
+
+
+def rebuilt(folder: Path, ledger: Ledger, name: str = "sine") -> Ledger:
+    """The ledger with every model made anew from the journal."""
+    recorded = Recorded.open(folder, name)
+    with closing(recorded.connection):
+        models = recorded.models()
+        digests = {each.version: sha256(each.model.tobytes()).hexdigest() for each in models}
+    return replace(ledger, replayed=tuple(digests[c.version] for c in ledger.commits))
 
 
 async def join(process: CoordinatorProcess, devices: int, tokens: int = 3) -> list[Member]:

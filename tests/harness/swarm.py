@@ -22,7 +22,7 @@ from fedtiny.data.tables import Task
 from fedtiny.device.learner import Key, Learner
 from fedtiny.device.session import Command, Event, Session, State, advance
 from fedtiny.engine.program import Program
-from fedtiny.errors import DataError
+from fedtiny.errors import DataError, WireError
 from fedtiny.values import ACCEPTED, DUPLICATE, Lease, Ranges, Receipt, Update
 from fedtiny.wire import codec, services
 from fedtiny.wire.codec import ComeBack, Work
@@ -113,6 +113,8 @@ class Figures:
     receipts: dict[str, int] = field(default_factory=dict)
     lost: int = 0
     refused: list[str] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)
+    """Answers that came with the wrong bytes."""
     up_bytes: int = 0
     down_bytes: int = 0
     check_in_s: list[float] = field(default_factory=list)
@@ -219,6 +221,9 @@ class Device:
             return await self._carry_out(command)
         except grpc.aio.AioRpcError as error:
             return self._failed(error)
+        except WireError as damaged:
+            self.figures.damaged.append(str(damaged))
+            return Event.LOST
 
     def _failed(self, error: grpc.aio.AioRpcError) -> Event:
         if error.code() in _TAKEN_OUT:
@@ -306,7 +311,7 @@ class Device:
         if is_delta:
             body = bytes(codec.lay_over(self.model, body))
         if hashlib.sha256(body).digest() != digest:
-            raise AssertionError(f"{digest.hex()[:12]} came as other bytes")
+            raise WireError("digest", f"{digest.hex()[:12]} came as other bytes")
         return self.blobs.keep(digest, body)
 
     async def _visit(self) -> Event | None:

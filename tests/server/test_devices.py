@@ -138,6 +138,20 @@ def test_when_a_device_was_seen_is_written_now_and_then(
     assert Devices(database.connection)[0].seen_s == NOW + 5
 
 
+def test_what_a_device_counts_adds_up_and_is_kept(devices: Devices, database: Database) -> None:
+    devices.join("pi", CARD, "", NOW)
+    devices.count(0, {"visits": 2.0, "failures": 1.0})
+    devices.count(0, {"visits": 1.0})
+    devices.save_seen()
+    assert Devices(database.connection).figures(0) == {"visits": 3.0, "failures": 1.0}
+
+
+def test_what_no_device_counts_is_passed_over(devices: Devices) -> None:
+    devices.join("pi", CARD, "", NOW)
+    devices.count(0, {"more": 1.0, "visits": float("nan"), "lost": -1.0, "refusals": 1e300})
+    assert devices.figures(0) == {}
+
+
 CHANGES = st.one_of(
     st.tuples(st.just("join"), st.sampled_from(["pi", "pi-2", "a"])),
     st.tuples(st.sampled_from(["seen", "revoke", "card", "certify"]), st.integers(0, 4)),
