@@ -153,8 +153,8 @@ class Workload:
 
     def visit_bytes(self, program: Program, asked: Instruction) -> VisitBytes:
         """What a visit of such a round carries."""
-        sent, measured = program.sent_ranges(asked), _measured(program, asked)
-        return visit_bytes(asked, self.layout.size, sent, measured)
+        sent = program.sent_ranges(asked)
+        return visit_bytes(asked, self.layout.size, sent, measured(program, asked))
 
     def check(self, round: Round, asked: Instruction) -> None:
         """StrategyError if a Program of the fleet cannot carry out what a round asks."""
@@ -198,7 +198,7 @@ class Workload:
         return {SUPPORT: support, QUERY: query}
 
 
-def _measured(program: Program, asked: Instruction) -> tuple[str, ...]:
+def measured(program: Program, asked: Instruction) -> tuple[str, ...]:
     """The names of what a visit measures, as a Learner gives them."""
     if asked.kind == TRAIN:
         return ("loss_sum", "steps")

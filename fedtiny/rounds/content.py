@@ -70,7 +70,7 @@ class OpenRound:
     @cached_property
     def rule(self) -> FoldRule:
         """The fixed point in which its updates are added up."""
-        return self.strategy.fold_rule
+        return calls.fold_rule(self.strategy, self.round)
 
     @property
     def nothing(self) -> Part:

@@ -53,8 +53,8 @@ class Coordinator:
     """Runs the rounds of one strategy over the devices that call its methods.
 
     ``devices`` is the number of devices that the Program fits; ``model`` the initial model. After
-    an exception, make a new one: it recovers from the journal. ``published`` is the last round that
-    this one has committed.
+    an exception, make a new one: it recovers from the journal. ``on_commit`` is called with each
+    round that is committed, as it is journalled, and the number of leases that it gave.
     """
 
     def __init__(
@@ -66,13 +66,14 @@ class Coordinator:
         journal: Journal,
         devices: int,
         now: float = 0.0,
+        on_commit: Callable[[records.Published, int], None] = lambda published, leases: None,
     ) -> None:
+        self.on_commit = on_commit
         self.rules, self.strategy, self.layout, self.journal = rules, strategy, layout, journal
         self.rounds = records.recover(rules, journal)
         self.model, self.strategy_state = journal.latest() or (
             model, calls.start(strategy, layout, model),
         )  # fmt: skip
-        self.published: records.Published | None = None
         self._now = now
         self._arrived: Sequence[Update] = ()
         self._flaws: Mapping[int, str] = _NO_FLAWS
@@ -218,7 +219,7 @@ class Coordinator:
         accepted = [r for r in self.journal.pending() if isinstance(r, records.Accepted)]
         done = self._conclude([record.part for record in accepted], command.failed)
         self.model, self.strategy_state = done.model, done.state
-        self.published = records.Published(
+        published = records.Published(
             round=command.round,
             leases=command.leases[:0] if command.failed else command.leases,
             version=self.rounds.version + done.changed,
@@ -231,7 +232,8 @@ class Coordinator:
             failed=command.failed,
             drop_out=self.rounds.drop_out.share,
         )
-        self.journal.append(self.published)
+        self.journal.append(published)
+        self.on_commit(published, self.rounds.devices.size)
         return Committed(now, done.changed)
 
     def _conclude(self, parts: Sequence[Part], failed: bool) -> Conclusion:

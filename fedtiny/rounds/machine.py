@@ -323,8 +323,9 @@ def _offered(state: State, event: Offers) -> tuple[State, Commands]:
     room = state.rules.cohort - state.accepted - folding
     admitted, surplus = admitted[:room], admitted[room:]
     if state.drop_out.given:
-        late = event.leases[answers == ENDED]
-        state = _with(state, drop_out=state.drop_out.late(late))
+        late = answers == ENDED
+        drop_out = state.drop_out.late(event.leases[late], event.devices[late])
+        state = _with(state, drop_out=drop_out)
     answers[surplus] = ENDED
     state = _marked(state, event.leases[surplus], ENDED)
     state = _with(state, came=state.came + surplus.size)
@@ -338,7 +339,11 @@ def _offered(state: State, event: Offers) -> tuple[State, Commands]:
 
 
 def _judged(state: State, event: Offers) -> Int8:
-    """An index of `_ANSWERS` for each offer."""
+    """An index of `_ANSWERS` for each offer.
+
+    Of past rounds it is known which leases counted; whose they were, for the window that the
+    drop-out watches alone. A stranger who offers an older lease learns what became of it.
+    """
     answers = np.full(event.leases.size, _UNKNOWN, np.int8)
     rounds, ordinals = round_of(event.leases), ordinal_of(event.leases)
     now = np.flatnonzero((rounds == state.round) & (ordinals < state.devices.size))
@@ -350,6 +355,7 @@ def _judged(state: State, event: Offers) -> Int8:
     past = np.flatnonzero((rounds >= 0) & (rounds < len(state.past)))
     if past.size:
         answers[past] = np.where(state.past.accepted(event.leases[past]), ACCEPTED, ENDED)
+        answers[state.drop_out.strangers(event.leases, event.devices)] = _UNKNOWN
     return answers
 
 
@@ -454,10 +460,13 @@ def _open(state: State, window: int) -> tuple[State, Commands]:
 
 def _learned(state: State, now: float) -> State:
     """The window closes: what has come of its leases tells how many drop out."""
-    live = state.deadlines[state.status == LIVE]
-    until = float(live.max()) if live.size else now
-    first = lease_id(state.round, state.devices.size - state.given)
-    return _with(state, drop_out=state.drop_out.closed(first, state.given, state.came, until, now))
+    begins = state.devices.size - state.given
+    out = state.status[begins:] == LIVE
+    until = float(state.deadlines[begins:].max(initial=now, where=out))
+    drop_out = state.drop_out.closed(
+        lease_id(state.round, begins), state.devices[begins:], out, state.came, until, now
+    )
+    return _with(state, drop_out=drop_out)
 
 
 def _marked(state: State, leases: Int64, status: int) -> State:

@@ -26,7 +26,7 @@ from fedtiny.rounds.events import NEVER
 from fedtiny.server import crash_points
 from fedtiny.server.clock import RunClock
 from fedtiny.server.facts import read_fact, write_fact
-from fedtiny.server.hosting import Hosted
+from fedtiny.server.hosting import Hosted, Offered
 from fedtiny.server.inbox import Answered, Call, CheckIn, Inbox, Offer, Request, deliver
 from fedtiny.server.keeping import Folder
 from fedtiny.values import UNKNOWN, DeviceCard, Receipt
@@ -92,7 +92,6 @@ class Conductor:
         self._answers: list[Answered] = []
         self._timers: list[tuple[float, int, int]] = []  # (until, serial, device)
         self._serial = count()
-        self._holder: dict[int, str] = {}  # the run in which a device has work
         self._occasions: dict[str, tuple[int, ...]] = {}
         self._stopped = threading.Event()
         self._seen_saved_at = 0.0
@@ -116,11 +115,22 @@ class Conductor:
 
     def _reopen_runs(self) -> None:
         """The same after a failure, for the runs that are not halted."""
-        opened: dict[str, Hosted] = {}
-        for name, hosted in self.hosted.items():
-            if again := self._guarded(hosted, lambda h: self._opened(h.work)):
-                opened[name] = again
-        self._host(opened)
+        served = self.hosted
+        while True:
+            opened = {
+                n: self._guarded(h, lambda h: self._opened(h.work)) for n, h in served.items()
+            }
+            sound = {name: hosted for name, hosted in opened.items() if hosted is not None}
+            if len(sound) == len(served):
+                break
+            # What a run that cannot be opened has written must not be committed with the others'.
+            self.database.connection.rollback()
+            served = {name: served[name] for name in sound}
+        self._host(sound)
+        self._folders.clear()
+
+    def _again(self, hosted: Hosted) -> Hosted:
+        return self._opened(hosted.work)
 
     def _guarded(self, hosted: Hosted, act: Callable[[Hosted], T]) -> T | None:
         """What a run does; if its strategy fails the run is halted, and the others go on.
@@ -131,6 +141,7 @@ class Conductor:
         try:
             return act(hosted)
         except StrategyError as error:
+            hosted.write_history()
             self.failure = f"the run {hosted.name} is halted: {error}"
             self.halted[hosted.run] = self.failure
             log.error("%s; repair it, and start the coordinator again", self.failure)
@@ -141,12 +152,15 @@ class Conductor:
         signer = self.authority.signer
         hosted = Hosted.open(work, self.database, self.keys, signer, self.now(), new_run=new_run)
         hosted.cards = lambda: [device.card for device in self.devices.rows()]
+        hosted.is_shut_out = self._is_shut_out
         return hosted
+
+    def _is_shut_out(self, device: int) -> bool:
+        return device < len(self.devices) and self.devices.is_revoked(device)
 
     def _host(self, opened: dict[str, Hosted]) -> None:
         self.hosted = opened
         self.by_id = {hosted.run: hosted for hosted in opened.values()}
-        self._holder.clear()
         self._occasions.clear()
 
     @property
@@ -175,9 +189,17 @@ class Conductor:
     def revoke(self, name: str) -> int:
         """Shut a device out; its index. It contributes nothing from now on."""
         index = self.devices.revoke(name, time.time())
+        for hosted in self.hosted.values():
+            hosted.forget_invitation()
         if parked := self.parked.pop(index, None):
             self._answer(parked.check_in.reply, _shut_out(index))
         return index
+
+    def rollback(self, hosted: Hosted, version: int) -> None:
+        """Publish an older model of a run as its newest."""
+        self._guarded(hosted, lambda h: h.rollback(self.now(), version))
+        if halted := self.halted.get(hosted.run):
+            raise RunError(halted)
 
     def stop(self) -> None:
         """End `conduct` after the cycle that is under way."""
@@ -214,7 +236,7 @@ class Conductor:
         self._keep_folders()
 
     def _cycle(self, requests: Sequence[Request]) -> None:
-        now = self.now()
+        now, undone = self.now(), self.database.rollbacks
         asking = self._take_in(requests, now)
         for hosted in list(self.hosted.values()):
             self._guarded(hosted, lambda h: h.tick(now))
@@ -226,6 +248,8 @@ class Conductor:
             self._seen_saved_at = now
             self.devices.save_seen()
             self.devices.forget_expired(time.time())
+        if self.database.rollbacks != undone:  # somebody has caught the error of the disk
+            raise RunError("the disk failed in the middle of a change; look at its room and rights")
         if self.database.connection.in_transaction:
             write_fact(self.database, "clock_s", now)
             self.database.commit()
@@ -276,22 +300,19 @@ class Conductor:
                 offer.offered = replace(offer.offered, flaw=_REVOKED)
             by_run.setdefault(offer.run, []).append(offer)
         for run, mine in by_run.items():
-            receipts = self._receipts(run, mine, now)
-            for offer in mine:
-                self._holder.pop(offer.device, None)
-                lease = offer.offered.update.lease
-                if halted := self.halted.get(run):
-                    self._answer(offer.reply, Unavailable(halted))
-                    continue
-                receipt = receipts.get(lease, Receipt(lease, UNKNOWN))
+            receipts = self._receipts(run, [offer.offered for offer in mine], now)
+            for offer, receipt in zip(mine, receipts, strict=False):
                 self._replace(asking, CheckIn(offer.device, offer.reply, receipt=receipt))
+            if halted := self.halted.get(run):
+                for offer in mine:
+                    self._answer(offer.reply, Unavailable(halted))
 
-    def _receipts(self, run: bytes, offers: Sequence[Offer], now: float) -> dict[int, Receipt]:
+    def _receipts(self, run: bytes, offered: Sequence[Offered], now: float) -> Sequence[Receipt]:
+        """One for each, in their order; none of a run that is halted."""
         hosted = self.by_id.get(run)
-        if hosted is None:
-            return {}
-        offered = [offer.offered for offer in offers]
-        return self._guarded(hosted, lambda h: h.submit(now, offered)) or {}
+        if hosted is not None:
+            return self._guarded(hosted, lambda h: h.submit(now, offered)) or ()
+        return () if run in self.halted else [Receipt(o.update.lease, UNKNOWN) for o in offered]
 
     # ---- work for devices
 
@@ -307,17 +328,15 @@ class Conductor:
             )
             for device, work in works.items():
                 check_in = waiting.pop(device, None) or self.parked.pop(device).check_in
-                self._holder[device] = hosted.name
                 self._reply(check_in, work)
         for check_in in waiting.values():
             self._park(check_in, now)
 
     def _candidates(self, hosted: Hosted, waiting: dict[int, CheckIn]) -> Iterator[int]:
         """Who may get work of the run: who just came and, when there is other work, who waits."""
-        several = len(self.hosted) > 1
+        elsewhere = {d for h in self.hosted.values() if h is not hosted for d in h.holds()}
         for device in waiting:
-            held = self._holder.get(device) if several else None
-            if held in (None, hosted.name) and not self.devices.is_revoked(device):
+            if device not in elsewhere and not self.devices.is_revoked(device):
                 yield device
         if self._occasions.get(hosted.name) != hosted.occasion:
             self._occasions[hosted.name] = hosted.occasion
@@ -327,7 +346,6 @@ class Conductor:
         return self.devices[device].card
 
     def _park(self, check_in: CheckIn, now: float) -> None:
-        self._holder.pop(check_in.device, None)
         if self.devices.is_revoked(check_in.device):
             return self._answer(check_in.reply, _shut_out(check_in.device))
         answer = self._refusal(check_in.device)

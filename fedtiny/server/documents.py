@@ -109,7 +109,14 @@ def waits_for(hosted: Hosted) -> str:
         left = max(len(hosted.sittings.held_out) - len(s.results) for s in hosted.sittings.open)
         return f"{_counted(left, 'held-out device')} to judge the model"
     missing = _counted(hosted.coordinator.rules.cohort - rounds.accepted, "update")
-    return f"{missing}: {_live(hosted):,} being made, {hosted.demand:,} to be asked for"
+    told = f"{missing}: {_live(hosted):,} being made, {hosted.demand:,} to be asked for"
+    return told + (f" of {_named(hosted.missing)}" if hosted.missing else "")
+
+
+def _named(devices: list[int]) -> str:
+    """The devices that a seeded run asks, and no others."""
+    shown = ", ".join(map(str, devices[:8]))
+    return f"the devices {shown}, ..." if len(devices) > 8 else f"the devices {shown}"
 
 
 def _counted(number: int, what: str) -> str:

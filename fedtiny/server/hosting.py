@@ -6,8 +6,11 @@ import hashlib
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, fields
+from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,19 +26,24 @@ from fedtiny.rounds.journal import replay
 from fedtiny.rounds.ledger import Figures, Ledger
 from fedtiny.rounds.machine import FOLDING
 from fedtiny.rounds.pacing import Pace
+from fedtiny.server.admission import Expected, flaw_of
 from fedtiny.server.models import Models
 from fedtiny.server.sittings import Sittings
-from fedtiny.server.sqlite_journal import SqliteJournal
+from fedtiny.server.sqlite_journal import SqliteJournal, discard
 from fedtiny.values import (
     INVALID,
     LATE,
+    UNKNOWN,
     DeviceCard,
     Instruction,
     Lease,
     Receipt,
     Update,
+    ordinal_of,
+    round_of,
 )
 from fedtiny.wire import codec, visit
+from fedtiny.wire.codec import RUN_BYTES
 from fedtiny.wire.pb import fleet_pb2 as pb
 
 if TYPE_CHECKING:
@@ -52,7 +60,7 @@ Row = dict[str, Any]
 Grants = dict[int, codec.Work]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Offered:
     """An update as it has arrived: from the model with the digest ``base``, or with a flaw.
 
@@ -83,8 +91,10 @@ class Hosted:
     work: Workload
     database: Database
     models: Models
-    coordinator: Coordinator
     sittings: Sittings
+    now: float
+    """Seconds of service at the last thing that the run was told."""
+    coordinator: Coordinator = field(init=False)
     ledger: Ledger = field(default_factory=Ledger)
     pace: Pace = field(default_factory=Pace)
     rows: list[Row] = field(default_factory=list)
@@ -93,7 +103,11 @@ class Hosted:
     """Rows that are written, and not yet in the folder of the run."""
     cards: Callable[[], Iterable[DeviceCard]] = tuple
     """Those of all devices."""
-    _invited: tuple[tuple[int, int], Int64] = ((-1, -1), np.empty(0, np.int64))
+    _ended: list[tuple[Published, int]] = field(default_factory=list)
+    _asked: tuple[tuple[int, int], list[int]] = field(default_factory=lambda: ((-1, -1), []))
+    _expects: tuple[Instruction | None, Sequence[Expected]] = (None, ())
+    is_shut_out: Callable[[int], bool] = lambda device: False
+    """Whether a device was revoked."""
 
     @classmethod
     def open(
@@ -104,18 +118,25 @@ class Hosted:
 
         Raises RunError if there is a run of that name whose experiment was another.
         """
-        identity = _identity(work.experiment, database, new_run)
+        identity = _identity(work.experiment, database, keys, new_run)
         models = Models(database, signer, identity.run, work)
-        coordinator = Coordinator(
+        hosted = cls(
+            identity, work, database, models, Sittings.of(work, models, database, identity.run), now
+        )
+        hosted._restore_ledger()
+        # A round may be over as soon as its time goes on: it is then committed in here.
+        hosted.coordinator = Coordinator(
             work.rules(identity.seed), work.strategy, work.layout, models.initial(),
             SqliteJournal(database, identity.run, keys), _training(work).size, now,
+            hosted._committed,
         )  # fmt: skip
-        models.hold(coordinator.rounds.version, coordinator.model)
-        sittings = Sittings.of(work, models, database, identity.run)
-        hosted = cls(identity, work, database, models, coordinator, sittings)
+        rounds = hosted.coordinator.rounds
+        models.hold(rounds.version, hosted.coordinator.model)
+        hosted._close_rounds()
         hosted.pace = hosted.pace.next(now)
-        hosted._restore_ledger()
-        hosted.sittings.begin_due(coordinator.rounds.round, coordinator.rounds.version, now)
+        hosted.sittings.resume(now)
+        hosted.sittings.begin_due(rounds.round, rounds.version, now)
+        hosted.write_history()
         return hosted
 
     @property
@@ -209,7 +230,7 @@ class Hosted:
     def _train(self, now: float, devices: Sequence[int], cards: Mapping[int, DeviceCard]) -> Grants:
         if not devices:
             return {}
-        with _Following(self, now):
+        with self._telling(now):
             leases, _ = self.coordinator.check_ins(now, np.array(devices, np.int64))
         return {
             device: self._work(lease, instruction, self.models.program(cards[device]), now)
@@ -230,21 +251,44 @@ class Hosted:
         """
         if not self.work.experiment.seeded:
             return devices
-        rounds = self.coordinator.rounds
-        window = rounds.round, rounds.window
-        if self._invited[0] != window:
-            drawn = order(self.identity.seed, *window, _training(self.work))
-            earlier = rounds.devices[: rounds.devices.size - rounds.given]
-            fresh = drawn[~np.isin(drawn, earlier)]
-            self._invited = window, fresh[: rounds.wanted]
-        known = set(self._invited[1].tolist()) | set(rounds.devices.tolist())
+        known = {*self._invited(), *self.coordinator.rounds.devices.tolist()}
         return [device for device in devices if device in known]
+
+    def _invited(self) -> list[int]:
+        """Whom a simulated run would ask in this window, without those who are shut out."""
+        rounds = self.coordinator.rounds
+        if self._asked[0] != (rounds.round, rounds.window):
+            self._asked = (rounds.round, rounds.window), self._invitation()
+        return self._asked[1]
+
+    def forget_invitation(self) -> None:
+        """A device was shut out: another is asked in its place."""
+        self._asked = (-1, -1), []
+
+    def _invitation(self) -> list[int]:
+        rounds = self.coordinator.rounds
+        drawn = order(self.identity.seed, rounds.round, rounds.window, _training(self.work))
+        earlier = rounds.devices[: rounds.devices.size - rounds.given]
+        fresh = (d for d in drawn[~np.isin(drawn, earlier)].tolist() if not self.is_shut_out(d))
+        return list(islice(fresh, rounds.wanted))
+
+    @property
+    def missing(self) -> list[int]:
+        """Devices that a seeded run waits for: asked in this window, and not come yet."""
+        if not self.work.experiment.seeded or not self.demand:
+            return []
+        return sorted({*self._invited()} - {*self.coordinator.rounds.devices.tolist()})
+
+    def holds(self) -> set[int]:
+        """The devices with a lease on which an update may still come."""
+        rounds = self.coordinator.rounds
+        return {*rounds.devices[rounds.status <= FOLDING].tolist()}
 
     def _work(
         self, lease: Lease, instruction: Instruction, program: Program | None, now: float
     ) -> codec.Work:
         assert program is not None
-        detached, blobs = codec.detach(instruction)
+        detached, blobs = _detached(instruction)
         self.models.lend(blobs)
         return codec.Work(
             self.run, self.identity.seed, lease, lease.deadline - now, detached,
@@ -253,29 +297,54 @@ class Hosted:
 
     # ---- updates that arrive
 
-    def submit(self, now: float, offers: Sequence[Offered]) -> dict[int, Receipt]:
-        """A receipt for each lease that was offered."""
-        judged = [o for o in offers if self.sittings.knows(o.update.lease)]
-        trained = [o for o in offers if not self.sittings.knows(o.update.lease)]
-        receipts = [self.sittings.submit(offer.update, offer.flaw) for offer in judged]
+    def submit(self, now: float, offers: Sequence[Offered]) -> list[Receipt]:
+        """A receipt for each offer."""
+        mine = [o for o in offers if self._may_offer(o.update)]
+        judged = [o for o in mine if self.sittings.knows(o.update.lease)]
+        trained = [o for o in mine if not self.sittings.knows(o.update.lease)]
+        told = [self.sittings.submit(o.update, o.flaw) for o in judged]
         if trained:
-            with _Following(self, now):
-                flaws = {o.update.lease: flaw for o in trained if (flaw := self._flaw(o))}
-                told = self.coordinator.submit(now, [o.update for o in trained], flaws)
-                self._count(trained, told)
-            receipts += told
-        return {receipt.lease: receipt for receipt in receipts}
+            told += self._offer(now, trained)
+        receipts = {receipt.lease: receipt for receipt in told}
+        known = {id(offer) for offer in mine}
+        unknown = (Receipt(o.update.lease, UNKNOWN) for o in offers)
+        return [
+            receipts.get(o.update.lease, none) if id(o) in known else none
+            for o, none in zip(offers, unknown, strict=True)
+        ]
+
+    def _offer(self, now: float, offers: Sequence[Offered]) -> list[Receipt]:
+        flaws = {o.update.lease: flaw for o in offers if (flaw := self._flaw(o))}
+        with self._telling(now):
+            receipts = self.coordinator.submit(now, [o.update for o in offers], flaws)
+            self._count(offers, receipts)
+        return receipts
+
+    def _may_offer(self, update: Update) -> bool:
+        """Not when the lease is that of another device: it must not spend it."""
+        if self.sittings.knows(update.lease):
+            return update.lease & 0xFFFFFFFF == update.device
+        rounds, at = self.coordinator.rounds, ordinal_of(update.lease)
+        if round_of(update.lease) != rounds.round or at >= rounds.devices.size:
+            return True
+        return int(rounds.devices[at]) == update.device
 
     def _flaw(self, offer: Offered) -> str:
         """Why it cannot be folded, as far as that shows without its values."""
-        version = offer.update.version
+        update, version = offer.update, self.coordinator.rounds.version
         if offer.flaw:
             return offer.flaw
-        if not self.models.is_version(version, offer.base) and (
-            version == self.coordinator.rounds.version
-        ):
+        if update.version != version:  # stale, which the rounds know
+            return ""
+        if not self.models.is_version(version, offer.base):
             return f"it says version {version:,}, but its base is another model"
-        return ""
+        return flaw_of(update, self._expected(self.coordinator.open.instruction))
+
+    def _expected(self, asked: Instruction) -> Sequence[Expected]:
+        if self._expects[0] != asked:
+            programs = (p.program for p in self.models.training.profiles)
+            self._expects = asked, Expected.of(asked, filter(None, programs))
+        return self._expects[1]
 
     def _count(self, offers: Sequence[Offered], receipts: Sequence[Receipt]) -> None:
         spent = self.ledger.open
@@ -293,14 +362,14 @@ class Hosted:
     def tick(self, now: float) -> None:
         """Time has passed."""
         if self.coordinator.rounds.wakes_at <= now:
-            with _Following(self, now):
+            with self._telling(now):
                 self.coordinator.tick(now)
         self.rows += self.sittings.tick(now)
 
     def rollback(self, now: float, version: int) -> None:
         """Publish an older model as the newest; the open round is given up."""
         model = self._model_of(version)
-        with _Following(self, now):
+        with self._telling(now):
             self.coordinator.publish(now, model)
 
     def _model_of(self, version: int) -> Float32:
@@ -324,37 +393,38 @@ class Hosted:
 
     # ---- rounds that end
 
-    def committed(self, published: Published, leases: int, now: float) -> None:
-        """A round is over: its row, its model, and the evaluation that is due."""
-        spent = self.ledger.open
-        spent.accepted, spent.leases = published.leases.size, leases
-        row: Row = {
-            "kind": "round", "round": published.round, "time_s": now,
-            "version": published.version, **self.ledger.close(published.failed),
-        }  # fmt: skip
-        self.rows.append(row | _figures(published))
+    @contextmanager
+    def _telling(self, now: float) -> Iterator[None]:
+        """While the rounds are told something, which may end one of them."""
+        self.now = now
+        try:
+            yield
+        finally:  # also when a strategy then fails: what was committed is committed
+            self._close_rounds()
+
+    def _committed(self, published: Published, leases: int) -> None:
+        self._ended.append((published, leases))
+
+    def _close_rounds(self) -> None:
+        """The row, the model and the evaluation of each round that has ended."""
+        while self._ended:
+            published, leases = self._ended.pop(0)
+            spent = self.ledger.open
+            spent.accepted, spent.leases = published.leases.size, leases
+            row: Row = {
+                "kind": "round", "round": published.round, "time_s": self.now,
+                "version": published.version, **self.ledger.close(published.failed),
+            }  # fmt: skip
+            self.rows.append(row | _figures(published))
+            self._publish(published)
+
+    def _publish(self, published: Published) -> None:
         if published.changed:
-            self.models.publish(published.version, self.coordinator.model)
-        self.pace = self.pace.next(now)
-        done = self.coordinator.rounds.round
-        self.rows += self.sittings.begin_due(done, published.version, now)
-        self.models.forget({self.coordinator.rounds.version, *self.sittings.versions})
-
-
-class _Following:
-    """Notices that a round was committed while the rounds were told something."""
-
-    def __init__(self, hosted: Hosted, now: float) -> None:
-        self._hosted, self._now = hosted, now
-
-    def __enter__(self) -> None:
-        self._rounds = self._hosted.coordinator.rounds
-        self._last = self._hosted.coordinator.published
-
-    def __exit__(self, *failed: object) -> None:
-        published = self._hosted.coordinator.published
-        if published is not None and published is not self._last and failed[0] is None:
-            self._hosted.committed(published, self._rounds.devices.size, self._now)
+            assert published.model is not None
+            self.models.publish(published.version, published.model)
+        self.pace = self.pace.next(self.now)
+        self.rows += self.sittings.begin_due(published.round + 1, published.version, self.now)
+        self.models.forget(published.version, self.sittings.versions)
 
 
 def _training(work: Workload) -> Int64:
@@ -365,47 +435,54 @@ def _training(work: Workload) -> Int64:
 def _figures(published: Published) -> Row:
     """The mean training loss of the round, or what it measured."""
     measured = published.measures.values()
-    if "steps" in measured:
-        mean = published.measures.mean("loss_sum", "steps") if measured["steps"] else None
-        return {"loss": mean}
+    if measured.keys() == {"loss_sum", "steps"}:
+        steps = measured["steps"]
+        return {"loss": published.measures.mean("loss_sum", "steps") if steps else None}
     return {"loss": None, "measures": measured} if measured else {"loss": None}
+
+
+@lru_cache(maxsize=8)
+def _detached(instruction: Instruction) -> tuple[Instruction, dict[bytes, bytes]]:
+    """Hashed once for all the devices of a round."""
+    return codec.detach(instruction)
 
 
 # ---- which run it is -------------------------------------------------------------------------
 
-
-def _identity(experiment: Experiment, database: Database, new_run: bool) -> Identity:
-    """The run that this experiment goes on with, or begins."""
-    stem = Path(experiment.origin.name).stem or "run"
-    rows = database.connection.execute(
-        "SELECT id, name, seed, digest FROM runs WHERE name = ? OR name GLOB ? "
-        "ORDER BY started_s, rowid", (stem, f"{stem}-[0-9]*"),
-    ).fetchall()  # fmt: skip
-    if rows and not new_run:
-        run, name, seed, digest = rows[-1]
-        if digest != experiment.digest:
-            raise RunError(
-                f"the run {name} was begun with another experiment (digest {digest[:12]}, this one "
-                f"has {experiment.digest[:12]}); begin another with --new-run, or give its own file"
-            )
-        return Identity(run, name, int(seed) & _SEED_BITS)
-    name = f"{stem}-{len(rows) + 1}" if rows else stem
-    return _begin(experiment, database, name)
-
-
 _SEED_BITS = 2**64 - 1
 
 
-def _begin(experiment: Experiment, database: Database, name: str) -> Identity:
+def _identity(
+    experiment: Experiment, database: Database, keys: RoundKeys, new_run: bool
+) -> Identity:
+    """The run that this experiment goes on with, or begins."""
+    stem = Path(experiment.origin.name).stem or "run"
+    rows = database.connection.execute(
+        "SELECT id, name, seed, digest FROM runs WHERE experiment = ? ORDER BY rowid", (stem,)
+    ).fetchall()
+    if not rows:
+        return _begin(experiment, database, stem, stem)
+    run, name, seed, digest = rows[-1]
+    if new_run:
+        discard(database, run, keys)
+        return _begin(experiment, database, stem, f"{stem}-{len(rows) + 1}")
+    if digest != experiment.digest:
+        raise RunError(
+            f"the run {name} was begun with another experiment (digest {digest[:12]}, this one "
+            f"has {experiment.digest[:12]}); begin another with --new-run, or give its own file"
+        )
+    return Identity(run, name, int(seed) & _SEED_BITS)
+
+
+def _begin(experiment: Experiment, database: Database, stem: str, name: str) -> Identity:
     nonce = secrets.token_bytes(16)
-    run = hashlib.sha256(b"\0".join([name.encode(), experiment.digest.encode(), nonce])).digest()[
-        :8
-    ]
+    named = b"\0".join([name.encode(), experiment.digest.encode(), nonce])
+    run = hashlib.sha256(named).digest()[:RUN_BYTES]
     seed = experiment.seed if experiment.seeded else secrets.randbits(63)
     database.connection.execute(
-        "INSERT INTO runs (id, name, text, folder, digest, nonce, seed, started_s, clock_s) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, 0)",
-        (run, name, experiment.text, experiment.folder, experiment.digest, nonce, seed,
+        "INSERT INTO runs (id, name, experiment, text, folder, digest, nonce, seed, started_s) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (run, name, stem, experiment.text, experiment.folder, experiment.digest, nonce, seed,
          time.time()),
     )  # fmt: skip
     return Identity(run, name, seed)

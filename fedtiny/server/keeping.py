@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Folder:
-    """The folder of one run, and how much of the history it has."""
+    """The folder of one run."""
 
     run: RunFolder
-    rows: int = 0
-    summed_up: bool = False
+    summed_up: int = -1
+    """Rounds that the summary counts."""
 
     @classmethod
     def open(cls, path: Path, hosted: Hosted) -> Folder:
@@ -32,20 +32,19 @@ class Folder:
         run = RunFolder(path)
         if not run.exists:
             run = RunFolder.create(path, hosted.work.experiment)
-        rows = hosted.history()
         with replacing(path / "history.jsonl") as file:
-            file.writelines(json.dumps(row).encode() + b"\n" for row in rows)
-        return cls(run, len(rows))
+            file.writelines(json.dumps(row).encode() + b"\n" for row in hosted.history())
+        return cls(run)
 
     def follow(self, hosted: Hosted) -> None:
         """Write down what has been committed since; at the end, the model and the summary."""
         for row in hosted.durable:
             self.run.append(row)
-            self.rows += 1
             self._keep_model(row, hosted)
         hosted.durable.clear()
-        if hosted.done and not self.summed_up:
-            self.summed_up = True
+        done = hosted.coordinator.rounds.round
+        if hosted.done and self.summed_up != done:
+            self.summed_up = done
             self.close(hosted)
 
     def _keep_model(self, row: dict[str, Any], hosted: Hosted) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,9 @@ if TYPE_CHECKING:
     from fedtiny.values import DeviceCard
 
 PROGRAM, MODEL = "program", "model"
+_OLDER, _OLDER_BYTES = 3, 1 << 23
+"""How many older versions can be fetched, and their bytes at most."""
+_MOST_CARDS = 1000
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Shelf:
         """That of its own profile if it fits, else the one that fits and uses its RAM best."""
         key = card.profile, card.ram_bytes, card.flash_bytes
         if key not in self._picked:
+            if len(self._picked) >= _MOST_CARDS:
+                self._picked.clear()
             self._picked[key] = self._pick(card)
         return self._picked[key]
 
@@ -67,6 +72,7 @@ class Models:
         self.blobs: dict[bytes, bytes] = {}
         self._manifests: dict[int, Manifest] = {}
         self._programs: dict[str, Manifest] = {}
+        self._lent: set[bytes] = set()
 
     # ---- Programs
 
@@ -114,8 +120,7 @@ class Models:
         self.hold(version, model)
         manifest = self._manifests[version]
         self._database.connection.execute(
-            "INSERT INTO versions (run, version, digest, signature, made_s) "
-            "VALUES (?, ?, ?, ?, ?)",
+            "INSERT INTO versions (run, version, digest, signature, made_s) VALUES (?, ?, ?, ?, ?)",
             (self._run, version, manifest.digest, manifest.signature, time.time()),
         )
 
@@ -135,8 +140,6 @@ class Models:
 
     def recall(self, version: int) -> None:
         """Hold a version that was kept."""
-        if version in self._manifests:
-            return
         row = self._database.connection.execute(
             "SELECT body FROM versions JOIN blobs USING (digest) WHERE run = ? AND version = ?",
             (self._run, version),
@@ -144,6 +147,15 @@ class Models:
         if row is None:
             raise RunError(f"version {version:,} of the model was not kept")
         self.hold(version, np.frombuffer(row[0], np.float32))
+
+    def drop(self, version: int) -> None:
+        """Store it no longer; the initial model stays."""
+        if version:
+            self._database.connection.execute(
+                "DELETE FROM blobs WHERE digest = (SELECT digest FROM versions WHERE run = ? AND "
+                "version = ?) AND digest != (SELECT digest FROM versions WHERE run = ? AND "
+                "version = 0)", (self._run, version, self._run),
+            )  # fmt: skip
 
     def manifest(self, version: int) -> Manifest:
         """The signed manifest of a version that is held."""
@@ -157,15 +169,20 @@ class Models:
     def lend(self, blobs: Mapping[bytes, bytes]) -> None:
         """Vectors of an instruction, to be fetched."""
         self.blobs.update(blobs)
+        self._lent.update(blobs)
 
-    def forget(self, versions: Iterable[int]) -> None:
-        """Let go of every version but these."""
-        kept = set(versions)
-        live = {self._manifests[version].digest for version in kept}
-        for version in self._manifests.keys() - kept:
-            digest = self._manifests.pop(version).digest
-            if digest not in live:
-                self.blobs.pop(digest, None)
+    def forget(self, newest: int, judged: Collection[int]) -> None:
+        """Let go of the versions that nobody needs, and of the vectors of the round that ended.
+
+        A few older ones stay: who has one of them may fetch the difference alone.
+        """
+        size = self._work.layout.nbytes
+        older = range(newest - min(_OLDER, _OLDER_BYTES // size), newest + 1)
+        kept = {v: m for v, m in self._manifests.items() if v in older or v in judged}
+        dropped = {m.digest for m in self._manifests.values()} | self._lent
+        for digest in dropped - {m.digest for m in kept.values()}:
+            self.blobs.pop(digest, None)
+        self._manifests, self._lent = kept, set()
 
     def _signed(self, manifest: Manifest) -> Manifest:
         signature = self._signer.sign(manifest.text(self._run))

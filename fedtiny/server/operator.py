@@ -86,7 +86,7 @@ def rollback(conductor: Conductor, run: str, version: int) -> Document:
             f"version {version:,} is no older model of {hosted.name}: the newest is {newest:,}; "
             f"`fedtiny models {hosted.name}` lists them"
         )
-    hosted.rollback(conductor.now(), version)
+    conductor.rollback(hosted, version)
     return {"run": hosted.name, "from": version, "version": hosted.coordinator.rounds.version}
 
 

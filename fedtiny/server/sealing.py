@@ -65,6 +65,11 @@ class RoundKeys:
         """Destroy the round's key: only after the round's commit is durable."""
         self._file(run).shred(round)
 
+    def shred_all(self, run: bytes) -> None:
+        """Destroy every key of the run: nobody goes on with it."""
+        for round in self.rounds(run):
+            self.shred(run, round)
+
     def _file(self, run: bytes) -> _KeyFile:
         if run not in self._files:
             self._files[run] = _KeyFile(self.folder / f"{run.hex()}.keys")

@@ -27,7 +27,7 @@ from fedtiny.server.conductor import Conductor
 from fedtiny.server.devices import Devices
 from fedtiny.server.documents import Place
 from fedtiny.server.metrics import Metrics
-from fedtiny.server.operator import OperatorService, drain
+from fedtiny.server.operator import OperatorService
 from fedtiny.server.sealing import RoundKeys
 from fedtiny.server.service import EnrolmentService, FleetService
 from fedtiny.server.storage import Database
@@ -84,7 +84,7 @@ class Coordinating:
         self._within_s = _DRAIN_S
         self._servers: list[Any] = []
         self._scrape: Any = None
-        self._healthy = health.aio.HealthServicer()
+        self._healthy = _Health()
         self._failure: BaseException | None = None
         loop = asyncio.get_running_loop()
         self._thread = threading.Thread(
@@ -189,8 +189,7 @@ class Coordinating:
         """Give no more work, let updates come in for a while, and end."""
         await self._healthy.set("", health_pb2.HealthCheckResponse.NOT_SERVING)
         deadline = time.monotonic() + self._within_s
-        if self._thread.is_alive():
-            await self.conductor.call(drain)
+        self.conductor.draining = True
         while self._thread.is_alive() and self._working() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         await asyncio.gather(*(server.stop(_GRACE_S) for server in self._servers))
@@ -203,6 +202,14 @@ class Coordinating:
 
     def _working(self) -> int:
         return sum(hosted.working for hosted in self.conductor.hosted.values())
+
+
+class _Health(health.aio.HealthServicer):  # type: ignore[misc]
+    """Whether it serves, for those who ask now and then."""
+
+    async def Watch(self, request: Any, context: Any) -> None:
+        """Nobody without a certificate may hold a call open."""
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask by Check")
 
 
 def _check_insecure(options: Options) -> None:

@@ -86,6 +86,7 @@ class FleetService:
                 f"{codec.PROTOCOL}; update the agent",
             )  # fmt: skip
         self.uploads.forget(device)
+        self._traffic.pop(device, None)
         check_in = CheckIn(device, _future(), wait_s=min(max(0.0, request.wait_s), MOST_WAIT_S))
         if request.HasField("card"):
             check_in.card, check_in.agent = codec.read_card(request.card), request.agent[:100]
@@ -174,6 +175,8 @@ class FleetService:
             return await self.conductor.call(
                 lambda c: renew(c.devices, c.authority, device, request, time.time())
             )
+        except IdentityError as error:
+            await self._refuse(context, error.reason, grpc.StatusCode[error.status], str(error))
         except (FedtinyError, Unavailable) as error:
             await _abort(context, error)
 
@@ -240,7 +243,8 @@ class EnrolmentService:
                     lambda c: enrol(c.devices, c.authority, request, time.time(), self.insecure)
                 )
         except (FedtinyError, Unavailable) as error:
-            self.count(error)
+            if not isinstance(error, WireError):  # those are counted where they are answered
+                self.count(error)
             await _abort(context, error)
         reply.fleet_port = self.fleet_port
         return reply

@@ -15,10 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedtiny.errors import UpdateError
 from fedtiny.experiment.evaluation import Scores, instruction_of, summary
 from fedtiny.rounds.events import NEVER
-from fedtiny.rounds.measures import Measures
+from fedtiny.server.admission import flaw_of_measures
 from fedtiny.server.models import Models, Shelf
 from fedtiny.values import (
     ACCEPTED,
@@ -40,7 +39,7 @@ if TYPE_CHECKING:
 
 EVALUATION = 1 << 62
 """Set in the lease ids of evaluations: ``EVALUATION | sitting << 32 | device``."""
-_CLOSED = -1  # in place of a device: the sitting is over
+_BEGUN, _CLOSED = -2, -1  # in place of a device: the sitting has begun, is over
 _MEASURES = ("count", "loss_sum_before", "loss_sum_after", "correct_before", "correct_after")
 
 
@@ -115,29 +114,43 @@ class Sittings:
         due = done in (0, run.rounds) or (every and done % every == 0)
         if not due or not self.held_out or any(s.round == done for s in self.open):
             return []
-        idle = [sitting for sitting in self.open if not sitting.leases]
+        idle = [s for s in self.open if not s.leases and not s.results]
         closed = [row for sitting in idle for row in self._close(sitting, now)]
         for at, way in enumerate(self.ways):
             sitting = Sitting(done * len(self.ways) + at, way, done, version, NEVER)
-            sitting.results = dict(self._stored(sitting))
-            if _CLOSED not in sitting.results:
+            if not self._is_stored(sitting):
                 self._begin(sitting, now)
         return closed
 
     def _begin(self, sitting: Sitting, now: float) -> None:
         run = self.work.experiment.run
         self.models.keep(sitting.version)
+        self._store(sitting, _BEGUN, {})
         if sitting.round == run.rounds:  # nothing follows that would close it
             sitting.closes_at = now + run.deadline
         self.open.append(sitting)
 
-    def _stored(self, sitting: Sitting) -> Iterator[tuple[int, Mapping[str, float]]]:
+    def _is_stored(self, sitting: Sitting) -> bool:
+        row = self.database.connection.execute(
+            "SELECT 1 FROM evaluations WHERE run = ? AND sitting = ?", (self.run, sitting.number)
+        ).fetchone()
+        return row is not None
+
+    def resume(self, now: float) -> None:
+        """Go on with what was open when the coordinator ended; who had a lease may ask again."""
         rows = self.database.connection.execute(
-            "SELECT device, measures FROM evaluations WHERE run = ? AND sitting = ?",
-            (self.run, sitting.number),
-        )
-        for device, measures in rows:
-            yield device, json.loads(measures)
+            "SELECT sitting, round, version, device, measures FROM evaluations WHERE run = ?1 AND "
+            "sitting NOT IN (SELECT sitting FROM evaluations WHERE run = ?1 AND device = ?2) "
+            "ORDER BY sitting, device", (self.run, _CLOSED),
+        ).fetchall()  # fmt: skip
+        for number, round, version, device, measures in rows:
+            if device == _BEGUN:
+                way = self.ways[number % len(self.ways)]
+                deadline = now + self.work.experiment.run.deadline
+                self.models.recall(version)
+                self.open.append(Sitting(number, way, round, version, deadline))
+            else:
+                self.open[-1].results[device] = json.loads(measures)
 
     def tick(self, now: float) -> list[dict[str, Any]]:
         """The rows of the sittings that are over."""
@@ -151,6 +164,8 @@ class Sittings:
     def _close(self, sitting: Sitting, now: float) -> Iterator[dict[str, Any]]:
         self.open.remove(sitting)
         self._store(sitting, _CLOSED, {})
+        if sitting.version not in self.versions:
+            self.models.drop(sitting.version)
         if not sitting.results:
             return
         columns = zip(*(_scores(m) for _, m in sorted(sitting.results.items())), strict=True)
@@ -197,22 +212,11 @@ class Sittings:
             return Receipt(update.lease, DUPLICATE)
         if update.device not in sitting.leases or update.lease & 0xFFFFFFFF != update.device:
             return Receipt(update.lease, UNKNOWN)
-        flaw = flaw or _flaw(update)
+        flaw = flaw or flaw_of_measures(update.measures, _MEASURES)
         measures = {} if flaw else dict(update.measures)
         sitting.results[update.device] = measures
         self._store(sitting, update.device, measures)
         return Receipt(update.lease, INVALID if flaw else ACCEPTED, flaw)
-
-
-def _flaw(update: Update) -> str:
-    missing = sorted(set(_MEASURES) - set(update.measures))
-    if missing:
-        return f"the measures {', '.join(missing)} are missing"
-    try:
-        Measures.of(update.measures)
-    except UpdateError as error:
-        return str(error)
-    return ""
 
 
 def _scores(measures: Mapping[str, float]) -> list[float]:

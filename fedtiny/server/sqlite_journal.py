@@ -18,7 +18,8 @@ import numpy as np
 
 from fedtiny.errors import RunError
 from fedtiny.rounds.journal import Accepted, Outcome, Published
-from fedtiny.server import records
+from fedtiny.server import crash_points, records
+from fedtiny.values import lease_id
 
 if TYPE_CHECKING:
     from fedtiny.rounds.journal import Record
@@ -115,6 +116,7 @@ class SqliteJournal(SqliteCommits):
 
     def _publish(self, done: Published) -> None:
         seq = self._next("commits")
+        crash_points.reach("publish.before")
         self._insert(
             "commits",
             run=self._run,
@@ -132,6 +134,7 @@ class SqliteJournal(SqliteCommits):
             self._contribute(seq, done)
         self._keep_model(done)
         self._connection.execute("DELETE FROM pending WHERE run = ?", (self._run,))
+        crash_points.reach("publish.after")
         self._database.afterwards(self._shred)
 
     def _contribute(self, seq: int, done: Published) -> None:
@@ -169,6 +172,24 @@ class SqliteJournal(SqliteCommits):
 
 
 _SEALED = "accepted"
+
+
+def discard(database: Database, run: bytes, keys: RoundKeys) -> None:
+    """Give up the open round of a run that nobody goes on with: its updates and their key.
+
+    The key is shredded when that is committed. A crash in between leaves it: discard the run again
+    at the next start, which costs nothing where nothing is left.
+    """
+    connection = database.connection
+    if connection.execute("SELECT 1 FROM pending WHERE run = ? LIMIT 1", (run,)).fetchone():
+        (round,) = connection.execute(
+            "SELECT count(*) FROM commits WHERE run = ?", (run,)
+        ).fetchone()
+        connection.execute("DELETE FROM pending WHERE run = ?", (run,))
+        connection.execute(
+            "DELETE FROM accepted WHERE run = ? AND lease >= ?", (run, lease_id(round, 0))
+        )
+    database.afterwards(lambda: keys.shred_all(run))
 
 
 def _published(

@@ -29,12 +29,13 @@ CREATE TABLE devices (
 CREATE TABLE certificates (
     serial TEXT PRIMARY KEY, device INTEGER REFERENCES devices, not_after_s REAL
 );
+CREATE INDEX certificates_of ON certificates (device);
 CREATE TABLE tokens (
     hash BLOB PRIMARY KEY, label TEXT, uses_left INTEGER, expires_s REAL, made_s REAL
 );
 CREATE TABLE runs (
     id BLOB PRIMARY KEY, name TEXT UNIQUE, text TEXT, folder TEXT, digest TEXT, nonce BLOB,
-    seed INTEGER, started_s REAL, clock_s REAL, next_version INTEGER
+    seed INTEGER, started_s REAL, experiment TEXT
 );
 CREATE TABLE pending (run BLOB, seq INTEGER, kind TEXT, body BLOB, PRIMARY KEY (run, seq));
 CREATE TABLE accepted (run BLOB, lease INTEGER, PRIMARY KEY (run, lease)) WITHOUT ROWID;
@@ -99,6 +100,15 @@ class Database:
             self.connection.afterwards.append(action)
         else:
             action()
+
+    @property
+    def rollbacks(self) -> int:
+        """How many transactions were undone: while it stays, what was written is not lost.
+
+        A statement that fails for want of room undoes its transaction, and the next one begins
+        another, which does not hold what was written before.
+        """
+        return self.connection.rollbacks
 
     def commit(self) -> None:
         """What was written is durable when this returns. Costs nothing if nothing was."""
@@ -187,6 +197,7 @@ class _Connection(sqlite3.Connection):
 
     path: Path
     afterwards: list[Callable[[], None]]
+    rollbacks: int
 
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
         try:
@@ -213,6 +224,7 @@ class _Connection(sqlite3.Connection):
             raise self._told(error) from error
 
     def rollback(self) -> None:
+        self.rollbacks += 1
         self.afterwards.clear()
         super().rollback()
 
@@ -230,5 +242,5 @@ def _opened(path: Path, uri: str) -> _Connection:
     except sqlite3.DatabaseError as error:
         raise RunError(f"{path}: {error}; {_MAKE_ROOM}") from error
     assert isinstance(connection, _Connection)
-    connection.path, connection.afterwards = path, []
+    connection.path, connection.afterwards, connection.rollbacks = path, [], 0
     return connection

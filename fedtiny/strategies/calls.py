@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from fedtiny.errors import StrategyError, UpdateError
+from fedtiny.fold import FoldRule
 from fedtiny.strategies.base import Round, Strategy
 from fedtiny.values import (
     CALIBRATE,
@@ -102,6 +103,15 @@ def _phase_flaws(phase: Phase, layout: Layout) -> Iterator[str]:
         yield f"groups = {phase.groups}; the model has {', '.join(layout.groups)}"
 
 
+def fold_rule(strategy: Strategy, round: Round) -> FoldRule:
+    """Its fold rule: the fixed point in which the updates of the round are added up."""
+    when = _when(round)
+    rule = _call(strategy, "fold_rule", when, lambda: strategy.fold_rule)
+    if not isinstance(rule, FoldRule):
+        raise _wrong(strategy, "fold_rule", when, f"a FoldRule, not {type(rule).__name__}")
+    return rule
+
+
 def weight(strategy: Strategy, round: Round, samples: Float64) -> Float64:
     """Its weights, a column like ``samples``, on the grid of its fold rule."""
     when = _when(round)
@@ -110,8 +120,9 @@ def weight(strategy: Strategy, round: Round, samples: Float64) -> Float64:
     )
     if weights.shape != samples.shape:
         raise _wrong(strategy, "weight", when, f"{samples.size} weights, not {weights.size}")
+    rule = fold_rule(strategy, round)
     try:
-        return strategy.fold_rule.weights(weights)
+        return rule.weights(weights)
     except UpdateError as error:
         raise StrategyError(f"{type(strategy).__name__}.weight {when}: {error}") from None
 

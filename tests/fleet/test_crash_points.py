@@ -18,6 +18,7 @@ from fedtiny.simulator.run import simulate
 from tests.harness.coordinator_process import CoordinatorProcess
 from tests.harness.killing import killed_at_random, undisturbed
 from tests.harness.story import Story, Told, experiment
+from tests.harness.swarm import Swarm
 
 DEVICES, ROUNDS = 6, 4
 KILLS = 20
@@ -68,6 +69,22 @@ def test_a_crash_loses_nothing_and_changes_nothing(
     assert told.deaths == (-signal.SIGKILL,), "the crash point was not reached"
     assert told.flaws == []
     assert len(told.rows) == ROUNDS
+    assert told.model == model
+
+
+def test_asked_to_stop_it_ends_well_and_goes_on_at_the_next_start(
+    tmp_path: Path, model: str
+) -> None:
+    async def trouble(process: CoordinatorProcess, swarm: Swarm) -> None:
+        while swarm.figures.delivered < 2 * DEVICES:
+            await asyncio.sleep(0.005)
+        assert await asyncio.to_thread(process.stop) == 0
+
+    path = experiment(tmp_path, DEVICES, rounds=ROUNDS)
+    with CoordinatorProcess(path, tmp_path / "fleet") as process:
+        told = Story(process, DEVICES, trouble=trouble).told()
+    assert told.deaths == (0,)
+    assert told.flaws == []
     assert told.model == model
 
 

@@ -119,10 +119,9 @@ class CoordinatorProcess:
     def stop(self) -> int:
         """As an operator would; its exit code."""
         assert self._process is not None
-        self._process.send_signal(signal.SIGTERM)
-        code = self._process.wait(_START_S)
-        self._process = None
-        return code
+        process = self._process
+        process.send_signal(signal.SIGTERM)
+        return process.wait(_START_S)
 
     async def keep_up(self) -> None:
         """Start it again whenever it has died, until cancelled."""

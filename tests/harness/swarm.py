@@ -418,8 +418,3 @@ class Swarm:
         """The devices lose their power, all at once."""
         for life in self._lives:
             life.cancel()
-
-    def run(self, within_s: float = 60.0) -> Figures:
-        """`live` in an event loop of its own."""
-        asyncio.run(self.live(within_s))
-        return self.figures

@@ -202,14 +202,14 @@ def test_an_update_with_a_flaw_is_refused_with_it() -> None:
     }
 
 
-def test_the_last_round_that_was_committed_is_told() -> None:
+def test_each_round_that_is_committed_is_told() -> None:
     run = Run(FedAvg(cohort=2, beta=0.1))
-    assert run.coordinator.published is None
+    told: list[tuple[Published, int]] = []
+    run.coordinator.on_commit = lambda published, leases: told.append((published, leases))
     run.round()
     assert run.journal is not None
-    assert list(run.journal.commits()) == [run.coordinator.published]
-    run.restart()
-    assert run.coordinator.published is None
+    assert list(run.journal.commits()) == [published for published, _ in told]
+    assert [leases for _, leases in told] == [2]
 
 
 def test_abandoning_a_round_uses_nothing_of_it() -> None:
@@ -217,8 +217,8 @@ def test_abandoning_a_round_uses_nothing_of_it() -> None:
     update, _ = run.updates()
     run.coordinator.submit(1.0, [update])
     run.coordinator.abandon(2.0)
-    commit = run.coordinator.published
-    assert commit is not None
+    assert run.journal is not None
+    (commit,) = run.journal.commits()
     assert (commit.round, commit.failed, commit.changed, commit.leases.size) == (0, True, False, 0)
     assert run.coordinator.model.tobytes() == INITIAL.tobytes()
     (receipt,) = run.coordinator.submit(3.0, [update])

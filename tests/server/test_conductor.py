@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import hashlib
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +16,15 @@ import pytest
 from fedtiny.errors import IdentityError, RunError
 from fedtiny.rounds.journal import replay
 from fedtiny.runs import RunFolder
-from fedtiny.server.conductor import Unavailable
+from fedtiny.server.conductor import Conductor, Unavailable
+from fedtiny.server.documents import waits_for
+from fedtiny.server.facts import write_fact
+from fedtiny.server.inbox import Call
 from fedtiny.values import ACCEPTED, DUPLICATE, INVALID, LATE, UNKNOWN
+from fedtiny.wire import codec
 from fedtiny.wire.codec import ComeBack, Dismissed, Work
-from tests.server.broken_strategy import Broken
-from tests.server.desk import Desk, answer_in, experiment
+from tests.server.broken_strategy import AsksOnce, Broken
+from tests.server.desk import CARD, Desk, answer_in, experiment
 
 Opened = Callable[..., Desk]
 
@@ -101,7 +108,7 @@ def test_a_seeded_run_asks_the_devices_that_a_simulated_one_asks(opened: Opened)
         desk = opened("seed=11")
         for device in order:
             desk.answer(device)
-        assert sorted(_holders(desk)) == sorted(desk.hosted._invited[1].tolist())
+        assert sorted(_holders(desk)) == sorted(desk.hosted._invited())
         assert len(_holders(desk)) == 2
 
 
@@ -178,6 +185,33 @@ def test_an_update_for_a_run_that_is_not_served_is_unknown(opened: Opened) -> No
     assert desk.hand_in(update, replace(work, run=b"elsewher")).status == UNKNOWN
 
 
+def test_an_update_may_say_no_more_than_was_asked_for(opened: Opened) -> None:
+    desk = opened("seeded=false", "strategy.cohort=3", "device.plan='last:1'")
+    works = [given(desk, device) for device in (0, 1, 2)]
+    whole = desk.hosted.work.layout.size
+    updates = [desk.visit(work) for work in works]
+    refused = [
+        replace(updates[0], ranges=((0, whole),), values=bytes(4 * whole)),
+        replace(updates[1], measures={"steps": 1.0}),
+        replace(updates[2], measures={"loss_sum": 1e308, "steps": -1.0}),
+    ]
+    details = [desk.hand_in(u, w).detail for u, w in zip(refused, works, strict=True)]
+    assert details[0].startswith("ranges: it has values for 0-1,153, those asked for are 1,120-1,1")
+    assert details[1] == "measures: loss_sum are missing, or were not asked for"
+    assert details[2].startswith("measures: loss_sum is 1e+308; it must be in [-1e+30, 1e+30]")
+
+
+def test_nobody_can_spend_the_lease_of_another(opened: Opened) -> None:
+    desk = opened("seeded=false")
+    work, theirs = given(desk, 0), given(desk, 1)
+    update = desk.visit(work)
+    forged = replace(desk.visit(theirs), lease=update.lease)
+    first, second = desk.offer(forged, theirs, "malformed: on purpose"), desk.offer(update, work)
+    desk.cycle()
+    assert first.result()[0].status == UNKNOWN
+    assert second.result()[0].status == ACCEPTED
+
+
 # ---- evaluation
 
 
@@ -220,7 +254,99 @@ def test_an_evaluation_goes_on_after_a_crash(opened: Opened) -> None:
     assert [r["round"] for r in desk.hosted.history() if r["kind"] == "evaluation"] == [3]
 
 
+def test_an_evaluation_of_an_earlier_round_goes_on_after_a_crash(opened: Opened) -> None:
+    desk = opened(
+        "evaluate.few.lr=0.02", "fleet.devices=5", "fleet.held_out=2", "run.evaluate_every=1",
+        devices=5,
+    )  # fmt: skip
+    judging, other = given(desk, 3), given(desk, 4)
+    desk.hand_in(desk.visit(judging), judging)
+    update = desk.visit(other)
+    desk.work_off(range(3))
+    desk.crash()
+    assert [s.round for s in desk.hosted.sittings.open] == [0, 3]
+    desk.work_off(range(3, 5))
+    rows = [(r["round"], r["devices"]) for r in desk.hosted.history() if r["kind"] == "evaluation"]
+    assert rows == [(0, 2), (3, 2)]
+    assert desk.hand_in(update, other).status == LATE
+    kept = desk.conductor.database.connection.execute("SELECT count(*) FROM blobs").fetchone()
+    assert kept == (1,)
+
+
 # ---- crashes, failures and the operator
+
+
+def replayed(desk: Desk) -> list[bytes]:
+    """The models that the journal makes, which must be those that were published."""
+    hosted = desk.hosted
+    models = replay(
+        hosted.coordinator.journal, hosted.coordinator.rules.rounds, hosted.work.strategy,
+        hosted.work.layout, hosted.models.initial(),
+    )  # fmt: skip
+    published = [model.tobytes() for model, _ in models]
+    rows = desk.conductor.database.connection.execute(
+        "SELECT digest FROM versions WHERE run = ? ORDER BY version", (hosted.run,)
+    ).fetchall()
+    digests = [hashlib.sha256(model).digest() for model, _ in groupby(published)]
+    assert [digest for (digest,) in rows] == digests
+    return published
+
+
+def test_a_round_that_ends_while_nobody_serves_is_committed_at_the_start(opened: Opened) -> None:
+    desk = opened("seeded=false", "run.rounds=2")
+    works = [given(desk, device) for device in (0, 1)]
+    desk.hand_in(desk.visit(works[0]), works[0])
+    # The clock of a restarted coordinator goes on, and the other lease is over by then.
+    write_fact(desk.conductor.database, "clock_s", 101.0)
+    desk.conductor.database.commit()
+    desk.crash()
+    assert desk.hosted.coordinator.rounds.round == 1
+    assert [row["accepted"] for row in desk.hosted.history()] == [1]
+    desk.work_off(range(3))
+    assert len(replayed(desk)) == 3
+
+
+def test_what_a_strategy_has_committed_before_it_fails_is_kept(tmp_path: Path) -> None:
+    broken = "strategy={build='tests.server.broken_strategy:AsksOnce', cohort=2}"
+    desk = Desk(tmp_path, experiment("seeded=false", broken))
+    hosted = desk.hosted
+    for work in [given(desk, device) for device in (0, 1)]:
+        desk.offer(desk.visit(work), work)
+    desk.cycle()
+    assert hosted.run in desk.conductor.halted
+    assert [row["round"] for row in hosted.history()] == [0]
+    desk.conductor.database.close()
+    AsksOnce.repaired = True
+    try:
+        desk.open()
+        assert len(replayed(desk)) == 2
+    finally:
+        AsksOnce.repaired = False
+    desk.close()
+
+
+def test_no_call_is_answered_when_another_lost_the_transaction(opened: Opened) -> None:
+    desk = opened("seeded=false")
+    connection = desk.conductor.database.connection
+
+    def fills_the_disk(conductor: Conductor) -> None:
+        (pages,) = connection.execute("PRAGMA page_count").fetchone()
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        try:
+            connection.execute("INSERT INTO blobs VALUES (x'00', zeroblob(1000000))")
+        finally:
+            connection.execute("PRAGMA max_page_count = 1000000")
+
+    joined: asyncio.Future[int] = desk.loop.create_future()
+    failing: asyncio.Future[None] = desk.loop.create_future()
+    desk.asked += [
+        Call(lambda conductor: conductor.devices.join("late", CARD, "", 0.0), joined),
+        Call(fills_the_disk, failing),
+    ]
+    desk.cycle()
+    assert isinstance(joined.exception(), Unavailable)
+    desk.cycle()
+    assert len(desk.conductor.devices) == 4
 
 
 def test_a_crash_loses_nothing_that_was_acknowledged(opened: Opened) -> None:
@@ -254,9 +380,10 @@ def test_a_cycle_that_fails_has_not_happened(opened: Opened) -> None:
     desk = opened("seeded=false")
     work = given(desk, 0)
     connection = desk.conductor.database.connection
+    connection.execute("VACUUM")
     (pages,) = connection.execute("PRAGMA page_count").fetchone()
     connection.execute(f"PRAGMA max_page_count = {pages}")
-    update = replace(desk.visit(work), measures={f"measure.{n}": 1.0 for n in range(3000)})
+    update = desk.visit(work)
     reply = desk.offer(update, work)
     desk.cycle()
     failure = reply.exception()
@@ -332,6 +459,17 @@ def test_a_rollback_publishes_the_older_model_as_the_newest(opened: Opened) -> N
         desk.hosted.rollback(0.0, 9)
 
 
+def test_a_run_that_is_over_can_be_rolled_back_and_its_folder_follows(opened: Opened) -> None:
+    desk = opened("seeded=false")
+    desk.work_off(range(3))
+    desk.call(lambda conductor: conductor.rollback(desk.hosted, 1))
+    summary = desk.conductor._folders[desk.hosted.name].run.summary()
+    assert summary is not None
+    digest = hashlib.sha256(desk.hosted.coordinator.model.tobytes()).hexdigest()
+    assert summary["model_digest"] == digest
+    replayed(desk)
+
+
 def test_a_revoked_device_contributes_nothing_whatever_it_is_at(opened: Opened) -> None:
     desk = opened("seeded=false", "strategy.cohort=3")
     work = given(desk, 0)
@@ -378,6 +516,49 @@ def test_a_device_keeps_the_work_that_it_has_in_one_of_two_runs(tmp_path: Path) 
     assert given(desk, 0).lease.id == work.lease.id
     assert given(desk, 0).run == work.run
     desk.close()
+
+
+def test_a_device_whose_lease_has_ended_in_one_run_is_of_use_to_another(tmp_path: Path) -> None:
+    settings = "seeded=false", "strategy.cohort=1", "run.deadline=100.0", "fleet.held_out=0"
+    desk = Desk(tmp_path, experiment(*settings, name="first"), experiment(*settings, name="second"))
+    work = given(desk, 0)
+    desk.clock.seconds += 101.0
+    again = given(desk, 0)
+    assert again.lease.id != work.lease.id or again.run != work.run
+    desk.close()
+
+
+def test_runs_whose_names_share_a_stem_are_told_apart(tmp_path: Path) -> None:
+    desk = Desk(tmp_path, experiment(name="sine"), experiment("seed=8", name="sine-2"))
+    runs = {name: hosted.run for name, hosted in desk.conductor.hosted.items()}
+    desk.crash()
+    assert {name: hosted.run for name, hosted in desk.conductor.hosted.items()} == runs
+    desk.close()
+
+
+def test_a_seeded_run_says_whom_it_waits_for_and_passes_over_the_revoked(opened: Opened) -> None:
+    desk = opened("strategy.cohort=1", "fleet.devices=3", "fleet.held_out=0")
+    (first,) = desk.hosted.missing
+    assert waits_for(desk.hosted).endswith(f"1 to be asked for of the devices {first}")
+    desk.call(lambda conductor: conductor.revoke(str(first)))
+    (second,) = desk.hosted.missing
+    assert second != first
+    assert isinstance(desk.answer(second), Work)
+
+
+def test_a_model_is_fetched_as_a_difference_after_a_real_round(opened: Opened) -> None:
+    desk = opened("seeded=false", "device.plan='last:1'")
+    before = desk.hosted.models.manifest(0).digest
+    for work in [given(desk, device) for device in (0, 1)]:
+        desk.hand_in(desk.visit(work), work)
+    blobs = desk.hosted.models.blobs
+    after = desk.hosted.models.manifest(1).digest
+    delta = codec.write_delta(blobs[before], blobs[after])
+    assert delta is not None
+    assert len(delta) < 200
+    for _ in range(3):
+        desk.work_off(range(3))
+    assert len([b for b in desk.hosted.models.blobs.values() if len(b) == 4612]) <= 4
 
 
 def test_a_changed_experiment_is_refused_unless_a_new_run_is_asked_for(tmp_path: Path) -> None:
