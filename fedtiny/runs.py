@@ -233,12 +233,7 @@ class RunFolder:
     def _check_same(self, experiment: Described) -> None:
         if self._said("digest") == experiment.digest:
             return
-        then, now = dict(_flat(self.experiment)), dict(_flat(experiment.to_json()))
-        differ = [
-            f"{key} (was {_shown(then, key)}, is {_shown(now, key)})"
-            for key in sorted(then.keys() | now.keys())
-            if _shown(then, key) != _shown(now, key)
-        ]
+        differ = differences(self.experiment, experiment.to_json())
         raise RunError(
             f"{self.path} is the run of another experiment, which differs in {', '.join(differ)}; "
             "resume it with its own experiment.toml, or begin a new run elsewhere"
@@ -336,6 +331,16 @@ def _flat(table: Json, prefix: str = "") -> Iterator[tuple[str, Any]]:
             yield from _flat(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
+
+
+def differences(before: Json, after: Json) -> list[str]:
+    """The keys in which two experiments differ: ``run.rounds (was 10, is 20)``."""
+    then, now = dict(_flat(before)), dict(_flat(after))
+    return [
+        f"{key} (was {_shown(then, key)}, is {_shown(now, key)})"
+        for key in sorted(then.keys() | now.keys())
+        if _shown(then, key) != _shown(now, key)
+    ]
 
 
 def _shown(flat: Json, key: str) -> str:

@@ -31,6 +31,7 @@ from fedtiny.rounds.events import (
     Event,
     Fold,
     Folded,
+    GiveUp,
     Grant,
     Offers,
     Open,
@@ -137,6 +138,13 @@ class Coordinator:
                 answer.leases, answer.details or [""] * answer.leases.size, strict=True
             )
         ]
+
+    def give_up(self, now: float, leases: Sequence[int]) -> None:
+        """No update will come on these leases.
+
+        Not journalled: after a crash they live on to their deadline, or are given up again.
+        """
+        self._handle(GiveUp(now, np.array(leases, np.int64)))
 
     def tick(self, now: float) -> None:
         """Time has passed."""

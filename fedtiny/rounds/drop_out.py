@@ -54,11 +54,10 @@ class DropOut:
         lost = devices.size - came - int(np.count_nonzero(out))
         return DropOut(self.share, first, devices, out, lost, until).at(now)
 
-    def late(self, leases: Int64, devices: Int64) -> DropOut:
-        """Updates of these leases, by these devices, have come too late to count."""
-        came = self._watched(leases) & ~self.strangers(leases, devices)
+    def late(self, leases: Int64) -> DropOut:
+        """Updates of these leases, by the devices that hold them, have come too late to count."""
         out = self.out.copy()
-        out[leases[came] - self.first] = False
+        out[leases[self._watched(leases)] - self.first] = False
         return replace(self, out=out)
 
     def strangers(self, leases: Int64, devices: Int64) -> Bools:

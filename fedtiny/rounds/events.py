@@ -79,7 +79,15 @@ class Abandon:
     now: float
 
 
-Event = Begin | CheckIns | Offers | Folded | Committed | Tick | Abandon
+@dataclass(frozen=True, slots=True)
+class GiveUp:
+    """No update will come on these leases of the open round: nobody need wait for them."""
+
+    now: float
+    leases: Int64
+
+
+Event = Begin | CheckIns | Offers | Folded | Committed | Tick | Abandon | GiveUp
 
 # ---- commands --------------------------------------------------------------------------------
 

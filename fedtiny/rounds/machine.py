@@ -40,6 +40,7 @@ from fedtiny.rounds.events import (
     Event,
     Fold,
     Folded,
+    GiveUp,
     Grant,
     Offers,
     Open,
@@ -323,9 +324,8 @@ def _offered(state: State, event: Offers) -> tuple[State, Commands]:
     room = state.rules.cohort - state.accepted - folding
     admitted, surplus = admitted[:room], admitted[room:]
     if state.drop_out.given:
-        late = answers == ENDED
-        drop_out = state.drop_out.late(event.leases[late], event.devices[late])
-        state = _with(state, drop_out=drop_out)
+        late = event.leases[answers == ENDED]
+        state = _with(state, drop_out=state.drop_out.late(late))
     answers[surplus] = ENDED
     state = _marked(state, event.leases[surplus], ENDED)
     state = _with(state, came=state.came + surplus.size)
@@ -399,6 +399,13 @@ def _committed(state: State, event: Committed) -> tuple[State, Commands]:
     return committed(state, leases, event.changed, state.drop_out.share), ()
 
 
+def _given_up(state: State, event: GiveUp) -> tuple[State, Commands]:
+    mine = event.leases[round_of(event.leases) == state.round]
+    mine = mine[ordinal_of(mine) < state.status.size]
+    live = mine[state.status[ordinal_of(mine)] == LIVE]
+    return _marked(state, live, ENDED), ()
+
+
 def _abandoned(state: State, event: Abandon) -> tuple[State, Commands]:
     if state.phase not in ("open", "done"):
         raise RunError(f"round {state.round:,} is {state.phase}: it cannot be abandoned")
@@ -419,6 +426,7 @@ _DECISIONS: dict[type[Event], Callable[[State, Any], tuple[State, Commands]]] = 
     Committed: _committed,
     Tick: _ticked,
     Abandon: _abandoned,
+    GiveUp: _given_up,
 }
 
 

@@ -189,8 +189,8 @@ class Conductor:
     def revoke(self, name: str) -> int:
         """Shut a device out; its index. It contributes nothing from now on."""
         index = self.devices.revoke(name, time.time())
-        for hosted in self.hosted.values():
-            hosted.forget_invitation()
+        for hosted in list(self.hosted.values()):
+            self._guarded(hosted, lambda h: h.shut_out(self.now(), index))
         if parked := self.parked.pop(index, None):
             self._answer(parked.check_in.reply, _shut_out(index))
         return index
@@ -272,6 +272,10 @@ class Conductor:
     def _meet(self, check_in: CheckIn) -> None:
         self.devices.seen(check_in.device, time.time())
         self.devices.count(check_in.device, check_in.counters)
+        if check_in.gave_up is not None:
+            given = self.now(), check_in.device, *check_in.gave_up
+            for hosted in list(self.hosted.values()):
+                self._guarded(hosted, lambda h: h.give_up(*given))
         if check_in.card is not None:
             self.devices.change_card(check_in.device, check_in.card, check_in.agent)
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import secrets
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +31,9 @@ FIGURES = ("visits", "failures", "refusals", "lost")
 """What a device counts: updates delivered, visits that could not be made, updates that were
 refused, calls without an answer."""
 _MOST_FIGURE = 1e9
+_YEAR_S = 365 * 86_400.0
+CARD_S = 60.0
+"""How often a device may have its card written at once."""
 _MAKE_ANOTHER = "make another with `fedtiny token create`"
 
 
@@ -84,11 +89,17 @@ class Devices:
         self._figures = {row[0]: Counter(json.loads(row[-1])) for row in rows if row[-1]}
         self._by_name = {device.name: device.index for device in self._devices.values()}
         self._next_suffix: dict[str, int] = {}
-        self._by_serial: dict[str, int] = dict(
-            self._connection.execute("SELECT serial, device FROM certificates")
-        )
+        self._by_serial: dict[str, tuple[int, float]] = {  # the device, and when it ends
+            serial: (device, not_after_s)
+            for serial, device, not_after_s in self._connection.execute(
+                "SELECT serial, device, not_after_s FROM certificates"
+            )
+        }
         self._serials: dict[bytes, str] = {}  # by SHA-256 of the certificate
+        self._used: dict[int, str] = {}  # the serial with which a device called last
         self._unsaved: set[int] = set()  # devices whose seen_s is newer than the table's
+        self._card_saved_at: dict[int, float] = {}
+        self._unsaved_cards: set[int] = set()
 
     # ---- tokens ----
 
@@ -182,30 +193,48 @@ class Devices:
         self._connection.execute("UPDATE devices SET token = ? WHERE idx = ?", (token, index))
 
     def certify(self, index: int, certificate: Certificate) -> None:
-        """The certificate names this device from now on."""
+        """The certificate names this device from now on.
+
+        So does the one before it, and the one with which the device called last: the answer that
+        brings a certificate may be lost, again and again. Older ones name nobody any more.
+        """
         self._connection.execute(
             "INSERT INTO certificates (serial, device, not_after_s) VALUES (?, ?, ?)",
             (certificate.serial, index, certificate.not_after_s),
         )
-        self._by_serial[certificate.serial] = index
+        self._by_serial[certificate.serial] = (index, certificate.not_after_s)
+        self._delete_certificates(
+            "device = ?1 AND serial != ?2 AND serial NOT IN"
+            " (SELECT serial FROM certificates WHERE device = ?1 ORDER BY rowid DESC LIMIT 2)",
+            (index, self._used.get(index, "")),
+        )
 
     def forget_expired(self, now_unix: float) -> None:
-        """Certificates past their end name nobody, also on connections that are still open."""
-        ended = self._connection.execute(
-            "DELETE FROM certificates WHERE not_after_s <= ? RETURNING serial", (now_unix,)
-        ).fetchall()
-        for (serial,) in ended:
-            self._by_serial.pop(serial, None)
+        """Delete the certificates whose end is a year ago.
+
+        They name nobody from their end on. But the clock may be what is wrong, and is set right.
+        """
+        self._delete_certificates("not_after_s <= ?", (now_unix - _YEAR_S,))
         known = self._serials.copy().items()  # others may add to it meanwhile
         self._serials = {digest: serial for digest, serial in known if serial in self._by_serial}
 
+    def _delete_certificates(self, which: str, values: tuple[Any, ...]) -> None:
+        deleted = self._connection.execute(
+            f"DELETE FROM certificates WHERE {which} RETURNING serial", values
+        ).fetchall()
+        for (serial,) in deleted:
+            del self._by_serial[serial]
+
     # ---- who calls ----
 
-    def identify(self, auth_context: Mapping[str, Sequence[bytes]]) -> int:
+    def identify(
+        self, auth_context: Mapping[str, Sequence[bytes]], now_unix: float | None = None
+    ) -> int:
         """The device of a call, by gRPC's ``context.auth_context()``.
 
-        Raises IdentityError when there is no certificate, an unknown one, or its device is revoked:
-        a revocation holds from the next call on.
+        Raises IdentityError when there is no certificate, an unknown one, one past its end (also on
+        a connection that is still open), or its device is revoked: that holds from the next call
+        on.
         """
         pem = next(iter(auth_context.get("x509_pem_cert", ())), None)
         if pem is None:
@@ -214,11 +243,19 @@ class Devices:
         serial = self._serials.get(digest)
         if serial is None:
             serial = self._serials[digest] = _serial(pem)
-        index = self.of_certificate(serial)
-        if index is None:
+        found = self._by_serial.get(serial)
+        if found is None:
             self._serials.pop(digest, None)
-            raise _unauthenticated(f"the certificate {serial} is unknown or has expired")
+            raise _unauthenticated(f"the certificate {serial} is unknown or was replaced")
+        index, ends_s = found
+        now = time.time() if now_unix is None else now_unix
+        if ends_s <= now:
+            raise _unauthenticated(
+                f"the certificate {serial} has ended {(now - ends_s) / 3600:,.1f} h ago (check the "
+                "coordinator's clock)"
+            )
         self.check_may_take_part(index)
+        self._used[index] = serial
         return index
 
     def check_may_take_part(self, index: int) -> None:
@@ -235,7 +272,7 @@ class Devices:
 
     def of_certificate(self, serial: str) -> int | None:
         """The device that the certificate with this serial number (hex) was issued to."""
-        return self._by_serial.get(serial)
+        return self._by_serial.get(serial, (None,))[0]
 
     def is_revoked(self, index: int) -> bool:
         """Whether the device was shut out."""
@@ -270,7 +307,12 @@ class Devices:
         return dict(self._figures.get(index, {}))
 
     def save_seen(self) -> None:
-        """Write when devices called last and what they count: a crash may lose some of it."""
+        """Write what is in memory only of when devices called last, what they count, and cards.
+
+        A crash may lose some of it.
+        """
+        for index in sorted(self._unsaved_cards):
+            self._save_card(index)
         self._connection.executemany(
             "UPDATE devices SET seen_s = ?, figures = ? WHERE idx = ?",
             [
@@ -280,15 +322,31 @@ class Devices:
         )
         self._unsaved.clear()
 
-    def change_card(self, index: int, card: DeviceCard, agent: str) -> None:
-        """What the device can do now, and the version of its agent."""
+    def change_card(
+        self, index: int, card: DeviceCard, agent: str, now: float | None = None
+    ) -> None:
+        """What the device can do now, and the version of its agent; ``now`` on any steady clock.
+
+        It holds at once. Less than a minute after a change before it, it is written with
+        `save_seen`: no device can have the disk written at its pleasure.
+        """
         if (card, agent) == (self[index].card, self[index].agent):
             return
+        self._devices[index] = replace(self[index], card=card, agent=agent)
+        now = time.monotonic() if now is None else now
+        if now - self._card_saved_at.get(index, -math.inf) < CARD_S:
+            self._unsaved_cards.add(index)
+        else:
+            self._card_saved_at[index] = now
+            self._save_card(index)
+
+    def _save_card(self, index: int) -> None:
+        device = self[index]
         self._connection.execute(
             "UPDATE devices SET card = ?, agent = ? WHERE idx = ?",
-            (_write_card(card), agent, index),
+            (_write_card(device.card), device.agent, index),
         )
-        self._devices[index] = replace(self[index], card=card, agent=agent)
+        self._unsaved_cards.discard(index)
 
     def revoke(self, name_or_index: str | int, now_unix: float) -> int:
         """Shut a device out for good; its index. Raises ExperimentError when there is none."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from fedtiny.errors import IdentityError
 from fedtiny.server import certificates, crash_points
@@ -16,19 +17,28 @@ from fedtiny.wire.pb import fleet_pb2 as pb
 _MOST_PEERS = 10_000
 
 
+@dataclass(slots=True)
+class Attempt:
+    """One attempt to enrol, as it turns out: whether a device came ``again``, by a known key."""
+
+    again: bool = False
+
+
 def enrol(
     devices: Devices,
     authority: Authority,
     request: pb.EnrolRequest,
     now_unix: float,
     insecure: bool = False,
+    attempt: Attempt | None = None,
 ) -> pb.EnrolReply:
     """A device's index and certificate, for one use of its token.
 
     Asked again with the same key and token, because the answer was lost, it gives the same index
     and uses nothing up. A device that was away for longer than its certificate lives keeps its
     index too: it shows the same key with another token. Without certificates (``insecure``)
-    ``csr_der`` is any secret that the device keeps. Raises IdentityError.
+    ``csr_der`` is any secret that the device keeps. The ``attempt`` learns whether the key was
+    known. Raises IdentityError.
 
     The caller commits before it answers, and adds the address of the fleet's port.
     """
@@ -41,6 +51,8 @@ def enrol(
         check_name(request.name)
     else:
         devices.check_may_take_part(known.index)
+    if attempt is not None:
+        attempt.again = known is not None
     crash_points.reach("enrol.before")
     if known is None or known.token != token.hash:
         devices.use_token(request.token, now_unix)
@@ -102,7 +114,8 @@ def _secret_digest(secret: bytes) -> bytes:
 class Attempts:
     """How often one address may fail to enrol: ``burst`` times, then ``per_s`` times a second.
 
-    Successes cost nothing: a whole class of devices may sit behind one address.
+    To enrol again with a known key counts as well, for each time writes a certificate. First
+    successes cost nothing: a whole class of devices may sit behind one address.
     """
 
     def __init__(self, per_s: float = 5.0, burst: float = 20.0) -> None:
@@ -110,22 +123,28 @@ class Attempts:
         self._spent: dict[str, tuple[float, float]] = {}  # by host: failures not yet made good, at
 
     @contextmanager
-    def of(self, peer: str, now: float) -> Iterator[None]:
-        """Count a refusal inside against gRPC's ``peer``; IdentityError when it had too many."""
+    def of(self, peer: str, now: float) -> Iterator[Attempt]:
+        """Count what fails or is repeated inside against gRPC's ``peer``.
+
+        Raises IdentityError when it had too many.
+        """
         host = peer.rpartition(":")[0] or peer
         spent = self._spent_by(host, now)
         if spent > self.burst - 1:
             wait_s = (spent - self.burst + 1) / self.per_s
             raise IdentityError(
                 "rate",
-                f"too many refused attempts from this address; wait {wait_s:.1f} s",
+                f"too many refused or repeated attempts from this address; wait {wait_s:.1f} s",
                 "RESOURCE_EXHAUSTED",
             )
+        attempt = Attempt()
         try:
-            yield
+            yield attempt
         except IdentityError:
             self._charge(host, now)
             raise
+        if attempt.again:
+            self._charge(host, now)
 
     def _spent_by(self, host: str, now: float) -> float:
         spent, at = self._spent.get(host, (0.0, now))

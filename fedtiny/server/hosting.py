@@ -26,6 +26,7 @@ from fedtiny.rounds.journal import replay
 from fedtiny.rounds.ledger import Figures, Ledger
 from fedtiny.rounds.machine import FOLDING
 from fedtiny.rounds.pacing import Pace
+from fedtiny.runs import differences
 from fedtiny.server.admission import Expected, flaw_of
 from fedtiny.server.models import Models
 from fedtiny.server.sittings import Sittings
@@ -39,6 +40,7 @@ from fedtiny.values import (
     Lease,
     Receipt,
     Update,
+    lease_id,
     ordinal_of,
     round_of,
 )
@@ -261,10 +263,6 @@ class Hosted:
             self._asked = (rounds.round, rounds.window), self._invitation()
         return self._asked[1]
 
-    def forget_invitation(self) -> None:
-        """A device was shut out: another is asked in its place."""
-        self._asked = (-1, -1), []
-
     def _invitation(self) -> list[int]:
         rounds = self.coordinator.rounds
         drawn = order(self.identity.seed, rounds.round, rounds.window, _training(self.work))
@@ -322,12 +320,16 @@ class Hosted:
 
     def _may_offer(self, update: Update) -> bool:
         """Not when the lease is that of another device: it must not spend it."""
-        if self.sittings.knows(update.lease):
-            return update.lease & 0xFFFFFFFF == update.device
-        rounds, at = self.coordinator.rounds, ordinal_of(update.lease)
-        if round_of(update.lease) != rounds.round or at >= rounds.devices.size:
+        return self._is_of(update.device, update.lease)
+
+    def _is_of(self, device: int, lease: int) -> bool:
+        """Whether the lease is the device's, or of a round that is over."""
+        if self.sittings.knows(lease):
+            return lease & 0xFFFFFFFF == device
+        rounds, at = self.coordinator.rounds, ordinal_of(lease)
+        if round_of(lease) != rounds.round or at >= rounds.devices.size:
             return True
-        return int(rounds.devices[at]) == update.device
+        return int(rounds.devices[at]) == device
 
     def _flaw(self, offer: Offered) -> str:
         """Why it cannot be folded, as far as that shows without its values."""
@@ -365,6 +367,24 @@ class Hosted:
             with self._telling(now):
                 self.coordinator.tick(now)
         self.rows += self.sittings.tick(now)
+
+    def give_up(self, now: float, device: int, lease: int, why: str) -> None:
+        """The device will send nothing on its lease, and says why."""
+        if self.sittings.knows(lease):
+            return self.sittings.give_up(device, lease)
+        if device in self.holds() and self._is_of(device, lease):
+            self.ledger.refuse([why])
+            with self._telling(now):
+                self.coordinator.give_up(now, [lease])
+        return None
+
+    def shut_out(self, now: float, device: int) -> None:
+        """Nobody waits for a device that was revoked, and another is asked in its place."""
+        self._asked = (-1, -1), []
+        rounds = self.coordinator.rounds
+        mine = np.flatnonzero((rounds.devices == device) & (rounds.status <= FOLDING))
+        with self._telling(now):
+            self.coordinator.give_up(now, [lease_id(rounds.round, at) for at in mine.tolist()])
 
     def rollback(self, now: float, version: int) -> None:
         """Publish an older model as the newest; the open round is given up."""
@@ -462,16 +482,29 @@ def _identity(
     ).fetchall()
     if not rows:
         return _begin(experiment, database, stem, stem)
-    run, name, seed, digest = rows[-1]
     if new_run:
-        discard(database, run, keys)
+        discard(database, rows[-1][0], keys)
         return _begin(experiment, database, stem, f"{stem}-{len(rows) + 1}")
-    if digest != experiment.digest:
+    same = [row for row in rows if row[3] == experiment.digest]
+    if not same:
+        _, name, _, _ = rows[-1]
         raise RunError(
-            f"the run {name} was begun with another experiment (digest {digest[:12]}, this one "
-            f"has {experiment.digest[:12]}); begin another with --new-run, or give its own file"
+            f"the run {name} was begun with another experiment: "
+            f"{_differences(experiment, database)}; begin another run with --new-run, or give the "
+            "experiment as it was"
         )
+    run, name, seed, _ = same[-1]
     return Identity(run, name, int(seed) & _SEED_BITS)
+
+
+def _differences(experiment: Experiment, database: Database) -> str:
+    """The keys in which the newest run of that name differs, and how."""
+    stem = Path(experiment.origin.name).stem or "run"
+    (text, folder) = database.connection.execute(
+        "SELECT text, folder FROM runs WHERE experiment = ? ORDER BY rowid DESC", (stem,)
+    ).fetchone()
+    then = Experiment.parse(text, stem, folder).to_json()
+    return ", ".join(differences(then, experiment.to_json()))
 
 
 def _begin(experiment: Experiment, database: Database, stem: str, name: str) -> Identity:

@@ -27,6 +27,8 @@ class CheckIn:
     card: DeviceCard | None = None
     agent: str = ""
     counters: Mapping[str, float] = field(default_factory=dict)
+    gave_up: tuple[int, str] | None = None
+    """A lease on which nothing will come, and why."""
     receipt: Receipt | None = None
     """Of the update that the device has handed in at the same time."""
 

@@ -91,6 +91,8 @@ class FleetService:
         if request.HasField("card"):
             check_in.card, check_in.agent = codec.read_card(request.card), request.agent[:100]
         check_in.counters = dict(request.counters)
+        if request.HasField("gave_up"):
+            check_in.gave_up = min(request.gave_up, _MOST_LEASE), request.why[:_MOST_WHY]
         self.conductor.put(check_in)
         _, answer = await self._answer(check_in.reply, context)
         return pb.CheckInReply(answer=answer, protocol=codec.PROTOCOL)
@@ -266,7 +268,7 @@ async def _abort(context: Context, error: Exception) -> NoReturn:
     raise AssertionError("abort raises")
 
 
-_MOST_LEASE = 2**63 - 1
+_MOST_LEASE, _MOST_WHY = 2**63 - 1, 300
 
 
 def _future() -> asyncio.Future[Any]:

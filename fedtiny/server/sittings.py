@@ -202,6 +202,17 @@ class Sittings:
         """Whether the lease is one of an evaluation."""
         return bool(lease & EVALUATION)
 
+    def give_up(self, device: int, lease: int) -> None:
+        """The device cannot judge: it counts no sample."""
+        number = (lease ^ EVALUATION) >> 32
+        for sitting in self.open:
+            if (
+                sitting.number == number
+                and device in sitting.leases.keys() - sitting.results.keys()
+            ):
+                sitting.results[device] = {}
+                self._store(sitting, device, {})
+
     def submit(self, update: Update, flaw: str) -> Receipt:
         """The receipt for what a device has measured."""
         number = (update.lease ^ EVALUATION) >> 32

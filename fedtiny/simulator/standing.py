@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,7 +64,11 @@ class Standing:
             now=float(values["now"]),
             flights=Flights(*(arrays[f"flights.{f.name}"] for f in fields(Flights))),
             ledger=Ledger.from_json(values["ledger"]),
-            drop_out=DropOut(*values["drop_out"]),
+            drop_out=DropOut(
+                **values["drop_out"],
+                devices=arrays["drop_out.devices"],
+                out=arrays["drop_out.out"],
+            ),
         )
 
     def checkpoint(self) -> Checkpoint:
@@ -72,6 +76,7 @@ class Standing:
         arrays: dict[str, np.ndarray[Any, Any]] = {"model": self.model, "sessions": self.states}
         arrays |= {f"flights.{f.name}": getattr(self.flights, f.name) for f in fields(Flights)}
         arrays |= {f"state.{k}": v for k, v in self.state.items() if isinstance(v, np.ndarray)}
+        arrays |= {f"drop_out.{name}": getattr(self.drop_out, name) for name in ("devices", "out")}
         if self.personal:
             arrays |= {"personal": self.personal.values, "personal.known": self.personal.known}
         values = {
@@ -79,6 +84,6 @@ class Standing:
             "version": self.version,
             "state": {k: v for k, v in self.state.items() if not isinstance(v, np.ndarray)},
             "ledger": self.ledger.to_json(),
-            "drop_out": astuple(self.drop_out),
+            "drop_out": {n: getattr(self.drop_out, n) for n in ("share", "first", "lost", "until")},
         }
         return Checkpoint(self.round, arrays, values)

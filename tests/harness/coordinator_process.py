@@ -124,9 +124,12 @@ class CoordinatorProcess:
         return process.wait(_START_S)
 
     async def keep_up(self) -> None:
-        """Start it again whenever it has died, until cancelled."""
+        """Start it again whenever it was killed or stopped, until cancelled. Raises RuntimeError
+        when it has ended for a reason of its own."""
         while True:
             if self.is_dead:
+                if self.deaths[-1] not in (-signal.SIGKILL, 0):
+                    raise RuntimeError(f"it ended with {self.deaths[-1]}: {self.output()}")
                 await asyncio.to_thread(self.start)
             await asyncio.sleep(0.01)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import closing
 from dataclasses import dataclass, replace
 from hashlib import sha256
@@ -182,15 +182,23 @@ async def persist(ask: Callable[[], T]) -> T:
 
 
 @contextlib.asynccontextmanager
-async def beside(*works: Awaitable[None]) -> AsyncIterator[None]:
-    """While these go on; what they raise is raised at the end."""
-    tasks = [asyncio.ensure_future(work) for work in works]
+async def beside(*works: Coroutine[Any, Any, None]) -> AsyncIterator[None]:
+    """While these go on; when one of them fails, the block ends, and its error is raised."""
+    block = asyncio.current_task()
+    assert block is not None
+
+    def ended(task: asyncio.Task[None]) -> None:
+        if not task.cancelled() and task.exception():
+            block.cancel()
+
+    tasks = [asyncio.create_task(work) for work in works]
+    for task in tasks:
+        task.add_done_callback(ended)
     try:
         yield
     finally:
         for task in tasks:
             task.cancel()
-        ends = await asyncio.gather(*tasks, return_exceptions=True)
-    for end in ends:
-        if isinstance(end, Exception):
-            raise end
+        for end in await asyncio.gather(*tasks, return_exceptions=True):
+            if isinstance(end, Exception):
+                raise end

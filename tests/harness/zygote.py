@@ -72,8 +72,9 @@ class _Zygote:
             self._asked.append(child)
             assert self._process.stdin
             self._process.stdin.write(json.dumps(order) + "\n")
-        if not child._born.wait(20):
-            raise TimeoutError("nothing was forked")
+        child._born.wait()
+        if not child.pid:
+            raise RuntimeError("the process that forks has ended; see its error above")
         return child
 
     def _listen(self) -> None:
@@ -88,6 +89,8 @@ class _Zygote:
                 child = self._alive.pop(pid)
                 child.returncode = code
                 child._dead.set()
+        for child in self._asked:
+            child._born.set()
 
 
 @cache

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from fedtiny.runs import RunFolder
 from fedtiny.server.conductor import Conductor, Unavailable
 from fedtiny.server.documents import waits_for
 from fedtiny.server.facts import write_fact
-from fedtiny.server.inbox import Call
+from fedtiny.server.inbox import Call, CheckIn
 from fedtiny.values import ACCEPTED, DUPLICATE, INVALID, LATE, UNKNOWN
 from fedtiny.wire import codec
 from fedtiny.wire.codec import ComeBack, Dismissed, Work
@@ -488,6 +489,25 @@ def test_a_revoked_device_contributes_nothing_whatever_it_is_at(opened: Opened) 
     assert desk.hosted.coordinator.rounds.accepted == 0
 
 
+def test_nobody_waits_for_a_device_that_was_revoked_or_has_given_up(opened: Opened) -> None:
+    desk = opened("seeded=false", "strategy.cohort=3")
+    works = [given(desk, device) for device in (0, 1, 2)]
+    desk.hand_in(desk.visit(works[0]), works[0])
+    desk.call(lambda conductor: conductor.revoke("1"))
+    assert desk.hosted.working == 1
+    reply: asyncio.Future[Any] = desk.loop.create_future()
+    stolen = desk.loop.create_future()
+    desk.asked.append(CheckIn(0, stolen, gave_up=(works[2].lease.id, "not mine")))
+    desk.cycle()
+    assert desk.hosted.working == 1
+    desk.asked.append(CheckIn(2, reply, gave_up=(works[2].lease.id, "row 3 is not finite")))
+    desk.cycle()
+    # With the minimum of one update the round is over, long before its deadline.
+    (row,) = desk.hosted.history()
+    assert (row["accepted"], row["leases"], row["failed"]) == (1, 3, False)
+    assert list(row["reasons"].values()) == [{"count": 1, "example": "row 3 is not finite"}]
+
+
 def test_a_coordinator_that_is_about_to_stop_gives_no_work(opened: Opened) -> None:
     desk = opened()
     desk.conductor.draining = True
@@ -565,11 +585,16 @@ def test_a_changed_experiment_is_refused_unless_a_new_run_is_asked_for(tmp_path:
     desk = Desk(tmp_path, experiment(name="same"))
     desk.conductor.database.close()
     desk.experiments = (experiment("strategy.beta=0.5", name="same"),)
-    with pytest.raises(RunError, match=r"same was begun with another experiment.*--new-run"):
+    differ = r"begun with another experiment: strategy.beta \(was 0.02, is 0.5\); .*--new-run"
+    with pytest.raises(RunError, match=differ):
         desk.open()
     desk.conductor.database.close()
     desk.open(new_run=True)
     assert list(desk.conductor.hosted) == ["same-2"]
+    desk.conductor.database.close()
+    desk.experiments = (experiment(name="same"),)
+    desk.open()  # the older one can still be gone on with
+    assert list(desk.conductor.hosted) == ["same"]
     desk.close()
 
 

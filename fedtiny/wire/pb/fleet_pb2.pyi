@@ -73,7 +73,7 @@ class Card(_message.Message):
     def __init__(self, profile: _Optional[str] = ..., ram_bytes: _Optional[int] = ..., flash_bytes: _Optional[int] = ..., macs_per_s: _Optional[float] = ..., downlink_bps: _Optional[float] = ..., uplink_bps: _Optional[float] = ..., runtime_version: _Optional[int] = ..., sensors: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CheckInRequest(_message.Message):
-    __slots__ = ("protocol", "wait_s", "card", "agent", "counters")
+    __slots__ = ("protocol", "wait_s", "card", "agent", "counters", "gave_up", "why")
     class CountersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -86,12 +86,16 @@ class CheckInRequest(_message.Message):
     CARD_FIELD_NUMBER: _ClassVar[int]
     AGENT_FIELD_NUMBER: _ClassVar[int]
     COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    GAVE_UP_FIELD_NUMBER: _ClassVar[int]
+    WHY_FIELD_NUMBER: _ClassVar[int]
     protocol: int
     wait_s: float
     card: Card
     agent: str
     counters: _containers.ScalarMap[str, float]
-    def __init__(self, protocol: _Optional[int] = ..., wait_s: _Optional[float] = ..., card: _Optional[_Union[Card, _Mapping]] = ..., agent: _Optional[str] = ..., counters: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    gave_up: int
+    why: str
+    def __init__(self, protocol: _Optional[int] = ..., wait_s: _Optional[float] = ..., card: _Optional[_Union[Card, _Mapping]] = ..., agent: _Optional[str] = ..., counters: _Optional[_Mapping[str, float]] = ..., gave_up: _Optional[int] = ..., why: _Optional[str] = ...) -> None: ...
 
 class CheckInReply(_message.Message):
     __slots__ = ("answer", "protocol")
