@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -29,6 +30,9 @@ _Dir = Annotated[Path, typer.Option("--dir", metavar="DIR", help="The coordinato
 _Listen = Annotated[
     str, typer.Option(metavar="HOST:PORT", help="Where devices with certificates connect.")
 ]
+_Metrics = Annotated[
+    str, typer.Option(metavar="HOST:PORT", help="Serve metrics for Prometheus there.")
+]
 
 
 @app.command()
@@ -48,9 +52,7 @@ def coordinator(
     insecure: Annotated[
         bool, typer.Option("--insecure", help="No certificates, on this machine alone: for trials.")
     ] = False,
-    metrics: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="Serve metrics for Prometheus there.")
-    ] = "",
+    metrics: _Metrics = "",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Change a value: --set run.rounds=10."),
@@ -69,15 +71,17 @@ def coordinator(
 
     experiments = [Experiment.load(file).override(*(settings or ())) for file in files]
     options = Options(experiments, folder, listen, enrol, new_run, insecure, metrics)
-    asyncio.run(_coordinate(options, _watch(as_json)))
+    asyncio.run(_coordinate(options, as_json))
 
 
-async def _coordinate(options: Options, show: Callable[[Mapping[str, Any]], None]) -> None:
+async def _coordinate(options: Options, as_json: bool) -> None:
     from fedtiny.server.conductor import Unavailable
     from fedtiny.server.documents import status
-    from fedtiny.server.server import Coordinating
+    from fedtiny.server.server import Coordinating, heed_signals
 
-    serving = await Coordinating.start(options)
+    asked, show = asyncio.Event(), _watch(as_json)
+    heed_signals(asked)
+    serving = await Coordinating.start(options, asked)
 
     async def watch() -> None:
         while True:
@@ -86,7 +90,7 @@ async def _coordinate(options: Options, show: Callable[[Mapping[str, Any]], None
             await asyncio.sleep(_LOOK_EVERY_S)
 
     watching = asyncio.create_task(watch())
-    await serving.until_stopped()
+    await serving.until_stopped(partial(typer.echo, err=as_json))
     watching.cancel()
 
 
@@ -104,6 +108,7 @@ def doctor(
         typer.Argument(metavar="[EXPERIMENT]...", help="Also check what these need."),
     ] = None,
     listen: _Listen = _LISTEN,
+    metrics: _Metrics = "",
     folder: _Dir = _HOME,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -112,7 +117,7 @@ def doctor(
     from fedtiny.server.doctor import FAIL, examine
 
     console, found = Console(), []
-    for finding in examine(_site(folder, listen, files or [])):
+    for finding in examine(_site(folder, (listen, metrics), files or [])):
         found.append(finding)
         if not as_json:
             show_finding(console, finding)

@@ -71,9 +71,17 @@ class ImageError(FedtinyError):
 
 
 class DataError(FedtinyError):
-    """Samples are missing, empty, of the wrong shape, or not finite."""
+    """Samples are missing, empty, of the wrong shape, or not finite.
+
+    The message is for whoever owns them. ``public`` says the same for others, without any of the
+    samples' values; it is the message where that has none.
+    """
 
     exit_code = 6
+
+    def __init__(self, message: str, public: str = "") -> None:
+        super().__init__(message)
+        self.public = public or message
 
 
 class UpdateError(FedtinyError):

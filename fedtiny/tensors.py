@@ -90,7 +90,8 @@ def _typed(values: Any, form: str) -> Buffer:
         return _contiguous(values, form)
     except (TypeError, ValueError, OverflowError, NotImplementedError) as error:
         kind = type(values).__name__
-        raise DataError(f"the {kind} cannot be read as {_TYPES[form]}: {error}") from None
+        flaw = f"the {kind} cannot be read as {_TYPES[form]}"
+        raise DataError(f"{flaw}: {error}", public=flaw) from None
 
 
 def _contiguous(values: Any, form: str) -> Buffer:

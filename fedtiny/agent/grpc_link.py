@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from fedtiny.agent.blobs import Blobs
+from fedtiny.agent.faults import plain
 from fedtiny.agent.identity import Identity, signer
 from fedtiny.agent.limits import Traffic
 from fedtiny.agent.store import Origin, Store
@@ -58,10 +59,11 @@ CHANNEL_OPTIONS = (
 class Peer:
     """Who this device is to the coordinator, how to reach it, and whose manifests it trusts.
 
-    ``connect`` makes a channel with the certificate of the moment.
+    ``connect`` makes a channel to the ``address`` with the certificate of the moment.
     """
 
     device: int
+    address: str
     connect: Callable[[], grpc.Channel]
     signer: bytes
     metadata: tuple[tuple[str, str], ...] = ()
@@ -74,7 +76,7 @@ class Peer:
         def connect() -> grpc.Channel:
             return identity.channel(folder, list(CHANNEL_OPTIONS))
 
-        return cls(identity.index, connect, signer(folder), identity.metadata)
+        return cls(identity.index, identity.address, connect, signer(folder), identity.metadata)
 
 
 class GrpcLink:
@@ -104,6 +106,8 @@ class GrpcLink:
         """To be told at the next check-in."""
         self.agent = ""
         self.counters: dict[str, float] = {}
+        self.gave_up: tuple[int, str] | None = None
+        """A lease on which nothing will be sent, and why; to be told at the next check-in."""
         self.reason = ""
         """Why there was no work, if the coordinator said so."""
         self._store: Store = blobs.store
@@ -183,10 +187,10 @@ class GrpcLink:
         return codec.read_receipt(reply.receipt)
 
     @property
-    def next_s(self) -> float:
+    def next_s(self) -> float | None:
         """Seconds until there is more to do, as far as the coordinator has said so."""
         answer = self._next[1] if self._next else None
-        return answer.after_s if isinstance(answer, codec.ComeBack) else 0.0
+        return answer.after_s if isinstance(answer, codec.ComeBack) else None
 
     # -- answers --
 
@@ -197,13 +201,15 @@ class GrpcLink:
         )  # fmt: skip
         if self.card:
             request.card.CopyFrom(codec.write_card(self.card))
+        if self.gave_up:
+            request.gave_up, request.why = self.gave_up
         reply = self._call("check_in", "check_in", request, self.wait_s)
         if reply.protocol < codec.OLDEST:
             raise OutdatedError(
                 f"the coordinator speaks protocol {reply.protocol}, this agent at least "
                 f"{codec.OLDEST}; update the coordinator, or install an older agent"
             )
-        self.card = None
+        self.card = self.gave_up = None
         self.counters.clear()
         return self.clock(), codec.read_answer(reply.answer)
 
@@ -340,4 +346,4 @@ def _fault(error: Any) -> Exception:
     if code == "INVALID_ARGUMENT":
         return _RefusedError(details)
     kind = TimeoutError if code == "DEADLINE_EXCEEDED" else ConnectionError
-    return kind(f"{code}: {details}")
+    return kind(plain(error))

@@ -26,8 +26,9 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedtiny.agent.faults import plain
 from fedtiny.agent.store import told
-from fedtiny.durable import write_whole
+from fedtiny.durable import make_private, write_whole
 from fedtiny.errors import FedtinyError, IdentityError, RunError
 from fedtiny.values import DeviceCard
 from fedtiny.wire import codec, services
@@ -83,6 +84,8 @@ class Identity:
     renew_s: float
     expires_s: float
     told: Told
+    name: str = ""
+    """What the coordinator calls the device, if it has said so."""
 
     @classmethod
     def load(cls, folder: Path) -> Identity:
@@ -162,8 +165,7 @@ def enrol(
             f"this device has joined already: it is number {known.index} at {known.address}; "
             "to join anew add --again, to leave run `fedtiny-agent leave`"
         )
-    with told(folder):
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_private(folder)
     request = pb.EnrolRequest(
         token=join.token,
         csr_der=_insecure_secret(folder) if join.insecure else _csr(folder),
@@ -222,6 +224,7 @@ def _keep(folder: Path, join: JoinString, reply: pb.EnrolReply) -> Identity:
         renew_s=renew_s,
         expires_s=expires_s,
         told=Told.now(reply.unix_s),
+        name=reply.name,
     )
     with told(folder):
         (folder / _COORDINATOR).unlink(missing_ok=True)
@@ -293,15 +296,24 @@ def _tls_refusal(identity: Identity, folder: Path) -> IdentityError | None:
 
 
 def _tls_context(folder: Path) -> ssl.SSLContext:
+    """The certificates of a device as Python's TLS takes them. Raises RunError for a damaged one.
+
+    gRPC would not say which it is, and cryptography takes memory that an agent does not have.
+    """
     import ssl
 
-    try:
-        context = ssl.create_default_context(cafile=str(folder / _AUTHORITY))
-        context.load_cert_chain(folder / _CERTIFICATE, folder / _KEY)
-    except ssl.SSLError:
-        raise RunError(
-            f"{folder / _CERTIFICATE} or {_AUTHORITY} is damaged; {_JOIN_AGAIN}"
-        ) from None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    certificate, key = folder / _CERTIFICATE, folder / _KEY
+    for path, remedy, take in (
+        (folder / _AUTHORITY, _JOIN_AGAIN, context.load_verify_locations),
+        (certificate, _JOIN_AGAIN, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations),
+        (key, f"remove it, then {_JOIN_AGAIN}", lambda key: context.load_cert_chain(certificate, key)),
+    ):
+        try:
+            with told(path):
+                take(path)
+        except ssl.SSLError:
+            raise RunError(f"{path} is damaged; {remedy}") from None
     context.set_alpn_protocols(["h2"])
     return context
 
@@ -397,7 +409,7 @@ def _refusals(address: str) -> Iterator[None]:
         code, details = error.code().name, error.details() or ""
         if code in _REFUSED:
             raise IdentityError("refused", f"{address} refuses this device: {details}") from None
-        raise _unreachable(address, f"{code}: {details}") from None
+        raise _unreachable(address, plain(error)) from None
 
 
 def _unreachable(address: str, why: str) -> RunError:

@@ -59,7 +59,8 @@ class Input:
         try:
             view = self.read(values)
         except DataError as error:
-            raise DataError(f"{self.name}: {error}; {self.remedy}") from None
+            told, public = (f"{self.name}: {flaw}; {self.remedy}" for flaw in (error, error.public))
+            raise DataError(told, public) from None
         given = tuple(getattr(values, "shape", ()))
         count = self._count(view, given)
         if self.read is floats and not all_finite(view):

@@ -279,7 +279,8 @@ def check_labels(tables: Tables, labels: Iterable[int]) -> None:
     if wrong is not None:
         raise DataError(
             f"the label {wrong} is none of the {classes} classes 0 to {classes - 1} of this "
-            "Program; relabel the samples, or compile a model with more outputs"
+            "Program; relabel the samples, or compile a model with more outputs",
+            public=f"a label is none of the {classes} classes 0 to {classes - 1} of this Program",
         )
 
 

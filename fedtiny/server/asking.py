@@ -65,11 +65,3 @@ def socket_address(folder: Path) -> str:
             f"{_MOST_SOCKET_BYTES}; choose a shorter --dir"
         )
     return f"unix:{path}"
-
-
-def read_address(text: str) -> tuple[str, int]:
-    """Host and port of HOST:PORT. Raises ExperimentError."""
-    host, colon, port = text.rpartition(":")
-    if not (colon and host and port.isdecimal() and int(port) < 65536):
-        raise ExperimentError(f"{text!r} is no address; write HOST:PORT, such as 127.0.0.1:8470")
-    return host.removeprefix("[").removesuffix("]"), int(port)

@@ -87,7 +87,7 @@ def _run(hosted: Hosted, now: float) -> Document:
         "waits_for": waits_for(hosted),
         "until_s": _finite(hosted.wakes_at - now),
         "left_s": _left_s(hosted, now),
-        "drop_out": rounds.drop_out.share,
+        "drop_out": round(rounds.drop_out.share, 4),
         "updates": total.accepted + rounds.accepted,
         "refused": total.refused + ledger.open.refused,
         "late": total.late + ledger.open.late,
@@ -107,8 +107,8 @@ def waits_for(hosted: Hosted) -> str:
         return "nothing: the run is over"
     if rounds.phase == "done":
         left = max(len(hosted.sittings.held_out) - len(s.results) for s in hosted.sittings.open)
-        return f"{_counted(left, 'held-out device')} to judge the model"
-    missing = _counted(hosted.coordinator.rules.cohort - rounds.accepted, "update")
+        return f"{counted(left, 'held-out device')} to judge the model"
+    missing = counted(hosted.coordinator.rules.cohort - rounds.accepted, "update")
     told = f"{missing}: {_live(hosted):,} being made, {hosted.demand:,} to be asked for"
     return told + (f" of {_named(hosted.missing)}" if hosted.missing else "")
 
@@ -119,7 +119,8 @@ def _named(devices: list[int]) -> str:
     return f"the devices {shown}, ..." if len(devices) > 8 else f"the devices {shown}"
 
 
-def _counted(number: int, what: str) -> str:
+def counted(number: int, what: str) -> str:
+    """``1 device``, ``2 devices``."""
     return f"{number:,} {what}{'' if number == 1 else 's'}"
 
 

@@ -69,6 +69,7 @@ def enrol(
         authority_pem=b"".join(authority.bundle),
         signer=authority.signer.public,
         unix_s=now_unix,
+        name=devices[index].name,
     )
 
 

@@ -22,6 +22,10 @@ class Metrics:
             "fedtiny_updates", "Updates by the status of their receipt", ["status"],
             registry=self.registry,
         )  # fmt: skip
+        self._judged = Counter(
+            "fedtiny_judgements", "Judgements of held-out devices by the status of their receipt",
+            ["status"], registry=self.registry,
+        )  # fmt: skip
         self._refused = Counter(
             "fedtiny_refusals", "Calls and messages refused, by reason", ["reason"],
             registry=self.registry,
@@ -32,9 +36,9 @@ class Metrics:
         )  # fmt: skip
         self.registry.register(self)
 
-    def submitted(self, status: str) -> None:
-        """An update was answered."""
-        self._submitted.labels(status).inc()
+    def submitted(self, status: str, judged: bool = False) -> None:
+        """An update was answered, or what a held-out device has ``judged``."""
+        (self._judged if judged else self._submitted).labels(status).inc()
 
     def refused(self, reason: str) -> None:
         """A call was refused."""

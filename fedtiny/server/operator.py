@@ -6,7 +6,9 @@ answered.
 
 from __future__ import annotations
 
+import ipaddress
 import json
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -14,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from fedtiny.errors import ExperimentError, FedtinyError
 from fedtiny.server import documents
-from fedtiny.server.asking import read_address
+from fedtiny.server.addresses import read_address
 from fedtiny.server.conductor import Unavailable
 from fedtiny.server.documents import Document, Place, hosted_run
 from fedtiny.wire.joining import JoinString
@@ -37,6 +39,11 @@ def create_token(
         raise ExperimentError(f"a token with {uses} uses is of no use; give --uses 1 or more")
     if place.insecure and host not in ("", "localhost", "127.0.0.1", "::1"):
         raise ExperimentError(f"without certificates only this machine can join, not {host}")
+    if host and not _is_host(host):
+        raise ExperimentError(
+            f"{host!r} names no machine; give --host a name or an address without a port, such as "
+            "fleet.local or 192.168.1.10"
+        )
     now = time.time()
     bound, port = read_address(place.enrol)
     pin = "" if place.insecure else conductor.authority.pin
@@ -45,6 +52,13 @@ def create_token(
         host or _reachable(bound), port, pin, secret, round(now + expires_in_s), place.insecure
     )
     return {"join": str(join), "label": label, "uses": uses, "expires_s": join.expires_s}
+
+
+def _is_host(text: str) -> bool:
+    try:
+        return bool(ipaddress.ip_address(text))
+    except ValueError:
+        return re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?", text) is not None
 
 
 def _reachable(host: str) -> str:
@@ -72,9 +86,25 @@ def revoke_token(conductor: Conductor, name: str) -> Document:
 
 
 def revoke(conductor: Conductor, name: str) -> Document:
-    """Shut a device out, from its next call on."""
+    """Shut a device out, from its next call on.
+
+    ``namesakes`` are the devices that take part and whose names were made of its own.
+    """
+    before = _revoked(conductor)
     index = conductor.revoke(name)
-    return {"index": index, "name": conductor.devices[index].name}
+    device, gone = conductor.devices[index], _revoked(conductor)
+    others = [other.name for other in conductor.devices.rows() if other.index not in gone]
+    return {
+        "index": index,
+        "name": device.name,
+        "revoked_s": device.revoked_s,
+        "already": index in before,
+        "namesakes": [o for o in others if re.fullmatch(re.escape(device.name) + r"-\d+", o)],
+    }
+
+
+def _revoked(conductor: Conductor) -> set[int]:
+    return {device.index for device in conductor.devices.rows() if device.revoked_s is not None}
 
 
 def rollback(conductor: Conductor, run: str, version: int) -> Document:

@@ -21,11 +21,13 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fedtiny.errors import ExperimentError, RunError, WireError
 from fedtiny.experiment import Experiment
-from fedtiny.server.asking import SOCKET, read_address, socket_address
+from fedtiny.server.addresses import beside, check_free, read_address
+from fedtiny.server.asking import SOCKET, socket_address
 from fedtiny.server.authority import DEVICE_S, Authority
 from fedtiny.server.conductor import Conductor
 from fedtiny.server.devices import Devices
-from fedtiny.server.documents import Place
+from fedtiny.server.documents import Place, counted
+from fedtiny.server.facts import read_fact, write_fact
 from fedtiny.server.metrics import Metrics
 from fedtiny.server.operator import OperatorService
 from fedtiny.server.sealing import RoundKeys
@@ -47,6 +49,8 @@ _OPTIONS = (
     ("grpc.keepalive_timeout_ms", 20_000),
 )  # fmt: skip
 _DRAIN_S, _GRACE_S = 30.0, 1.0
+_CERTIFICATES = "certificates"
+"""The fact that a folder has served with certificates."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,15 +76,20 @@ class Options:
 
 
 class Coordinating:
-    """A coordinator that serves, from `start` to `stop`. ``place`` says where."""
+    """A coordinator that serves, from `start` to `stop`. ``place`` says where.
+
+    When ``asked_to_stop`` is set, whoever waits for it calls `stop`.
+    """
 
     place: Place
 
-    def __init__(self, options: Options, conductor: Conductor) -> None:
+    def __init__(
+        self, options: Options, conductor: Conductor, asked_to_stop: asyncio.Event
+    ) -> None:
         self.options, self.conductor = options, conductor
         self.metrics = Metrics(conductor)
         self.service = FleetService(conductor, self.metrics, options.insecure)
-        self.asked_to_stop = asyncio.Event()
+        self.asked_to_stop = asked_to_stop
         self._within_s = _DRAIN_S
         self._servers: list[Any] = []
         self._scrape: Any = None
@@ -92,35 +101,37 @@ class Coordinating:
         )
 
     @classmethod
-    async def start(cls, options: Options) -> Coordinating:
+    async def start(cls, options: Options, asked_to_stop: asyncio.Event) -> Coordinating:
         """Open the folder and serve. Raises RunError or ExperimentError when that is impossible."""
         _check_insecure(options)
         _raise_file_limit()
         conductor = _conductor(options)
-        self = cls(options, conductor)
+        self = cls(options, conductor, asked_to_stop)
         try:
             self.place = self._bind()
             for server in self._servers:
                 await server.start()
+            await self._healthy.set("", health_pb2.HealthCheckResponse.SERVING)
         except BaseException:
+            await self._let_go()
             conductor.database.close()
             raise
-        await self._healthy.set("", health_pb2.HealthCheckResponse.SERVING)
         self._thread.start()
         return self
 
     def _bind(self) -> Place:
         """Take the addresses."""
         options, authority = self.options, self.conductor.authority
-        secure = not options.insecure
+        secure, aside = not options.insecure, options.enrol or beside(options.listen)
+        for address in filter(None, (options.listen, aside, options.metrics)):
+            check_free(address)
         fleet = self._server(FLEET, self.service, self.service.count)
         credentials = authority.server_credentials() if secure else None
         listen, port = _bound(fleet, options.listen, credentials)
         enrolling = EnrolmentService(self.conductor, self.metrics, port, options.insecure)
         enrolment = self._server(ENROLMENT, enrolling, enrolling.count)
         credentials = authority.enrolment_credentials() if secure else None
-        beside = options.enrol or _beside(options.listen)
-        enrol, _ = _bound(enrolment, beside, credentials)
+        enrol, _ = _bound(enrolment, aside, credentials)
         place = Place(options.folder, listen, enrol, options.insecure, self._show_metrics())
         self._open_socket(place)
         return place
@@ -163,22 +174,18 @@ class Coordinating:
         finally:
             self.conductor.database.close()
 
-    async def until_stopped(self) -> None:
-        """Serve until a signal, or an operator, asks to stop; a second signal ends at once."""
-        loop = asyncio.get_running_loop()
-        signals = (signal.SIGINT, signal.SIGTERM)
-
-        def asked() -> None:
-            for number in signals:
-                loop.remove_signal_handler(number)
-            self.ask_to_stop()
-
-        for number in signals:
-            loop.add_signal_handler(number, asked)
+    async def until_stopped(self, tell: Callable[[str], None]) -> None:
+        """Serve until somebody asks to stop, and say what the end waits for."""
         await self.asked_to_stop.wait()
+        if working := self._working():
+            tell(
+                f"stopping: waits for {counted(working, 'device')}, at most {self._within_s:g} s; "
+                "Ctrl-C again ends at once"
+            )
         await self.stop()
         if self._failure is not None:
             raise RunError(f"the coordinator failed: {self._failure}; see its log, and start again")
+        tell("stopped; everything accepted is kept")
 
     def ask_to_stop(self, within_s: float = _DRAIN_S) -> None:
         """Have who waits for ``asked_to_stop`` call `stop`, which may take so many seconds."""
@@ -192,9 +199,13 @@ class Coordinating:
         self.conductor.draining = True
         while self._thread.is_alive() and self._working() and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
-        await asyncio.gather(*(server.stop(_GRACE_S) for server in self._servers))
+        await self._let_go()
         self.conductor.stop()
         await asyncio.to_thread(self._thread.join)
+
+    async def _let_go(self) -> None:
+        """Give the addresses back; a server that is left to itself complains when it is gone."""
+        await asyncio.gather(*(server.stop(_GRACE_S) for server in self._servers))
         if self._scrape is not None:
             self._scrape.shutdown()
             self._scrape.server_close()
@@ -210,6 +221,22 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]
     async def Watch(self, request: Any, context: Any) -> None:
         """Nobody without a certificate may hold a call open."""
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "ask by Check")
+
+
+def heed_signals(asked: asyncio.Event) -> None:
+    """Set the event at the first SIGINT or SIGTERM; a second one ends the process at once.
+
+    To be called before `Coordinating.start`, so that an early signal finds nothing half made.
+    """
+    loop, signals = asyncio.get_running_loop(), (signal.SIGINT, signal.SIGTERM)
+
+    def first() -> None:
+        for number in signals:
+            loop.remove_signal_handler(number)
+        asked.set()
+
+    for number in signals:
+        loop.add_signal_handler(number, first)
 
 
 def _check_insecure(options: Options) -> None:
@@ -229,8 +256,11 @@ def _is_loopback(host: str) -> bool:
 
 
 def _conductor(options: Options) -> Conductor:
+    if options.folder.is_file():
+        raise RunError(f"{options.folder} is a file; name a folder with --dir")
     database = Database(options.folder)
     try:
+        _keep_certificates(database, options)
         return Conductor(
             options.folder,
             database,
@@ -243,6 +273,17 @@ def _conductor(options: Options) -> Conductor:
     except BaseException:
         database.close()
         raise
+
+
+def _keep_certificates(database: Database, options: Options) -> None:
+    """Raises ExperimentError for ``insecure`` where devices have certificates to lose."""
+    if not options.insecure:
+        write_fact(database, _CERTIFICATES, 1)
+    elif read_fact(database, _CERTIFICATES):
+        raise ExperimentError(
+            f"{options.folder} has served with certificates; with --insecure everybody on this "
+            "machine could pass for one of its devices: leave it away, or choose another --dir"
+        )
 
 
 def _bound(server: Any, address: str, credentials: Any) -> tuple[str, int]:
@@ -259,12 +300,6 @@ def _bound(server: Any, address: str, credentials: Any) -> tuple[str, int]:
             f"{address} cannot be had: {error}; stop what listens there, or choose another address"
         ) from None
     return f"{host}:{port}", port
-
-
-def _beside(listen: str) -> str:
-    """The address of enrolment where none is given: one port further."""
-    host, port = listen.rpartition(":")[::2]
-    return f"{host}:{int(port) + 1 if int(port) else 0}"
 
 
 def _raise_file_limit() -> None:

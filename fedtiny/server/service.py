@@ -240,9 +240,11 @@ class EnrolmentService:
     async def enrol(self, request: pb.EnrolRequest, context: Context) -> pb.EnrolReply:
         """A device's index and certificate."""
         try:
-            with self.attempts.of(context.peer(), time.monotonic()):
+            with self.attempts.of(context.peer(), time.monotonic()) as attempt:
                 reply: pb.EnrolReply = await self.conductor.call(
-                    lambda c: enrol(c.devices, c.authority, request, time.time(), self.insecure)
+                    lambda c: enrol(
+                        c.devices, c.authority, request, time.time(), self.insecure, attempt
+                    )
                 )
         except (FedtinyError, Unavailable) as error:
             if not isinstance(error, WireError):  # those are counted where they are answered

@@ -22,7 +22,7 @@ from tests.harness.swarm import Swarm
 
 DEVICES, ROUNDS = 6, 4
 KILLS = 20
-AT_A_TIME = 4
+AT_A_TIME = 8
 CRASHES = [f"{point}:{time}" for point in POINTS for time in (1, 3)]
 
 

@@ -133,11 +133,20 @@ def test_bytes_that_change_on_the_way_are_noticed_by_tls(tmp_path: Path, proxy: 
 def test_without_tls_damaged_bytes_end_no_run_and_break_no_count(
     tmp_path: Path, proxy: FaultProxy
 ) -> None:
+    async def trouble(process: CoordinatorProcess, swarm: Swarm) -> None:
+        # A device that reads a damaged time may sleep for ever.
+        while (await asyncio.to_thread(process.status))["runs"][0]["phase"] != "done":
+            await asyncio.sleep(0.1)
+        swarm.stop()
+
     proxy.meet(Weather(corrupt_every_bytes=15_000))
+    conduct = partial(Conduct, wait_s=0.5, call_s=0.5)  # HTTP/2 may wait for ever for a lost frame
     path = experiment(tmp_path, DEVICES, rounds=ROUNDS, minimum=1, deadline=1.0)
     with CoordinatorProcess(path, tmp_path / "fleet", "--insecure") as process:
-        told = Story(process, DEVICES, proxy=proxy).told()
-    assert told.flaws == []
+        told = Story(process, DEVICES, trouble=trouble, proxy=proxy, conduct=conduct).told()
+    # A number that was damaged is a number: client and coordinator may tell different stories.
+    own = ("times", "counts nowhere", "goes from", "follows", "rebuilt")
+    assert [flaw for flaw in told.flaws if any(words in flaw for words in own)] == []
     assert len(told.rows) == ROUNDS
     assert told.figures.damaged or told.figures.lost or told.figures.refused
 

@@ -155,6 +155,8 @@ class Conduct:
 
     visit: Visitor
     wait_s: float = 20.0
+    call_s: float = 10.0
+    """How long a call may take beyond that."""
     answers: Callable[[Lease], bool] = lambda lease: True
     """Whether the device of this lease comes back at all."""
     pause: Callable[[Lease], Awaitable[None]] | None = None
@@ -364,7 +366,7 @@ class Device:
         facts: Mapping[str, str | int] = {},
     ) -> Any:  # fmt: skip
         """The reply; what fails is written to the log as end of ``call``, if that is one."""
-        timeout = self.conduct.wait_s + 10
+        timeout = self.conduct.wait_s + self.conduct.call_s
         self.figures.up_bytes += request.ByteSize()
         try:
             reply = await method(request, timeout=timeout, metadata=self.member.metadata)
@@ -374,6 +376,8 @@ class Device:
                 detail = f"{error.code().name}: {error.details()}"
                 self.log.end(call, op, kind, self.member.device, detail=detail, **facts)
             raise
+        if reply is None:  # what grpc.aio gives for bytes that are no such message
+            raise WireError("malformed", "the answer is no message")
         self.figures.down_bytes += reply.ByteSize()
         return reply
 

@@ -384,6 +384,24 @@ def test_who_is_out_when_a_round_ends_early_is_waited_for() -> None:
     assert late_after_an_early_end(0, 1, 4) == 3 / (32 + 8)  # 0 and 1 had delivered already
 
 
+def test_a_copy_of_a_late_update_says_nothing_new() -> None:
+    assert late_after_an_early_end(4, 4, 4) == 3 / (32 + 8)
+
+
+def test_a_stranger_learns_nothing_of_a_lease_under_watch_and_changes_nothing() -> None:
+    play = Play(rules(over_selection=2.0, cohort=4, rounds=9))
+    grant = play.check_in(0.0, *range(8))
+    play.deliver(1.0, grant, 0, 1, 2, 3)
+    play.tell(Committed(1.0))
+    for lease in grant.leases.tolist():
+        play.offer(2.0, [lease], [99])
+        assert play.heard_by(lease) == UNKNOWN
+    play.tell(Tick(10.0))
+    assert play.state.drop_out.share == 4 / (32 + 8)
+    play.offer(11.0, [0, 4], [99, 99])  # whose they were is known no longer
+    assert (play.heard_by(0), play.heard_by(4)) == (DUPLICATE, LATE)
+
+
 def test_what_comes_beyond_the_cohort_has_not_dropped_out() -> None:
     play = Play(rules(over_selection=2.0, cohort=4, rounds=9))
     grant = play.check_in(0.0, *range(8))

@@ -1,6 +1,8 @@
 import gc
+import time
 import tracemalloc
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedtiny.errors import ExperimentError, IdentityError
-from fedtiny.server.authority import Authority, Certificate
+from fedtiny.server.authority import DAY_S, Authority, Certificate
 from fedtiny.server.devices import Devices
 from fedtiny.server.storage import Database
 from fedtiny.values import DeviceCard
@@ -126,6 +128,37 @@ def test_a_new_card_is_kept(devices: Devices, database: Database) -> None:
     assert (again[0].card, again[0].agent) == (smaller, "0.2.0")
 
 
+def written_card(database: Database) -> tuple[DeviceCard, str]:
+    device = Devices(database.connection)[0]
+    return device.card, device.agent
+
+
+def test_a_card_that_changes_all_the_time_is_written_once_a_minute(
+    devices: Devices, database: Database
+) -> None:
+    devices.join("pi", CARD, "", NOW)
+    database.commit()
+    cards = [replace(CARD, ram_bytes=size) for size in range(1, 62)]
+    for second, card in enumerate(cards[:60]):
+        devices.change_card(0, card, "0.2", now=float(second))
+        assert devices[0].card == card
+        assert database.connection.in_transaction == (second == 0)
+        database.commit()
+    assert written_card(database) == (cards[0], "0.2")
+    devices.change_card(0, cards[60], "0.2", now=60.0)
+    assert written_card(database) == (cards[60], "0.2")
+
+
+def test_the_latest_of_many_changes_of_a_card_is_written_in_the_end(
+    devices: Devices, database: Database
+) -> None:
+    devices.join("pi", CARD, "", NOW)
+    for size in (1, 2, 3):
+        devices.change_card(0, replace(CARD, ram_bytes=size), "0.2", now=5.0)
+    devices.save_seen()
+    assert written_card(database) == (replace(CARD, ram_bytes=3), "0.2")
+
+
 def test_when_a_device_was_seen_is_written_now_and_then(
     devices: Devices, database: Database
 ) -> None:
@@ -207,7 +240,7 @@ def test_a_certificate_names_its_device(devices: Devices, tmp_path: Path) -> Non
     for index in range(2):
         devices.join("pi", CARD, "", NOW)
         certificate = certified(devices, tmp_path, index)
-        assert devices.identify(call_of(certificate)) == index
+        assert devices.identify(call_of(certificate), NOW) == index
         assert devices.of_certificate(certificate.serial) == index
 
 
@@ -223,7 +256,7 @@ def test_a_certificate_that_was_never_written_down_names_nobody(
     devices.join("pi", CARD, "", NOW)
     issued = Authority.open(tmp_path).issue(csr(), 0, NOW)
     with pytest.raises(IdentityError, match=f"{issued.serial} is unknown") as refused:
-        devices.identify(call_of(issued))
+        devices.identify(call_of(issued), NOW)
     assert refused.value.status == "UNAUTHENTICATED"
 
 
@@ -233,11 +266,82 @@ def test_an_expired_certificate_names_nobody_on_an_open_connection(
     devices.join("pi", CARD, "", NOW)
     old = certified(devices, tmp_path, 0)
     young = certified(devices, tmp_path, 0, NOW + HOUR_S)
-    assert devices.identify(call_of(old)) == devices.identify(call_of(young)) == 0
-    devices.forget_expired(old.not_after_s)
-    with pytest.raises(IdentityError, match="has expired"):
-        devices.identify(call_of(old))
-    assert devices.identify(call_of(young)) == 0
+    assert devices.identify(call_of(old), NOW) == devices.identify(call_of(young), NOW) == 0
+    with pytest.raises(
+        IdentityError, match=r"has ended 0\.5 h ago .*coordinator's clock"
+    ) as refused:
+        devices.identify(call_of(old), old.not_after_s + HOUR_S / 2)
+    assert refused.value.status == "UNAUTHENTICATED"
+    assert devices.identify(call_of(young), old.not_after_s + HOUR_S / 2) == 0
+
+
+def test_a_clock_that_was_ahead_for_a_while_costs_nobody_a_certificate(
+    devices: Devices, database: Database, tmp_path: Path
+) -> None:
+    devices.join("pi", CARD, "", NOW)
+    certificate = certified(devices, tmp_path, 0)
+    ahead = NOW + 10 * DAY_S
+    devices.forget_expired(ahead)
+    # It lives for 7 of the 10 days.
+    with pytest.raises(IdentityError, match=r"has ended 72\.0 h ago"):
+        devices.identify(call_of(certificate), ahead)
+    assert devices.identify(call_of(certificate), NOW) == 0
+    assert Devices(database.connection).identify(call_of(certificate), NOW) == 0
+
+
+def test_certificates_are_deleted_a_year_after_their_end(
+    devices: Devices, database: Database, tmp_path: Path
+) -> None:
+    devices.join("pi", CARD, "", NOW)
+    certificate = certified(devices, tmp_path, 0)
+    assert devices.identify(call_of(certificate), NOW) == 0
+    devices.forget_expired(certificate.not_after_s + 365 * DAY_S - 1)
+    assert rows_of(database) == [certificate.serial]
+    devices.forget_expired(certificate.not_after_s + 365 * DAY_S)
+    assert rows_of(database) == []
+    with pytest.raises(IdentityError, match="is unknown"):
+        devices.identify(call_of(certificate), NOW)
+
+
+def rows_of(database: Database) -> list[str]:
+    """The serials that are written, oldest first."""
+    rows = database.connection.execute("SELECT serial FROM certificates ORDER BY rowid")
+    return [serial for (serial,) in rows]
+
+
+def test_the_newest_two_certificates_of_a_device_name_it(
+    devices: Devices, database: Database
+) -> None:
+    for _ in range(2):
+        devices.join("pi", CARD, "", NOW)
+    devices.certify(1, Certificate(b"", "other", NOW))
+    for number in range(100):
+        devices.certify(0, Certificate(b"", f"{number}", NOW))
+    assert rows_of(database) == ["other", "98", "99"]
+    assert [devices.of_certificate(serial) for serial in ("other", "97", "98")] == [1, None, 0]
+    assert len(devices._by_serial) == 3
+
+
+def test_a_device_to_which_no_new_certificate_came_keeps_the_one_it_calls_with(
+    devices: Devices, database: Database, tmp_path: Path
+) -> None:
+    devices.join("pi", CARD, "", NOW)
+    used = certified(devices, tmp_path, 0)
+    for number in range(5):  # each answer is lost
+        assert devices.identify(call_of(used), NOW) == 0
+        devices.certify(0, Certificate(b"", f"{number}", NOW))
+    assert rows_of(database) == [used.serial, "3", "4"]
+
+
+def test_who_calls_is_known_within_microseconds(devices: Devices, tmp_path: Path) -> None:
+    """About 1 us; the limit allows a busy machine."""
+    devices.join("pi", CARD, "", time.time())
+    call = call_of(certified(devices, tmp_path, 0, time.time()))
+    devices.identify(call)
+    started = time.process_time()
+    for _ in range(10_000):
+        devices.identify(call)
+    assert (time.process_time() - started) / 10_000 < 20e-6
 
 
 @pytest.mark.parametrize("named_by", ["pi", 0, "0"])
@@ -246,11 +350,11 @@ def test_a_revoked_device_is_told_so_from_its_next_call_on(
 ) -> None:
     devices.join("pi", CARD, "", NOW)
     certificate = certified(devices, tmp_path, 0)
-    assert devices.identify(call_of(certificate)) == 0
+    assert devices.identify(call_of(certificate), NOW) == 0
     assert devices.revoke(named_by, NOW) == 0
     assert devices.is_revoked(0)
     with pytest.raises(IdentityError, match=r"device 0 \(pi\) was revoked") as refused:
-        devices.identify(call_of(certificate))
+        devices.identify(call_of(certificate), NOW)
     assert (refused.value.reason, refused.value.status) == ("revoked", "PERMISSION_DENIED")
 
 

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -236,6 +236,36 @@ def test_who_is_not_refused_may_come_as_often_as_it_likes() -> None:
     for _ in range(100):
         with attempts.of("ipv4:10.0.0.1:1", 0.0):
             pass
+
+
+def test_a_device_that_enrols_again_and_again_is_limited(
+    devices: Devices, authority: Authority, database: Database
+) -> None:
+    token, attempts, served = devices.create_token("lab", HOUR_S, 1, NOW), Attempts(), 0
+    for _ in range(100):
+        with suppress(IdentityError), attempts.of("ipv4:10.0.0.1:1", 0.0) as attempt:
+            assert enrol(devices, authority, asking(token), NOW, attempt=attempt).device == 0
+            served += 1
+    assert served == 1 + 20  # the first one is free, and twenty may be repeated
+    with (
+        pytest.raises(IdentityError, match="refused or repeated attempts") as refused,
+        attempts.of("ipv4:10.0.0.1:1", 0.0),
+    ):
+        pytest.fail("it was let in")
+    assert refused.value.status == "RESOURCE_EXHAUSTED"
+    assert database.connection.execute("SELECT count(*) FROM certificates").fetchone() == (2,)
+
+
+def test_a_class_of_devices_behind_one_address_joins_at_once(
+    devices: Devices, authority: Authority
+) -> None:
+    token, attempts = devices.create_token("class", HOUR_S, 100, NOW), Attempts()
+    for number in range(100):
+        request = asking(token)
+        request.csr_der = number.to_bytes(16, "big")
+        with attempts.of("ipv4:10.0.0.1:1", 0.0) as attempt:
+            enrol(devices, authority, request, NOW, insecure=True, attempt=attempt)
+    assert len(devices) == 100
 
 
 def test_many_addresses_do_not_fill_the_memory() -> None:

@@ -46,6 +46,14 @@ def test_a_body_is_bound_to_its_run_round_and_place(keys: RoundKeys) -> None:
             keys.open(run, round, seq, sealed)
 
 
+def test_the_keys_of_one_run_are_shredded_together(keys: RoundKeys) -> None:
+    for run, round in ((RUN, 3), (RUN, 4), (OTHER, 3)):
+        keys.seal(run, round, 0, BODY)
+    keys.shred_all(RUN)
+    again = RoundKeys(keys.folder)
+    assert (again.rounds(RUN), again.rounds(OTHER)) == ([], [3])
+
+
 @pytest.mark.parametrize("at", [0, NONCE_BYTES, -1])
 def test_a_body_that_was_changed_is_not_opened(keys: RoundKeys, at: int) -> None:
     sealed = bytearray(keys.seal(RUN, 3, 0, BODY))

@@ -20,8 +20,9 @@ from fedtiny.rounds.events import Open
 from fedtiny.rounds.journal import Accepted, Published, digest, recover, replay
 from fedtiny.rounds.machine import Rules
 from fedtiny.rounds.measures import Measures
+from fedtiny.server import crash_points
 from fedtiny.server.sealing import RoundKeys
-from fedtiny.server.sqlite_journal import SqliteCommits, SqliteJournal
+from fedtiny.server.sqlite_journal import SqliteCommits, SqliteJournal, discard
 from fedtiny.server.storage import FILE, Database, read_only
 from fedtiny.strategies.base import Strategy
 from fedtiny.strategies.fedavg import FedAvg
@@ -309,6 +310,63 @@ def test_a_key_that_a_crash_has_left_is_shredded_at_the_start(server: Server) ->
     server.resume(run)
     assert server.keys.rounds(RUN) == [1]  # that of the open round stays
     assert run.coordinator.rounds.accepted == 1
+
+
+def test_nothing_is_left_of_the_open_round_of_a_run_that_is_given_up(server: Server) -> None:
+    run, other = server.begin(Median(cohort=3, beta=0.1)), server.journal(OTHER)
+    run.round()
+    updates = run.updates()
+    run.coordinator.submit(1.0, updates[:2])
+    for record in (Open(0, 0, 3), Accepted(0, np.array([5]), None, Measures())):
+        other.append(record)
+    server.database.commit()
+    assert server.count("accepted") == 3 + 2 + 1
+    discard(server.database, RUN, server.keys)
+    assert server.keys.rounds(RUN) == [1]  # until that is durable
+    server.database.commit()
+    assert server.keys.rounds(RUN) == []
+    assert list(server.journal().pending()) == []
+    assert server.count("accepted") == 3 + 1  # what was committed, and what is another run's
+    assert len(list(server.journal().commits())) == 1
+    assert (server.keys.rounds(OTHER), len(list(other.pending()))) == ([0], 2)
+
+
+def test_a_run_that_is_not_given_up_after_all_keeps_its_key(server: Server) -> None:
+    run = server.begin(FedAvg(cohort=3, beta=0.1))
+    run.coordinator.submit(1.0, run.updates()[:2])
+    server.database.commit()
+    discard(server.database, RUN, server.keys)
+    server.crash()
+    server.resume(run)
+    assert run.coordinator.rounds.accepted == 2
+
+
+def test_a_run_that_a_crash_left_half_given_up_is_given_up_again(server: Server) -> None:
+    run = server.begin(FedAvg(cohort=3, beta=0.1))
+    run.coordinator.submit(1.0, run.updates()[:2])
+    server.database.commit()
+    discard(server.database, RUN, server.keys)
+    server.database.connection.commit()  # and then the power fails, before anything is shredded
+    server.crash()
+    assert server.keys.rounds(RUN) == [0]
+    discard(server.database, RUN, server.keys)
+    assert server.keys.rounds(RUN) == []
+    assert not server.database.connection.in_transaction
+
+
+def test_a_published_model_has_a_crash_point_before_and_after_it_is_written(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = server.begin(FedAvg(cohort=3, beta=0.1))
+    updates = run.updates()
+    written: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        crash_points, "reach", lambda name: written.append((name, server.count("commits")))
+    )
+    run.coordinator.submit(1.0, updates)
+    assert [reached for reached in written if reached[0].startswith("publish")] == [
+        ("publish.before", 0), ("publish.after", 1),
+    ]  # fmt: skip
 
 
 # --- replay

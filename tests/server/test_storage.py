@@ -154,6 +154,29 @@ def test_what_waits_for_a_transaction_that_is_undone_is_never_done(database: Dat
     assert keys(database.connection) == ["b"]
 
 
+def test_who_goes_on_after_an_error_of_the_disk_can_see_that_all_before_it_is_lost(
+    database: Database,
+) -> None:
+    put(database, "lost", 1)
+    before = database.rollbacks
+    database.connection.execute("PRAGMA max_page_count = 1")
+    with pytest.raises(RunError, match="full; make room there"):
+        put(database, "no room", bytes(100_000))
+    database.connection.execute("PRAGMA max_page_count = 100000")
+    put(database, "of another transaction", 1)
+    assert database.rollbacks == before + 1
+    database.commit()
+    assert keys(database.connection) == ["of another transaction"]
+
+
+def test_a_mistake_of_ours_undoes_no_transaction(database: Database) -> None:
+    put(database, "a", 1)
+    with pytest.raises(sqlite3.IntegrityError):
+        put(database, "a", 2)
+    database.commit()
+    assert (database.rollbacks, keys(database.connection)) == (0, ["a"])
+
+
 def test_a_mistake_of_ours_is_not_dressed_up(database: Database) -> None:
     put(database, "a", 1)
     with pytest.raises(sqlite3.IntegrityError):
@@ -181,6 +204,7 @@ def check_full(database: Database, make_room: Callable[[], object]) -> None:
     with pytest.raises(RunError, match=r"full; make room there|I/O error; check the disk"):
         write_much(database, lambda: done.append("never"))
     assert not database.connection.in_transaction
+    assert database.rollbacks == 1
     make_room()
     assert keys(database.connection) == ["kept"]
     put(database, "kept, too", bytes(100_000))

@@ -114,3 +114,32 @@ def test_a_weight_that_cannot_be_folded_names_the_strategy_and_the_round(
 ) -> None:
     with pytest.raises(StrategyError, match=rf"Returning.weight in round 2 of 5: .*{remedy}"):
         calls.weight(Returning(answer=[weight]), Round(2, 5), np.ones(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ruled(FedAvg):
+    """Its fold rule is what a test says; an exception is raised."""
+
+    rule: Any = None
+
+    @property
+    def fold_rule(self) -> Any:
+        if isinstance(self.rule, Exception):
+            raise self.rule
+        return self.rule
+
+
+@pytest.mark.parametrize(
+    ("rule", "match"),
+    [
+        (KeyError("cap"), r"fold_rule failed in round 0 of 3: KeyError: 'cap'"),
+        (None, r"fold_rule in round 0 of 3 must give a FoldRule, not NoneType"),
+    ],
+)
+def test_a_fold_rule_that_fails_names_the_strategy_and_the_round(rule: object, match: str) -> None:
+    strategy = Ruled(cohort=3, beta=0.1, rule=rule)
+    with pytest.raises(StrategyError, match=rf"Ruled\.{match}"):
+        calls.weight(strategy, Round(0, 3), np.ones(1))
+    run = Run(strategy)
+    with pytest.raises(StrategyError, match=rf"Ruled\.{match}"):
+        run.round()

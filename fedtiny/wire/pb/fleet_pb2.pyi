@@ -19,7 +19,7 @@ class EnrolRequest(_message.Message):
     def __init__(self, token: _Optional[str] = ..., csr_der: _Optional[bytes] = ..., name: _Optional[str] = ..., card: _Optional[_Union[Card, _Mapping]] = ...) -> None: ...
 
 class EnrolReply(_message.Message):
-    __slots__ = ("device", "certificate_pem", "authority_pem", "signer", "fleet_address", "fleet_port", "unix_s")
+    __slots__ = ("device", "certificate_pem", "authority_pem", "signer", "fleet_address", "fleet_port", "unix_s", "name")
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     CERTIFICATE_PEM_FIELD_NUMBER: _ClassVar[int]
     AUTHORITY_PEM_FIELD_NUMBER: _ClassVar[int]
@@ -27,6 +27,7 @@ class EnrolReply(_message.Message):
     FLEET_ADDRESS_FIELD_NUMBER: _ClassVar[int]
     FLEET_PORT_FIELD_NUMBER: _ClassVar[int]
     UNIX_S_FIELD_NUMBER: _ClassVar[int]
+    NAME_FIELD_NUMBER: _ClassVar[int]
     device: int
     certificate_pem: bytes
     authority_pem: bytes
@@ -34,7 +35,8 @@ class EnrolReply(_message.Message):
     fleet_address: str
     fleet_port: int
     unix_s: float
-    def __init__(self, device: _Optional[int] = ..., certificate_pem: _Optional[bytes] = ..., authority_pem: _Optional[bytes] = ..., signer: _Optional[bytes] = ..., fleet_address: _Optional[str] = ..., fleet_port: _Optional[int] = ..., unix_s: _Optional[float] = ...) -> None: ...
+    name: str
+    def __init__(self, device: _Optional[int] = ..., certificate_pem: _Optional[bytes] = ..., authority_pem: _Optional[bytes] = ..., signer: _Optional[bytes] = ..., fleet_address: _Optional[str] = ..., fleet_port: _Optional[int] = ..., unix_s: _Optional[float] = ..., name: _Optional[str] = ...) -> None: ...
 
 class RenewRequest(_message.Message):
     __slots__ = ("csr_der",)
