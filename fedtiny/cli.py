@@ -23,11 +23,12 @@ from fedtiny.cli_compile import compile_model
 from fedtiny.cli_coordinator import app as coordinator_app
 from fedtiny.cli_data import app as data_app
 from fedtiny.cli_fleet import app as fleet_app
-from fedtiny.errors import FedtinyError
+from fedtiny.errors import FedtinyError, RunError
 from fedtiny.version import __version__
 
 if TYPE_CHECKING:
     from fedtiny.experiment import Experiment
+    from fedtiny.runs import RunFolder
 
 # numpy, matplotlib and the simulator are imported by the commands that need them: help is instant.
 
@@ -50,8 +51,10 @@ class _Commands(TyperGroup):
 
 def _exit_codes() -> Iterator[tuple[int, str]]:
     yield 0, "All went well."
+    yield FedtinyError.exit_code, "A fault of fedtiny, with a traceback: please report it."
     for error in FedtinyError.__subclasses__():
-        yield error.exit_code, (error.__doc__ or "").partition("\n")[0]
+        sentence, stop, _ = (error.__doc__ or "").partition(".")
+        yield error.exit_code, sentence + stop
     yield USAGE, "The command line is wrong."
     yield INTERRUPTED, "Interrupted by Ctrl-C; simulate says how to go on."
 
@@ -218,9 +221,8 @@ def report(folder: _Folder) -> None:
     from fedtiny.console import show_record
     from fedtiny.report import write_report
     from fedtiny.report.record import Record
-    from fedtiny.runs import RunFolder
 
-    run = RunFolder.open(folder)
+    run = _run_in(folder)
     written = write_report(run)
     show_record(Console(), Record.read(run))
     _print_path("report", written)
@@ -253,11 +255,21 @@ def export(
 ) -> None:
     """Export the model of a run."""
     from fedtiny.export import export_c, export_npz
-    from fedtiny.runs import RunFolder
 
-    run = RunFolder.open(folder)
+    run = _run_in(folder)
     made = export_npz(run, out, round) if to is Form.NPZ else export_c(run, out, round, profile)
     _print_path("exported", made)
+
+
+def _run_in(folder: Path) -> RunFolder:
+    """The run of that folder. Raises RunError, which for a coordinator's folder names its runs."""
+    from fedtiny.runs import RunFolder
+
+    runs = sorted(path for path in folder.glob("runs/*") if RunFolder(path).exists)
+    if runs and not RunFolder(folder).exists:
+        names = ", ".join(map(str, runs))
+        raise RunError(f"{folder} is the folder of a coordinator; name one of its runs: {names}")
+    return RunFolder.open(folder)
 
 
 # ---- what a command prints -------------------------------------------------------------------

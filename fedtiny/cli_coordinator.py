@@ -117,7 +117,7 @@ def doctor(
     from fedtiny.server.doctor import FAIL, examine
 
     console, found = Console(), []
-    for finding in examine(_site(folder, (listen, metrics), files or [])):
+    for finding in examine(_site(folder, listen, metrics, files or [])):
         found.append(finding)
         if not as_json:
             show_finding(console, finding)
@@ -127,10 +127,11 @@ def doctor(
         raise typer.Exit(RunError.exit_code)
 
 
-def _site(folder: Path, listen: str, files: list[Path]) -> Site:
+def _site(folder: Path, listen: str, metrics: str, files: list[Path]) -> Site:
     from fedtiny.experiment import Experiment
     from fedtiny.experiment.workload import Workload
-    from fedtiny.server.asking import ask, read_address
+    from fedtiny.server.addresses import beside
+    from fedtiny.server.asking import ask
     from fedtiny.server.doctor import Site
     from fedtiny.server.replaying import Recorded
     from fedtiny.wire.pb.admin_pb2 import StatusRequest
@@ -139,11 +140,10 @@ def _site(folder: Path, listen: str, files: list[Path]) -> Site:
     try:
         there = ask(folder, "status", StatusRequest())
     except RunError:  # nobody serves there
-        host, port = read_address(listen)
-        return Site(folder, (host, port), (host, port + 1), False, runs)
+        return Site(folder, listen, beside(listen), False, runs, metrics)
     served = (Recorded.open(folder, run["name"]).work for run in there["runs"])
-    addresses = read_address(there["listen"]), read_address(there["enrol"])
-    return Site(folder, *addresses, True, runs or tuple(served))
+    addresses = there["listen"], there["enrol"]
+    return Site(folder, *addresses, True, runs or tuple(served), there["metrics"] or "")
 
 
 def _print_json(document: Mapping[str, Any]) -> None:

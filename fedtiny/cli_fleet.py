@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, get_args
@@ -102,6 +103,8 @@ def devices(context: typer.Context, folder: _Dir = _HOME, as_json: _Json = False
     from fedtiny.fleet_console import show_devices
     from fedtiny.wire.pb.admin_pb2 import DevicesRequest
 
+    # What stands before the name of a command below holds for it too.
+    context.default_map = {"revoke": {"folder": folder, "as_json": as_json}}
     if context.invoked_subcommand is None:
         _show(_ask(folder, "devices", DevicesRequest()), show_devices, as_json)
 
@@ -115,10 +118,11 @@ def revoke_device(
     as_json: _Json = False,
 ) -> None:
     """Shut a device out for good, from its next call on."""
+    from fedtiny.fleet_console import revoked_line
     from fedtiny.wire.pb.admin_pb2 import RevokeRequest
 
     done = _ask(folder, "revoke", RevokeRequest(device=name))
-    _say(done, f"device {done['index']} ({done['name']}) is shut out", as_json)
+    _say(done, revoked_line(done), as_json)
 
 
 # ---- runs and models -------------------------------------------------------------------------
@@ -168,11 +172,25 @@ def rollback(
     """Publish an older model of a run as its newest; the open round is given up."""
     from fedtiny.wire.pb.admin_pb2 import RollbackRequest
 
-    question = f"Publish version {version:,} of {run} again, and give up the open round?"
-    if not yes:
-        typer.confirm(question, abort=True, err=True)
+    if not yes and not _agreed(_question(folder, run, version)):
+        raise ExperimentError("nothing was changed; answer y, or add --yes")
     done = _ask(folder, "rollback", RollbackRequest(run=run, version=version))
     _say(done, f"{run}: version {done['from']:,} is now version {done['version']:,}", as_json)
+
+
+def _question(folder: Path, run: str, version: int) -> str:
+    """What a rollback would do, as the coordinator stands."""
+    from fedtiny.wire.pb.admin_pb2 import StatusRequest
+
+    served = _ask(folder, "status", StatusRequest())["runs"]
+    is_open = any(r["name"] == run and r["phase"] == "open" for r in served)
+    given_up = ", and give up the open round" if is_open else ""
+    return f"publish version {version:,} of {run} again{given_up}? [y/N] "
+
+
+def _agreed(question: str) -> bool:
+    typer.echo(question, err=True, nl=False)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
 
 
 @app.command()

@@ -121,9 +121,10 @@ def _facts(record: Record) -> Iterator[tuple[str, str]]:
     yield "rounds", f"{s['rounds']:,} of {planned:,}{failed}"
     yield "updates", f"{s['updates']:,} accepted, {s['refused']:,} refused"
     yield from (("", why) for why in record.refusals)
-    yield "virtual time", format_time(s["time_s"])
+    yield "served" if record.is_deployed else "virtual time", format_time(s["time_s"])
     yield "bytes", f"{si(s['bytes_down'], 'B')} down, {si(s['bytes_up'], 'B')} up"
-    yield "energy", si(s["energy_j"], "J")
+    if not record.is_deployed:
+        yield "energy", si(s["energy_j"], "J")
     for profile in record.profiles:
         if profile["reasons"]:
             yield "do not fit", f"{profile['devices']:,} devices: {'; '.join(profile['reasons'])}"

@@ -157,12 +157,14 @@ def _judged(row: Document) -> str:
 def show_devices(console: Console, document: Document) -> None:
     """One line a device, and why some can run nothing."""
     rows = document["devices"]
+    if not rows:
+        return _line(console, "no device has joined; let one join: fedtiny token create")
     shown = sorted(rows, key=lambda row: -row["seen_s"])[:MOST_ROWS]
     table = _table("", "name", "state", "board", "RAM", "agent", "last seen")
     for row in sorted(shown, key=lambda row: int(row["index"])):
         seen = _ago(row["seen_s"])
         ram = binary(row["ram_bytes"])
-        state = f"works on {row['run']}" if row["run"] else row["state"]
+        state = f"works on {row['run']}" if row["state"] == "working" else row["state"]
         cells = str(row["index"]), row["name"], state, row["profile"], ram, row["agent"], seen
         table.add_row(*map(escape, cells))
     console.print(table)
@@ -202,8 +204,21 @@ def show_models(console: Console, document: Document) -> None:
         _line(console, f"these are the last {MOST_ROWS:,} of {len(rows):,}; --json lists all")
 
 
+def revoked_line(document: Document) -> str:
+    """That a device is shut out; where it was already, who else may have been meant."""
+    which = f"device {document['index']} ({document['name']})"
+    if not document["already"]:
+        return f"{which} is shut out"
+    told = f"{which} was shut out already, {_ago(document['revoked_s'])}"
+    others = document["namesakes"]
+    apart = "are other devices" if len(others) > 1 else "is another device"
+    return f"{told}; {', '.join(others)} {apart}" if others else told
+
+
 def show_tokens(console: Console, document: Document) -> None:
     """One line a token."""
+    if not document["tokens"]:
+        return _line(console, "no device can join now; make a token: fedtiny token create")
     table = _table("id", "label", "uses left", "expires in")
     for row in document["tokens"]:
         left = format_time(max(0.0, row["expires_s"] - time.time()))

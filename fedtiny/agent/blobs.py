@@ -24,8 +24,6 @@ class Blobs:
         self.pinned = b""
         """The Program that `predict` needs."""
         self.folder = store.folder / "blobs"
-        with told(self.folder):
-            self.folder.mkdir(mode=0o700, exist_ok=True)
 
     def get(self, digest: bytes) -> bytes | None:
         """The blob, if it is here and what its name says."""
@@ -42,6 +40,7 @@ class Blobs:
 
     def keep(self, digest: bytes, body: bytes) -> None:
         """Keep a blob, and drop those used longest ago that are too many; never the ``pinned``."""
+        self._make()
         write_whole(self.folder / digest.hex(), body, durable=False)
         with told(self.folder):
             self._partial(digest).unlink(missing_ok=True)
@@ -55,6 +54,7 @@ class Blobs:
 
     def go_on(self, digest: bytes, chunk: bytes) -> None:
         """One more chunk of a blob that is not whole yet."""
+        self._make()
         path = self._partial(digest)
         with told(path), path.open("ab") as file:
             file.write(chunk)
@@ -63,6 +63,11 @@ class Blobs:
         """What has come of the blob is of no use."""
         with told(self.folder):
             self._partial(digest).unlink(missing_ok=True)
+
+    def _make(self) -> None:
+        self.store.make()
+        with told(self.folder):
+            self.folder.mkdir(mode=0o700, exist_ok=True)
 
     def _partial(self, digest: bytes) -> Path:
         return self.folder / f"{digest.hex()}.part"

@@ -1,5 +1,7 @@
 """Who a device is: the key that it makes, the coordinator that it trusts, and its certificate.
 
+The PEM files begin with a line with the SHA-256 of what follows it.
+
     key.pem            made here, readable by its owner alone; it never leaves the device
     certificate.pem    of that key, from the coordinator's authority; renewed while it is valid
     authority.pem      whose servers the device talks to
@@ -126,14 +128,16 @@ class Identity:
         return not self.insecure and now is not None and now >= self.expires_s
 
     def channel(self, folder: Path, options: list[tuple[str, Any]]) -> grpc.Channel:
-        """A channel to the coordinator, on which the certificate says who calls."""
+        """A channel to the coordinator, on which the certificate says who calls.
+
+        Raises RunError when a file that it takes is damaged: gRPC would try for ever.
+        """
         import grpc
 
         if self.insecure:
             return grpc.insecure_channel(self.address, options)
-        credentials = grpc.ssl_channel_credentials(
-            _read(folder / _AUTHORITY), _read(folder / _KEY), _read(folder / _CERTIFICATE)
-        )
+        names = _AUTHORITY, _KEY, _CERTIFICATE
+        credentials = grpc.ssl_channel_credentials(*(_read_pem(folder / name) for name in names))
         return grpc.secure_channel(self.address, credentials, _named(options))
 
     @property
@@ -228,9 +232,9 @@ def _keep(folder: Path, join: JoinString, reply: pb.EnrolReply) -> Identity:
     )
     with told(folder):
         (folder / _COORDINATOR).unlink(missing_ok=True)
-    write_whole(folder / _AUTHORITY, reply.authority_pem)
+    _write_pem(folder / _AUTHORITY, reply.authority_pem)
     write_whole(folder / _SIGNER, reply.signer)
-    write_whole(folder / _CERTIFICATE, reply.certificate_pem)
+    _write_pem(folder / _CERTIFICATE, reply.certificate_pem)
     identity.save(folder)
     return identity
 
@@ -251,8 +255,8 @@ def renew(folder: Path) -> Identity:
         raise _tls_refusal(identity, folder) or unreachable from None
     renew_s, expires_s = _life(reply.certificate_pem, reply.unix_s)
     # Each of these fits the others as they were before: a crash between them harms nothing.
-    write_whole(folder / _CERTIFICATE, reply.certificate_pem)
-    write_whole(folder / _AUTHORITY, reply.authority_pem)
+    _write_pem(folder / _CERTIFICATE, reply.certificate_pem)
+    _write_pem(folder / _AUTHORITY, reply.authority_pem)
     renewed = replace(identity, renew_s=renew_s, expires_s=expires_s, told=Told.now(reply.unix_s))
     renewed.save(folder)
     return renewed
@@ -296,24 +300,15 @@ def _tls_refusal(identity: Identity, folder: Path) -> IdentityError | None:
 
 
 def _tls_context(folder: Path) -> ssl.SSLContext:
-    """The certificates of a device as Python's TLS takes them. Raises RunError for a damaged one.
-
-    gRPC would not say which it is, and cryptography takes memory that an agent does not have.
-    """
     import ssl
 
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    certificate, key = folder / _CERTIFICATE, folder / _KEY
-    for path, remedy, take in (
-        (folder / _AUTHORITY, _JOIN_AGAIN, context.load_verify_locations),
-        (certificate, _JOIN_AGAIN, ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations),
-        (key, f"remove it, then {_JOIN_AGAIN}", lambda key: context.load_cert_chain(certificate, key)),
-    ):
-        try:
-            with told(path):
-                take(path)
-        except ssl.SSLError:
-            raise RunError(f"{path} is damaged; {remedy}") from None
+    try:
+        context = ssl.create_default_context(cafile=str(folder / _AUTHORITY))
+        context.load_cert_chain(folder / _CERTIFICATE, folder / _KEY)
+    except ssl.SSLError:
+        raise RunError(
+            f"{folder / _CERTIFICATE} or {_AUTHORITY} is damaged; {_JOIN_AGAIN}"
+        ) from None
     context.set_alpn_protocols(["h2"])
     return context
 
@@ -355,12 +350,9 @@ def _key(path: Path) -> EllipticCurvePrivateKey:
             serialization.PrivateFormat.PKCS8,
             serialization.NoEncryption(),
         )
-        write_whole(path, pem)
-    try:
-        key = serialization.load_pem_private_key(_read(path), None)
-        assert isinstance(key, ec.EllipticCurvePrivateKey)
-    except (ValueError, TypeError, AssertionError):
-        raise RunError(f"{path} is damaged; remove it, then {_JOIN_AGAIN}") from None
+        _write_pem(path, pem)
+    key = serialization.load_pem_private_key(_read_pem(path), None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
     return key
 
 
@@ -422,6 +414,22 @@ def _unreachable(address: str, why: str) -> RunError:
 def _read(path: Path) -> bytes:
     with told(path):
         return path.read_bytes()
+
+
+def _write_pem(path: Path, pem: bytes) -> None:
+    write_whole(path, _checksum(pem) + pem)
+
+
+def _read_pem(path: Path) -> bytes:
+    checksum, newline, pem = _read(path).partition(b"\n")
+    if checksum + newline != _checksum(pem):
+        first = "remove it, then " if path.name == _KEY else ""  # an index goes by its key
+        raise RunError(f"{path} is damaged; {first}{_JOIN_AGAIN}")
+    return pem
+
+
+def _checksum(pem: bytes) -> bytes:
+    return f"SHA-256 {hashlib.sha256(pem).hexdigest()}\n".encode()
 
 
 def _boot_s() -> float:

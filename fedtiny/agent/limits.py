@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fedtiny.agent.figures import memory, traffic
 from fedtiny.agent.store import Store
 from fedtiny.errors import DataError, ExperimentError
 from fedtiny.registry.match import misfits
@@ -25,7 +26,7 @@ POWER_SUPPLIES = Path("/sys/class/power_supply")
 BATTERY_EVERY_S = 60.0
 DAY_S = 86_400
 _LEAST_SLEEP_S = 0.01
-_NONE = "none"
+_LEAST_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +62,63 @@ class Limits:
 
     def check_ram(self, footprint: Footprint, card: DeviceCard) -> None:
         """DataError unless the Program fits what the owner gives and the machine has free."""
+        program, needed = f"the Program {footprint.program[:12]}", footprint.ram_bytes
+        if self.ram_bytes is not None and needed > self.ram_bytes:
+            raise DataError(f"{program} needs {needed:,} B of RAM; {self.remedy}")
         reasons = misfits(footprint, card)
         if reasons:
-            raise DataError(f"the Program {footprint.program[:12]} {'; '.join(reasons)}")
+            raise DataError(f"{program} {'; '.join(reasons)}")
+
+    @property
+    def remedy(self) -> str:
+        """What the owner can do about too little memory; empty where they have set no limit."""
+        if self.ram_bytes is None:
+            return ""
+        return (
+            f"this device's owner allows {memory(self.ram_bytes)}, which "
+            "`fedtiny-agent limits --ram` raises"
+        )
+
+    def lines(self) -> dict[str, str]:
+        """Each limit by its name, for people."""
+        ram, nbytes = self.ram_bytes, self.bytes_a_day
+        return {
+            "memory": "no limit" if ram is None else f"at most {memory(ram)}",
+            "processor": _percent("at most", self.cpu_percent, lifted=100.0),
+            "battery": _percent("at least", self.battery_percent, lifted=0.0),
+            "bytes a day": "no limit" if nbytes is None else f"at most {traffic(nbytes)}",
+        }
+
+    def doubts(self) -> list[str]:
+        """What is hardly meant so, and to be asked about before it is kept."""
+        doubtful = {
+            f"{self.ram_bytes} B of memory": (self.ram_bytes or _LEAST_BYTES) < _LEAST_BYTES,
+            f"{self.bytes_a_day} B a day": (self.bytes_a_day or _LEAST_BYTES) < _LEAST_BYTES,
+            f"{self.cpu_percent:g} % of a processor": self.cpu_percent < 5,
+            f"no work below {self.battery_percent:g} % of battery": self.battery_percent > 90,
+        }
+        return [limit for limit, found in doubtful.items() if found]
 
 
-def parse_limit(text: str) -> int | None:
-    """Bytes of "64MiB"; None of "none"."""
-    return None if text == _NONE else parse_bytes(text)
+def _percent(bound: str, value: float, lifted: float) -> str:
+    return "no limit" if value == lifted else f"{bound} {value:g} %"
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "64MiB", which must have a unit."""
+    if text.strip().isdecimal():
+        raise ExperimentError(f"{text!r} has no unit; write '{text.strip()}MiB', '20MB' or 'none'")
+    return parse_bytes(text)
 
 
 def parse_percent(text: str) -> float:
-    """A percentage of "50%"; what "none" means is the caller's to say."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%?\s*", text)
+    """A percentage of "50%", which must have its sign: 0.5 may be meant as a half."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
     if not match or not 0 <= float(match[1]) <= 100:
-        raise ExperimentError(f"{text!r} is no percentage; write a number from 0 to 100: '50%'")
+        raise ExperimentError(
+            f"{text!r} is no percentage; write a number from 0 to 100 and %, such as '50%', or "
+            "'none'"
+        )
     return float(match[1])
 
 
@@ -130,6 +173,8 @@ class Traffic:
     def __init__(self, store: Store, unix_s: Callable[[], float] = time.time) -> None:
         self._store, self._unix_s = store, unix_s
         self._days: dict[str, dict[str, float]] = store.document("traffic")
+        self.up = self.down = 0
+        """Of this process, whatever day it is."""
 
     @property
     def today(self) -> dict[str, float]:
@@ -138,6 +183,7 @@ class Traffic:
 
     def add(self, kind: str, up: int, down: int) -> None:
         """A call has sent and received so many bytes."""
+        self.up, self.down = self.up + up, self.down + down
         today = self.today
         for name, nbytes in ((f"{kind}_up", up), (f"{kind}_down", down)):
             today[name] = today.get(name, 0) + nbytes
@@ -154,7 +200,7 @@ class Traffic:
         if limits.bytes_a_day is None or used < limits.bytes_a_day:
             return None
         left_s = DAY_S - self._unix_s() % DAY_S
-        told = f"{int(used):,} B moved today, the limit is {limits.bytes_a_day:,} B"
+        told = f"{traffic(used)} moved today, the limit is {traffic(limits.bytes_a_day)}"
         return Hindrance(told, left_s)
 
 

@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from fedtiny.durable import write_whole
+from fedtiny.durable import make_private, write_whole
 from fedtiny.errors import RunError
 from fedtiny.tensors import raw
 from fedtiny.values import Update
@@ -27,6 +27,8 @@ FOLDER_VARIABLE = "FEDTINY_AGENT_DIR"
 MOST_RECORD_BYTES = 1 << 28
 _DIGEST_BYTES = 32
 _HEAD = struct.Struct("<I")
+
+_SIGNS = ("lock", "limits.json", "coordinator.json")
 
 Tell = Callable[[str], None]
 
@@ -70,18 +72,36 @@ class Store:
     """One agent's folder.
 
     Args:
-        folder: Made if it is not there, for its owner alone.
+        folder: Made when something is kept in it, for its owner alone.
         tell: Hears of files that had to be set aside.
     """
 
     def __init__(self, folder: Path, tell: Tell = lambda _: None) -> None:
         self.folder, self.tell = folder, tell
-        with told(folder):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def make(self) -> None:
+        """The folder, shut to all but its owner. Raises RunError when it serves others too."""
+        with told(self.folder):
+            rights = self.folder.stat().st_mode & 0o7777 if self.folder.exists() else 0
+            if rights & 0o077 and not self.is_agents and any(self.folder.iterdir()):
+                raise RunError(
+                    f"{self.folder} is open to others (mode {rights:04o}) and has files of another "
+                    "kind; name a folder of the agent's own with --dir"
+                )
+        if rights & 0o077 or not rights:
+            make_private(self.folder)
+        if rights & 0o077:
+            self.tell(f"{self.folder} was open to others (mode {rights:04o}); now it is not")
+
+    @property
+    def is_agents(self) -> bool:
+        """Whether an agent has kept something in the folder."""
+        return any((self.folder / name).exists() for name in _SIGNS)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """The folder for this process alone. Raises RunError, with the process that has it."""
+        self.make()
         with told(self.folder):
             lock = os.open(self.folder / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
@@ -154,6 +174,7 @@ class Store:
         """Replace the record of that name; it is on the disk when this returns."""
         text = json.dumps(head).encode()
         record = _HEAD.pack(len(text)) + text + body
+        self.make()
         write_whole(self.folder / name, hashlib.sha256(record).digest() + record)
 
     def document(self, name: str) -> dict[str, Any]:
@@ -163,6 +184,7 @@ class Store:
     def write_document(self, name: str, value: Mapping[str, Any], durable: bool = True) -> None:
         """Replace the document of that name; ``durable`` waits for the disk."""
         text = json.dumps(value, indent=1, sort_keys=True) + "\n"
+        self.make()
         write_whole(self.folder / f"{name}.json", text.encode(), durable)
 
     def remove(self, name: str) -> None:

@@ -36,13 +36,9 @@ def page(record: Record) -> str:
 
 
 def _header(record: Record) -> Iterator[str]:
-    fleet, summary = record.experiment["fleet"], record.summary
-    rounds, planned = summary["rounds"], record.experiment["run"]["rounds"]
+    rounds, planned = record.summary["rounds"], record.experiment["run"]["rounds"]
     yield f"<h1>{escape(record.title)}</h1>"
-    yield (
-        f'<p class="lede">{fleet["devices"]:,} simulated devices, {fleet["held_out"]:,} of them '
-        f"held out and never trained on; {rounds:,} rounds.</p>"
-    )
+    yield f'<p class="lede">{_devices(record)}; {rounds:,} rounds.</p>'
     if not record.is_complete:
         yield f'<p class="bad">The run stopped after {rounds:,} of {planned:,} rounds.</p>'
     tiles = "".join(
@@ -52,15 +48,23 @@ def _header(record: Record) -> Iterator[str]:
     yield f'<dl class="tiles">{tiles}</dl>'
 
 
+def _devices(record: Record) -> str:
+    fleet, kind = record.experiment["fleet"], "real" if record.is_deployed else "simulated"
+    held_out = f"{fleet['held_out']:,} of them held out and never trained on"
+    return f"{fleet['devices']:,} {kind} devices, {held_out}"
+
+
 def _tiles(record: Record) -> Iterator[tuple[str, str, str]]:
     s = record.summary
     carried = s["bytes_down"] + s["bytes_up"]
-    yield "Virtual time", format_time(s["time_s"]), "until the last round closed"
+    clock = "Time of service" if record.is_deployed else "Virtual time"
+    yield clock, format_time(s["time_s"]), "until the last round closed"
     yield "Updates", f"{s['updates']:,}", f"{s['refused']:,} refused"
     parts = f"{si(s['bytes_down'], 'B')} down, {si(s['bytes_up'], 'B')} up"
     yield "Carried", si(carried, "B"), parts
-    a_visit = s["energy_j"] / s["updates"] if s["updates"] else 0.0
-    yield "Energy", si(s["energy_j"], "J"), f"{si(a_visit, 'J')} an update"
+    if not record.is_deployed:
+        a_visit = s["energy_j"] / s["updates"] if s["updates"] else 0.0
+        yield "Energy", si(s["energy_j"], "J"), f"{si(a_visit, 'J')} an update"
 
 
 def _results(record: Record) -> Iterator[str]:
@@ -102,7 +106,7 @@ def _learning(record: Record) -> Iterator[str]:
     if not record.evaluations:
         return
     yield "<h2>Learning</h2>"
-    yield '<p class="note">The same evaluations against four costs, with 95 % intervals.</p>'
+    yield '<p class="note">The same evaluations against what they cost, with 95 % intervals.</p>'
     names = enumerate(record.evaluations)
     swatches = [swatch(f"series-{i % SERIES}", name) for i, name in names]
     lines = [line("line", "after adapting"), line("line dashed", "before adapting")]

@@ -72,7 +72,7 @@ class Plot:
 
 
 def learning(record: Record, measure: str) -> list[Plot]:
-    """The evaluations of one measure against rounds, time, bytes and energy: four panels."""
+    """The evaluations of one measure against rounds, time, bytes and energy, a panel each."""
     return [_panel(record, measure, *against) for against in _against(record)]
 
 
@@ -84,12 +84,14 @@ def _against(record: Record) -> list[_Axis]:
     by_time, time_unit = time_scale(max(p.time_s for p in last))
     by_bytes, byte_unit = scale(max(p.nbytes for p in last), "B")
     by_energy, energy_unit = scale(max(p.energy_j for p in last), "J")
-    return [
+    clock = "time of service" if record.is_deployed else "virtual time"
+    costs: list[_Axis] = [
         ("rounds", lambda p: p.round),
-        (f"virtual time ({time_unit})", lambda p: p.time_s / by_time),
+        (f"{clock} ({time_unit})", lambda p: p.time_s / by_time),
         (f"bytes carried ({byte_unit})", lambda p: p.nbytes / by_bytes),
         (f"energy of all devices ({energy_unit})", lambda p: p.energy_j / by_energy),
     ]
+    return costs[:-1] if record.is_deployed else costs
 
 
 def _panel(record: Record, measure: str, label: str, place: Callable[[Point], float]) -> Plot:

@@ -50,7 +50,7 @@ class Record:
         experiment: Every value of the experiment, defaults included.
         text: The experiment file.
         history: The rows of history.jsonl.
-        summary: summary.json; while there is none, what the history adds up to.
+        summary: summary.json; while the run is under way, what the history adds up to.
     """
 
     experiment: Mapping[str, Any]
@@ -61,14 +61,23 @@ class Record:
     @classmethod
     def read(cls, run: RunFolder) -> Record:
         """The record of a folder, whether its run has ended or not."""
-        history = run.history()
-        return cls(run.experiment, run.source[0], history, run.summary() or _so_far(history))
+        history, summary = run.history(), run.summary() or {}
+        sums = _so_far(history)
+        current = summary.get("rounds", -1) >= sums["rounds"]
+        return cls(
+            run.experiment, run.source[0], history, summary if current else {**sums, **summary}
+        )
 
     @property
     def title(self) -> str:
         """The strategy and what it learns: ``tinyreptile on sine``."""
         strategy = self.experiment["strategy"]
         return f"{strategy.get('name') or strategy['build']} on {self.experiment['data']['source']}"
+
+    @property
+    def is_deployed(self) -> bool:
+        """Whether real devices took part: then nobody knows what energy they have spent."""
+        return bool(self.summary.get("deployed"))
 
     @property
     def profiles(self) -> list[Mapping[str, Any]]:

@@ -9,6 +9,7 @@ import os
 import resource
 import shutil
 import socket
+import stat
 import time
 import warnings
 from collections import Counter
@@ -22,6 +23,7 @@ from typing import TYPE_CHECKING
 
 from fedtiny.engine import native
 from fedtiny.registry.match import misfits
+from fedtiny.server.addresses import Address, obstacle, read_address
 from fedtiny.server.storage import FILE, read_only
 from fedtiny.version import __version__
 from fedtiny.wire.joining import join_address
@@ -58,13 +60,17 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """Where a coordinator serves, or shall serve: its folder, its two addresses, its runs."""
+    """Where a coordinator serves, or shall serve: its folder, addresses (HOST:PORT) and runs.
+
+    ``metrics`` is empty where Prometheus asks nowhere.
+    """
 
     folder: Path
-    listen: tuple[str, int]
-    enrol: tuple[str, int]
+    listen: str
+    enrol: str
     serving: bool
     runs: tuple[Workload, ...] = ()
+    metrics: str = ""
 
 
 def examine(site: Site) -> Iterator[Finding]:
@@ -72,6 +78,7 @@ def examine(site: Site) -> Iterator[Finding]:
     yield from _libraries()
     yield from _runtime()
     yield from _clock(site.folder)
+    yield from _rights(site.folder)
     yield from _space(site)
     yield from _speed(site.folder)
     yield from _ports(site)
@@ -131,6 +138,18 @@ def _clock(folder: Path) -> Iterator[Finding]:
 # ---- the folder ------------------------------------------------------------------------------
 
 
+def _rights(folder: Path) -> Iterator[Finding]:
+    """Who can read the folder can pass for the coordinator: its keys lie there."""
+    if folder.is_file():
+        remedy = "name a folder with --dir; one that is not there is made"
+        yield Finding("folder", FAIL, f"{folder} is a file", remedy)
+    elif folder.is_dir():
+        mode = stat.S_IMODE(folder.stat().st_mode)
+        wide = bool(mode & (stat.S_IRWXG | stat.S_IRWXO))
+        told = f"{folder} is open to {'others' if wide else 'its owner alone'} ({mode:04o})"
+        yield Finding("folder", WARN if wide else OK, told, f"chmod 700 {folder}" if wide else "")
+
+
 def _space(site: Site) -> Iterator[Finding]:
     free = shutil.disk_usage(_existing(site.folder)).free
     needed = sum(_journal_bytes(run) for run in site.runs)
@@ -181,15 +200,15 @@ def _existing(folder: Path) -> Path:
 
 
 def _ports(site: Site) -> Iterator[Finding]:
-    for name, address in (("port", site.listen), ("enrolment port", site.enrol)):
-        at = join_address(*address)
-        if site.serving:
-            yield _answering(name, address, at)
-        else:
-            yield _free(name, address, at)
+    ports = {"port": site.listen, "enrolment port": site.enrol, "metrics port": site.metrics}
+    look = _answering if site.serving else _free
+    for name, text in ports.items():
+        if text:
+            address = read_address(text)
+            yield look(name, address, join_address(*address))
 
 
-def _answering(name: str, address: tuple[str, int], at: str) -> Finding:
+def _answering(name: str, address: Address, at: str) -> Finding:
     try:
         socket.create_connection(address, timeout=3).close()
     except OSError as error:
@@ -198,15 +217,9 @@ def _answering(name: str, address: tuple[str, int], at: str) -> Finding:
     return Finding(name, OK, f"{at} answers")
 
 
-def _free(name: str, address: tuple[str, int], at: str) -> Finding:
-    family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-    with socket.socket(family) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(address)
-        except OSError as error:
-            remedy = "stop what listens there, or choose another with --listen"
-            return Finding(name, FAIL, f"{at} cannot be had: {error.strerror}", remedy)
+def _free(name: str, address: Address, at: str) -> Finding:
+    if found := obstacle(address):
+        return Finding(name, FAIL, f"{at} cannot be had: {found.told}", found.remedy)
     return Finding(name, OK, f"{at} is free")
 
 
@@ -292,10 +305,14 @@ def _memory(run: Workload, devices: Connection) -> Iterator[Finding]:
         for card in cards
         if not any(not misfits(program.footprint, card) for program in programs)
     ]
+    if not cards:
+        told, remedy = f"{name}: no device has joined", "let some join: fedtiny token create"
+        yield Finding("plans", WARN, told, remedy)
+        return
     fit, minimum = len(cards) - len(reasons), max(1, run.experiment.run.minimum or 1)
     told = f"{name}: {fit:,} of {len(cards):,} devices can run a plan, each round needs {minimum:,}"
     if reasons:
         told += f"; {reasons[0][0] if reasons[0] else 'no board of the experiment has a plan'}"
-    state = FAIL if fit < minimum and cards else WARN if reasons or not cards else OK
+    state = FAIL if fit < minimum else WARN if reasons else OK
     remedy = "lower [device] ram, batch or plan, or add devices: fedtiny token create"
     yield Finding("plans", state, told, remedy if state != OK else "")

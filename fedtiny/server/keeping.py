@@ -16,6 +16,7 @@ from fedtiny.runs import RunFolder, replacing
 
 if TYPE_CHECKING:
     from fedtiny.server.hosting import Hosted
+    from fedtiny.values import DeviceCard
 
 
 @dataclass(eq=False)
@@ -34,6 +35,8 @@ class Folder:
             run = RunFolder.create(path, hosted.work.experiment)
         with replacing(path / "history.jsonl") as file:
             file.writelines(json.dumps(row).encode() + b"\n" for row in hosted.history())
+        if run.summary() is None:
+            run.save_summary({"deployed": True})  # the rest is in its history until it is over
         return cls(run)
 
     def follow(self, hosted: Hosted) -> None:
@@ -64,9 +67,14 @@ class Folder:
 
 
 def summary(hosted: Hosted) -> dict[str, Any]:
-    """The figures of a run, under the names that a simulated one has for them."""
+    """The figures of a run, under the names that a simulated one has for them.
+
+    ``devices`` are those that have joined; what energy they spend nobody has measured.
+    """
     total, rows = hosted.ledger.total, hosted.history()
+    cards = list(hosted.cards())
     return {
+        "deployed": True,
         "rounds": hosted.coordinator.rounds.round,
         "failed_rounds": hosted.ledger.failed_rounds,
         "time_s": rows[-1]["time_s"] if rows else 0.0,
@@ -76,9 +84,9 @@ def summary(hosted: Hosted) -> dict[str, Any]:
         "reasons": hosted.ledger.to_json()["reasons"],
         "bytes_down": total.bytes_down,
         "bytes_up": total.bytes_up,
-        "energy_j": total.energy_j,
-        "devices": hosted.work.experiment.fleet.devices,
-        "unfit_devices": sum(1 for card in hosted.cards() if hosted.misfits(card)),
+        "energy_j": None,
+        "devices": len(cards),
+        "unfit_devices": sum(1 for card in cards if hosted.misfits(card)),
         "profiles": _profiles(hosted),
         "evaluations": {row["name"]: row for row in rows if row["kind"] == "evaluation"},
         "model_digest": hashlib.sha256(hosted.coordinator.model.tobytes()).hexdigest(),
@@ -86,7 +94,8 @@ def summary(hosted: Hosted) -> dict[str, Any]:
 
 
 def _profiles(hosted: Hosted) -> list[dict[str, Any]]:
-    counts = Counter(card.profile for card in hosted.cards())
+    """The boards, with the devices that take the Program of each."""
+    counts = Counter(_board_of(hosted, card) for card in hosted.cards())
     return [
         {
             "name": profile.name,
@@ -97,3 +106,10 @@ def _profiles(hosted: Hosted) -> list[dict[str, Any]]:
         }
         for profile in hosted.work.profiles
     ]
+
+
+def _board_of(hosted: Hosted, card: DeviceCard) -> str:
+    """The board whose Program the device takes: that of its own profile, if it does."""
+    program = hosted.models.program(card)
+    boards = [p.name for p in hosted.work.profiles if program and p.program is program]
+    return card.profile if card.profile in boards or not boards else boards[0]

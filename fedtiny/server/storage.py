@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from fedtiny.durable import naming_files
+from fedtiny.durable import make_private, naming_files
 from fedtiny.errors import RunError
 from fedtiny.server import crash_points
 
@@ -72,9 +72,11 @@ class Database:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
+        make_private(folder)
         with naming_files(_MAKE_ROOM):
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._lock = _locked(folder / LOCK)
+            self.path.touch(mode=0o600)
+            self.path.chmod(0o600)  # SQLite gives its log the rights of the database
         try:
             self.connection = _opened(self.path, f"{self.path.absolute().as_uri()}?mode=rwc")
             self._prepare()

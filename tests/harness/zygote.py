@@ -93,6 +93,9 @@ class _Zygote:
             child._born.set()
 
 
+_one_at_a_time = threading.Lock()
+
+
 @cache
 def _zygote() -> _Zygote:
     """One for the whole process; it ends with it."""
@@ -101,7 +104,9 @@ def _zygote() -> _Zygote:
 
 def fork(arguments: Sequence[str], log: Path, crash: str = "") -> Forked:
     """Run `fedtiny` with these arguments; what it prints is added to the log."""
-    return _zygote().fork({"arguments": list(arguments), "log": str(log), "crash": crash})
+    with _one_at_a_time:
+        zygote = _zygote()
+    return zygote.fork({"arguments": list(arguments), "log": str(log), "crash": crash})
 
 
 # ---- in the process that forks ---------------------------------------------------------------

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import shutil
 import sqlite3
+import stat
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -357,3 +358,15 @@ def test_a_coordinator_goes_on_after_a_torn_commit(
         database.commit()
     with closing(read_only(tmp_path)) as connection:
         assert keys(connection) == ["0", "1", "2", "3", "4", "next"]
+
+
+def test_the_folder_is_for_its_owner_alone_whatever_it_was(tmp_path: Path) -> None:
+    folder = tmp_path / "fleet"
+    folder.mkdir()
+    folder.chmod(0o777)
+    with closing(Database(folder)) as database:
+        database.connection.execute("INSERT INTO facts VALUES ('a', 1)")
+        database.commit()
+        rights = {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+    assert set(rights.values()) == {0o600}, rights
