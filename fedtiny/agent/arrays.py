@@ -8,9 +8,10 @@ import struct
 import zipfile
 import zlib
 from array import array
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from fedtiny.errors import DataError
 
@@ -53,22 +54,27 @@ def read_npz(path: Path, most_bytes: int) -> dict[str, Array]:
     """Every array of a file by its name.
 
     Raises DataError for objects, Fortran order, other byte orders, damage, and for arrays that
-    claim more than ``most_bytes`` together, before any of them is unpacked.
+    claim more than ``most_bytes`` together, before any of them is unpacked; OSError when it cannot
+    be opened.
     """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-            claimed = sum(info.file_size for info in members)
-            if claimed > most_bytes:
-                raise DataError(
-                    f"{path} holds {claimed:,} B; at most {most_bytes:,} B are read: raise the "
-                    "limit (fedtiny-agent limits --ram), or give fewer samples"
-                )
-            return {
-                info.filename.removesuffix(".npy"): _array(archive.read(info)) for info in members
-            }
-    except _DAMAGE as error:
-        raise DataError(f"{path} is no .npz file that can be read: {error}") from None
+    with path.open("rb") as file:
+        try:
+            return dict(_members(file, most_bytes))
+        except _DAMAGE as error:
+            raise DataError(f"it is no .npz file that can be read: {error}") from None
+
+
+def _members(file: BinaryIO, most_bytes: int) -> Iterator[tuple[str, Array]]:
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        claimed = sum(info.file_size for info in members)
+        if claimed > most_bytes:
+            raise DataError(
+                f"it holds {claimed:,} B; at most {most_bytes:,} B are read: raise the limit "
+                "(fedtiny-agent limits --ram), or give fewer samples"
+            )
+        for info in members:
+            yield info.filename.removesuffix(".npy"), _array(archive.read(info))
 
 
 def _array(body: bytes) -> Array:

@@ -91,9 +91,10 @@ class Limits:
 
     def doubts(self) -> list[str]:
         """What is hardly meant so, and to be asked about before it is kept."""
+        ram, nbytes = self.ram_bytes, self.bytes_a_day
         doubtful = {
-            f"{self.ram_bytes} B of memory": (self.ram_bytes or _LEAST_BYTES) < _LEAST_BYTES,
-            f"{self.bytes_a_day} B a day": (self.bytes_a_day or _LEAST_BYTES) < _LEAST_BYTES,
+            f"{ram} B of memory": ram is not None and ram < _LEAST_BYTES,
+            f"{nbytes} B a day": nbytes is not None and nbytes < _LEAST_BYTES,
             f"{self.cpu_percent:g} % of a processor": self.cpu_percent < 5,
             f"no work below {self.battery_percent:g} % of battery": self.battery_percent > 90,
         }

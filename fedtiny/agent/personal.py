@@ -58,15 +58,33 @@ class Predictor:
         return self._learner
 
 
-def samples_of(path: str, lines: Iterable[str]) -> Iterator[Any]:
-    """The samples of a file, all at once; of "-" those of the lines, one JSON list each."""
-    if path != "-":
-        rows = read_rows(Path(path), MOST_FILE_BYTES)
-        yield rows.taken(list(range(len(rows))))[0]
-        return
+def samples_of(path: str, lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """The samples of a file, all at once; of "-" those of the lines, one JSON list each.
+
+    Before them stands where they are. Raises DataError when there are none.
+    """
+    found = _of_lines(lines) if path == "-" else _of_file(Path(path))
+    first = next(found, None)
+    if first is None:
+        raise DataError(
+            "no samples on stdin; write one a line, as a JSON list: [0.1, 0.2]"
+            if path == "-"
+            else f"{path} has no samples"
+        )
+    yield first
+    yield from found
+
+
+def _of_file(path: Path) -> Iterator[tuple[str, Any]]:
+    rows = read_rows(path, MOST_FILE_BYTES)
+    if len(rows):
+        yield str(path), rows.taken(list(range(len(rows))))[0]
+
+
+def _of_lines(lines: Iterable[str]) -> Iterator[tuple[str, Any]]:
     for number, line in enumerate(lines, 1):
         if line.strip():
-            yield parse_sample(line, f"line {number}")
+            yield f"line {number}", parse_sample(line, f"line {number}")
 
 
 def parse_sample(line: str, where: str) -> list[float]:

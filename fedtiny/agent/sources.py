@@ -66,7 +66,7 @@ class TaskSource:
             try:
                 given = self.task.samples(key.run, key.round, key.device, part)
             except Exception as error:
-                raise DataError(f"samples() failed: {references.cause(error)}") from error
+                raise _failed("samples()", error) from error
             return learner.samples(*given)
 
         return cache(sampled)
@@ -86,15 +86,25 @@ class RowSource:
     def _samples(self, rows: Rows, learner: Learner, part: str, labelled: bool) -> Samples:
         at = rows.chosen(part, labelled)
         if not at and part == SUPPORT:
-            raise DataError(
-                f"{self.name} has no samples to use: {len(rows)} rows, "
-                f"{sum(label is None for label in rows.labels)} of them without a label; give "
-                f"some a label (column 'label', array 'y', or {LABELS_FILE} beside them)"
-            )
+            raise self._nothing(rows)
         x, y = rows.taken(at)
         if not labelled:
             y = array("i", bytes(y.itemsize * len(at) * Input.labels(learner.program).width))
         return learner.samples(x, y)
+
+
+    def _nothing(self, rows: Rows) -> DataError:
+        if not len(rows):
+            return DataError(f"{self.name} has no samples: it is empty", "there are no samples")
+        if not any(label is None for label in rows.labels):
+            flaw = f"{len(rows):,} rows, all of them for judging (part 'query')"
+            return DataError(f"{self.name}: {flaw}; give some to train on", flaw)
+        flaw = f"{len(rows):,} rows, none of which may be trained on has a label"
+        return DataError(
+            f"{self.name} has no samples to use: {flaw}; give some a label (column 'label', array "
+            f"'y', or {LABELS_FILE} beside them)",
+            flaw,
+        )
 
 
 class Files:
@@ -169,7 +179,7 @@ class Stream:
         with self._changed:
             if self._flaw:
                 flaw, self._flaw = self._flaw, None
-                raise DataError(f"{self.name} failed: {references.cause(flaw)}") from flaw
+                raise _failed(self.name, flaw) from flaw
             self._unseen = 0
             self._changed.notify_all()
             return self._table()
@@ -191,7 +201,7 @@ class Stream:
         try:
             return self._give()
         except Exception as error:
-            raise DataError(f"{self.name} failed: {references.cause(error)}") from error
+            raise _failed(self.name, error) from error
 
     def _is_settled(self) -> bool:
         ended = self._reader is not None and not self._reader.is_alive()
@@ -243,6 +253,12 @@ class Stream:
             raise DataError(
                 f"{self.name} gave a sample of shape {sample.shape}, and others of {rows.shape}"
             )
+
+
+def _failed(name: str, error: Exception) -> DataError:
+    """What an owner's own object has raised; its text may say anything."""
+    kind = error.public if isinstance(error, DataError) else type(error).__name__
+    return DataError(f"{name} failed: {references.cause(error)}", f"{name} failed: {kind}")
 
 
 def _sample(name: str, given: Any) -> _Sample:

@@ -25,6 +25,9 @@ LABELS_FILE = "labels.csv"
 _SUFFIXES = (".csv", ".npz")
 _OWN = ("label", "id", "part")
 _PARTS = ("", SUPPORT, QUERY)
+_NO_PART = f"a part is neither {SUPPORT!r} nor {QUERY!r}"
+_MOST_NAME = 40
+_OTHER_SEPARATORS = ";\t|"
 
 
 @dataclass
@@ -117,12 +120,16 @@ def read_rows(path: Path, most_bytes: int) -> Rows:
         except OSError as error:
             raise DataError(f"{file} cannot be read: {error.strerror}") from error
         except DataError as error:
-            told = str(error)
-            raise DataError(told if told.startswith(str(file)) else f"{file}: {told}") from None
+            raise _in(file, error) from None
     labels = path / LABELS_FILE
     if labels.exists():
         rows.join(_read_labels(labels))
     return rows
+
+
+def _in(file: Path, error: DataError) -> DataError:
+    """The error with the file's name, which is nobody else's business either."""
+    return DataError(f"{file}: {error}", public=error.public)
 
 
 def _read(file: Path, most_bytes: int) -> Rows:
@@ -136,7 +143,10 @@ def _read(file: Path, most_bytes: int) -> Rows:
 def _read_npz(file: Path, most_bytes: int) -> Rows:
     arrays = read_npz(file, most_bytes)
     if "x" not in arrays:
-        raise DataError(f"it has the arrays {sorted(arrays)}; the samples are called 'x'")
+        raise DataError(
+            f"it has the arrays {_listed(sorted(arrays))}; the samples are called 'x'",
+            public="the samples have no array x",
+        )
     split = "x_query" in arrays
     rows = _columns(arrays, "", SUPPORT if split else "")
     if split:
@@ -172,13 +182,18 @@ def _check_finite(rows: Rows, name: str) -> None:
     wrong = next((i for i, value in enumerate(rows.x) if not math.isfinite(value)), None)
     if wrong is not None:
         row, column = divmod(wrong, math.prod(rows.shape))
-        raise DataError(f"{name}, row {row}, value {column} is {rows.x[wrong]}; leave it out")
+        raise DataError(
+            f"{name}, row {row}, value {column} is {rows.x[wrong]}; leave it out",
+            public=f"a value of {name} is not finite",
+        )
 
 
 def _check_parts(parts: list[str]) -> None:
     for row, part in enumerate(parts):
         if part not in _PARTS:
-            raise DataError(f"row {row}: part is {part!r}; it is {SUPPORT!r} or {QUERY!r}")
+            raise DataError(
+                f"row {row}: part is {part!r}; it is {SUPPORT!r} or {QUERY!r}", public=_NO_PART
+            )
 
 
 def _read_csv(file: Path, most_bytes: int) -> Rows:
@@ -189,7 +204,10 @@ def _read_csv(file: Path, most_bytes: int) -> Rows:
         x = [_number(cells[name], line, name) for name in features]
         part = cells.get("part", "")
         if part not in _PARTS:
-            raise DataError(f"row {line}, column part: {part!r}; write {SUPPORT!r} or {QUERY!r}")
+            raise DataError(
+                f"row {line}, column part: {part!r}; write {SUPPORT!r} or {QUERY!r}",
+                public=_NO_PART,
+            )
         rows.add(x, _label(cells.get("label", ""), line), cells.get("id", ""), part)
         if len(rows.x) * FLOAT_BYTES > most_bytes:
             raise DataError(
@@ -205,8 +223,7 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
         with file.open(newline="", encoding="utf-8-sig") as opened:
             lines = csv.reader(opened)
             header = [name.strip() for name in next(lines, [])]
-            if len(set(header)) != len(header):
-                raise DataError(f"two columns have one name: {header}")
+            _check_header(header)
             for cells in lines:
                 if not cells:
                     continue
@@ -219,13 +236,52 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
         raise DataError(f"it is no CSV in UTF-8: {error}") from None
 
 
+def _check_header(header: list[str]) -> None:
+    """DataError unless these are the names of columns."""
+    if not header:
+        raise DataError("it is empty; its first line names the columns, such as: x,label")
+    separator = next((sign for sign in _OTHER_SEPARATORS if sign in header[0]), "")
+    if len(header) == 1 and separator:
+        raise DataError(f"its cells are separated by {separator!r}; write commas")
+    if all(map(_is_number, header)):
+        raise DataError("it needs a header line: its first line has numbers, no names of columns")
+    double = next((name for name in header if header.count(name) > 1), None)
+    if double is not None:
+        raise DataError(
+            f"two columns are called {_cut(double)}; give each a name of its own",
+            public="two columns have one name",
+        )
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _cut(name: str) -> str:
+    return repr(name if len(name) <= _MOST_NAME else name[: _MOST_NAME - 3] + "...")
+
+
+def _listed(names: list[str]) -> str:
+    """The first of them."""
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(map(_cut, names[:5])) + more
+
+
 def _number(text: str, line: int, column: str) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
     if not math.isfinite(value):
-        raise DataError(f"row {line}, column {column}: {text!r} is no finite number")
+        what = "label" if column == "label" else "value of a column"
+        raise DataError(
+            f"row {line}, column {_cut(column)}: {_cut(text)} is no finite number",
+            public=f"a {what} is no finite number",
+        )
     return value
 
 
@@ -243,10 +299,13 @@ def _read_labels(file: Path) -> dict[str, Label]:
     try:
         for line, cells in _lines(file):
             if not {"id", "label"} <= cells.keys():
-                raise DataError(f"its columns are {list(cells)}; it needs id and label")
+                raise DataError(
+                    f"its columns are {_listed(list(cells))}; it needs id and label",
+                    public=f"{LABELS_FILE} lacks a column id or label",
+                )
             label = _label(cells["label"], line)
             if label is not None:
                 found[cells["id"]] = label
     except DataError as error:
-        raise DataError(f"{file}: {error}") from None
+        raise _in(file, error) from None
     return found

@@ -34,13 +34,13 @@ DAY_S = 86400.0
 
 
 @contextmanager
-def listening() -> Iterator[tuple[str, int]]:
+def listening() -> Iterator[str]:
     """The address of a port that somebody has."""
     with socket.create_server(("127.0.0.1", 0)) as server:
-        yield server.getsockname()
+        yield f"127.0.0.1:{server.getsockname()[1]}"
 
 
-def _free() -> tuple[str, int]:
+def _free() -> str:
     with listening() as address:
         return address
 
@@ -135,6 +135,21 @@ def test_a_clock_behind_its_own_files_fails(site: Site) -> None:
 # ---- the folder ------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("mode", "state"), [(0o700, OK), (0o750, WARN), (0o777, WARN)])
+def test_a_folder_is_for_its_owner_alone(site: Site, mode: int, state: str) -> None:
+    site.folder.chmod(mode)
+    found = _found(site, "folder")
+    assert (found.state, f"({mode:04o})" in found.told) == (state, True)
+    assert found.remedy == ("" if state == OK else f"chmod 700 {site.folder}")
+
+
+def test_a_file_in_the_place_of_the_folder_fails(site: Site) -> None:
+    file = site.folder / "one.toml"
+    file.touch()
+    found = _found(replace(site, folder=file), "folder")
+    assert (found.state, found.told) == (FAIL, f"{file} is a file")
+
+
 @pytest.mark.parametrize(("free", "state"), [(2**25, FAIL), (2**28, WARN), (2**31, OK)])
 def test_a_disk_must_have_room(
     site: Site, free: int, state: str, monkeypatch: pytest.MonkeyPatch
@@ -163,7 +178,15 @@ def test_a_port_that_somebody_has_fails(site: Site) -> None:
     with listening() as address:
         found = _found(replace(site, enrol=address), "enrolment port")
     assert found.state == FAIL
-    assert found.told == f"127.0.0.1:{address[1]} cannot be had: Address already in use"
+    assert found.told == f"{address} cannot be had: Address already in use"
+
+
+def test_the_port_of_the_metrics_is_looked_at_where_there_is_one(site: Site) -> None:
+    with listening() as address:
+        taken = replace(site, metrics=address)
+        assert _found(taken, "metrics port").state == FAIL
+        assert _found(replace(taken, serving=True), "metrics port").state == OK
+    assert "metrics port" not in {finding.check for finding in examine(site)}
 
 
 def test_the_ports_of_a_coordinator_that_serves_must_answer(site: Site) -> None:
@@ -218,16 +241,23 @@ def test_too_few_devices_for_the_plan_fail_with_the_bytes(site: Site) -> None:
     assert "B of RAM, pi-4 has 1,000 B" in found.told
 
 
+def test_a_fleet_that_nobody_has_joined_needs_devices_and_no_other_plan(site: Site) -> None:
+    _join(site.folder)
+    found = _found(replace(site, runs=(_workload(site.folder / "experiment"),)), "plans")
+    assert (found.state, found.told) == (WARN, "sine: no device has joined")
+    assert found.remedy == "let some join: fedtiny token create"
+
+
 # ---- the command -----------------------------------------------------------------------------
 
 
 def test_the_exit_code_tells_a_failure(tmp_path: Path) -> None:
-    with listening() as (host, port):
-        arguments = ["doctor", "--dir", str(tmp_path), "--listen", f"{host}:{port}"]
+    with listening() as address:
+        arguments = ["doctor", "--dir", str(tmp_path), "--listen", address]
         result = CliRunner(env={"NO_COLOR": "1"}).invoke(app, arguments)
     assert result.exit_code == 9
     assert (
-        f"\nfail  port: 127.0.0.1:{port} cannot be had: Address already in use\n"
-        "      stop what listens there, or choose another with --listen\n" in result.stdout
+        f"\nfail  port: {address} cannot be had: Address already in use\n"
+        "      stop what listens there, or choose another port\n" in result.stdout
     )
     assert "\x1b" not in result.stdout

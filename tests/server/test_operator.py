@@ -15,7 +15,7 @@ import pytest
 
 from fedtiny.errors import ExperimentError, RunError
 from fedtiny.server import operator
-from fedtiny.server.asking import SOCKET, ask, read_address, socket_address
+from fedtiny.server.asking import SOCKET, ask, socket_address
 from fedtiny.server.conductor import Unavailable
 from fedtiny.server.documents import Place
 from fedtiny.wire.joining import JoinString
@@ -98,18 +98,7 @@ def test_where_nobody_serves_the_error_says_how_to_start(tmp_path: Path) -> None
         ask(tmp_path, "status", pb.StatusRequest())
 
 
-# ---- addresses -------------------------------------------------------------------------------
-
-
-def test_an_address_is_a_host_and_a_port() -> None:
-    assert read_address("127.0.0.1:8470") == ("127.0.0.1", 8470)
-    assert read_address("[::1]:0") == ("::1", 0)
-
-
-@pytest.mark.parametrize("text", ["", "8470", ":8470", "host", "host:", "host:port", "host:65536"])
-def test_anything_else_is_no_address(text: str) -> None:
-    with pytest.raises(ExperimentError, match="write HOST:PORT"):
-        read_address(text)
+# ---- the socket ------------------------------------------------------------------------------
 
 
 def test_the_socket_of_a_long_folder_is_named_from_here(
@@ -126,13 +115,16 @@ def test_the_socket_of_a_long_folder_is_named_from_here(
 # ---- tokens ----------------------------------------------------------------------------------
 
 
-def _token(place: Place, host: str = "") -> JoinString:
+def _token(place: Place, host: str = "", made: Callable[[], None] = lambda: None) -> JoinString:
+    def secret(*asked: Any) -> str:
+        made()
+        return "s" * 22
+
     conductor: Any = SimpleNamespace(
-        devices=SimpleNamespace(create_token=lambda *asked: "s" * 22),
-        authority=SimpleNamespace(pin="ab" * 32),
+        devices=SimpleNamespace(create_token=secret), authority=SimpleNamespace(pin="ab" * 32)
     )
-    made = operator.create_token(conductor, place, "lab", 60.0, 1, host)
-    return JoinString.parse(made["join"])
+    told = operator.create_token(conductor, place, "lab", 60.0, 1, host)
+    return JoinString.parse(told["join"])
 
 
 def test_a_join_string_has_the_address_and_the_pin_of_enrolment(tmp_path: Path) -> None:
@@ -150,6 +142,19 @@ def test_without_certificates_a_join_string_is_for_this_machine(tmp_path: Path) 
     assert (_token(place).insecure, _token(place).pin) == (True, "")
     with pytest.raises(ExperimentError, match=r"only this machine can join, not 10\.0\.0\.1"):
         _token(place, "10.0.0.1")
+
+
+@pytest.mark.parametrize("host", ["fleet.local", "pi-7", "192.168.1.10", "fe80::1", "a_b.c"])
+def test_devices_reach_a_coordinator_by_a_name_or_an_address(host: str, tmp_path: Path) -> None:
+    assert _token(Place(tmp_path, "0.0.0.0:1", "0.0.0.0:2"), host).host == host
+
+
+@pytest.mark.parametrize("host", ["bad/host", "fleet.local:8471", "two words", "-x", "a?b", "a@b"])
+def test_no_token_is_made_for_a_host_that_is_none(host: str, tmp_path: Path) -> None:
+    made: list[str] = []
+    with pytest.raises(ExperimentError, match="names no machine; give --host a name"):
+        _token(Place(tmp_path, "0.0.0.0:1", "0.0.0.0:2"), host, lambda: made.append(host))
+    assert made == []
 
 
 # ---- a coordinator ---------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import socket
 import stat
 import time
 import urllib.request
@@ -18,7 +19,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from fedtiny.errors import ExperimentError, RunError
 from fedtiny.server import operator
+from fedtiny.server.addresses import check_free
 from fedtiny.server.asking import SOCKET, socket_address
+from fedtiny.server.documents import Place
 from fedtiny.server.server import Coordinating, Options
 from fedtiny.server.service import Allowance
 from fedtiny.values import Update
@@ -62,6 +65,10 @@ class Caller:
         return failed.value.code().name, str(failed.value.details())
 
 
+async def started(options: Options) -> Coordinating:
+    return await Coordinating.start(options, asyncio.Event())
+
+
 def serve(
     folder: Path, act: Callable[[Coordinating], Awaitable[None]], *settings: str, **options: Any
 ) -> None:
@@ -69,7 +76,7 @@ def serve(
 
     async def whole() -> None:
         said: dict[str, Any] = {"listen": "127.0.0.1:0", "insecure": True} | options
-        serving = await Coordinating.start(Options([experiment(*settings)], folder, **said))
+        serving = await started(Options([experiment(*settings)], folder, **said))
 
         def join(conductor: Any) -> None:
             for number in range(4 - len(conductor.devices)):
@@ -304,16 +311,85 @@ def test_a_coordinator_that_stops_lets_updates_come_in(tmp_path: Path) -> None:
 def test_insecure_mode_is_for_this_machine_alone(tmp_path: Path) -> None:
     options = Options([experiment()], tmp_path, "0.0.0.0:0", insecure=True)
     with pytest.raises(ExperimentError, match=r"0\.0\.0\.0 is reached from others"):
-        asyncio.run(Coordinating.start(options))
+        asyncio.run(started(options))
 
 
 def test_a_folder_serves_one_coordinator_and_an_address_too(tmp_path: Path) -> None:
     async def act(serving: Coordinating) -> None:
         same = Options([experiment()], tmp_path / "fleet", "127.0.0.1:0")
         with pytest.raises(RunError, match="is in use by the process"):
-            await Coordinating.start(same)
+            await started(same)
         elsewhere = Options([experiment()], tmp_path / "other", serving.place.listen)
         with pytest.raises(RunError, match="cannot be had"):
-            await Coordinating.start(elsewhere)
+            await started(elsewhere)
 
     serve(tmp_path / "fleet", act)
+
+
+def test_an_address_of_metrics_that_is_taken_ends_the_start_with_nothing_left(
+    tmp_path: Path,
+) -> None:
+    async def fail(options: Options) -> None:
+        with pytest.raises(RunError, match="cannot be had: .*; stop what listens there"):
+            await started(options)
+
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        taken = f"127.0.0.1:{server.getsockname()[1]}"
+        asyncio.run(fail(Options([experiment()], tmp_path, "127.0.0.1:0", metrics=taken)))
+    assert not (tmp_path / SOCKET).exists()
+    serve(tmp_path, _nothing, insecure=False)  # the folder is free again
+
+
+async def _nothing(serving: Coordinating) -> None:
+    pass
+
+
+def test_a_start_that_fails_gives_back_the_addresses_that_it_had(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places: list[Place] = []
+
+    async def no_health(health: Any, service: str, status: Any) -> None:
+        places.append(serving[0].place)
+        raise RunError("no")
+
+    serving: list[Coordinating] = []
+    bind = Coordinating._bind
+    monkeypatch.setattr(Coordinating, "_bind", lambda self: serving.append(self) or bind(self))
+    monkeypatch.setattr("fedtiny.server.server._Health.set", no_health)
+    options = Options([experiment()], tmp_path, "127.0.0.1:0", metrics="127.0.0.1:0")
+    with pytest.raises(RunError, match="no"):
+        asyncio.run(started(options))
+    (place,) = places
+    assert [check_free(at)[0] for at in (place.listen, place.enrol, place.metrics)] == [
+        "127.0.0.1"
+    ] * 3
+    assert not (tmp_path / SOCKET).exists()
+
+
+def test_a_folder_that_has_served_with_certificates_serves_with_them_for_good(
+    tmp_path: Path,
+) -> None:
+    serve(tmp_path, _nothing, insecure=False)
+    with pytest.raises(ExperimentError, match="has served with certificates"):
+        serve(tmp_path, _nothing)
+    serve(tmp_path, _nothing, insecure=False)
+
+
+def test_a_file_is_no_folder_to_serve_from(tmp_path: Path) -> None:
+    (tmp_path / "one.toml").touch()
+    options = Options([experiment()], tmp_path / "one.toml", "127.0.0.1:0")
+    with pytest.raises(RunError, match=r"one\.toml is a file; name a folder with --dir"):
+        asyncio.run(started(options))
+
+
+def test_judgements_are_no_updates_to_the_metrics(tmp_path: Path) -> None:
+    async def act(serving: Coordinating) -> None:
+        counted = serving.metrics.registry.get_sample_value
+        serving.metrics.submitted("accepted")
+        serving.metrics.submitted("accepted", judged=True)
+        serving.metrics.submitted("accepted", judged=True)
+        assert counted("fedtiny_updates_total", {"status": "accepted"}) == 1
+        assert counted("fedtiny_judgements_total", {"status": "accepted"}) == 2
+
+    serve(tmp_path, act)

@@ -241,7 +241,7 @@ def test_a_full_disk_undoes_the_transaction_and_goes_on(small_disk: Path) -> Non
 def test_a_disk_that_became_read_only_is_told(small_disk: Path) -> None:
     Database(small_disk / "fleet").close()
     subprocess.run(["mount", "-o", "remount,ro", str(small_disk)], check=True)
-    with pytest.raises(RunError, match=r"fleet.lock: Read-only file system; make room there, or"):
+    with pytest.raises(RunError, match=r"fleet: Read-only file system; make room there, or"):
         Database(small_disk / "fleet")
     with closing(read_only(small_disk / "fleet")) as connection:
         assert keys(connection) == []
