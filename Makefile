@@ -11,7 +11,7 @@ EXTRAS_demo := simulate
 # An environment with the developer's tools can run the demo as well.
 DEMO := $(or $(wildcard $(VENV)/ready-dev),$(VENV)/ready-demo)
 
-.PHONY: setup test demo bench lint format
+.PHONY: setup test demo bench bench-fleet soak lint format
 
 setup: $(VENV)/ready-dev
 	@$(COMPILE) >/dev/null
@@ -28,6 +28,14 @@ demo: $(DEMO)
 bench: $(DEMO)
 	@$(COMPILE) >/dev/null
 	$(BIN)/python benchmarks/bench.py
+
+bench-fleet: setup
+	$(BIN)/python benchmarks/fleet.py
+
+soak: setup
+	$(BIN)/python benchmarks/soak.py 30 200
+	FEDTINY_FUZZ=1000000 $(BIN)/pytest tests/wire/test_fuzz.py
+	FEDTINY_LIVE_FUZZ=200000 $(BIN)/pytest tests/fleet/test_live_fuzz.py --timeout 600
 
 lint: setup
 	$(BIN)/ruff check

@@ -71,15 +71,18 @@ def coordinator(
 
     experiments = [Experiment.load(file).override(*(settings or ())) for file in files]
     options = Options(experiments, folder, listen, enrol, new_run, insecure, metrics)
-    asyncio.run(_coordinate(options, as_json))
+    tell = partial(typer.echo, err=as_json)
+    asyncio.run(_coordinate(options, _watch(as_json), tell))
 
 
-async def _coordinate(options: Options, as_json: bool) -> None:
+async def _coordinate(
+    options: Options, show: Callable[[Mapping[str, Any]], None], tell: Callable[[str], None]
+) -> None:
     from fedtiny.server.conductor import Unavailable
     from fedtiny.server.documents import status
     from fedtiny.server.server import Coordinating, heed_signals
 
-    asked, show = asyncio.Event(), _watch(as_json)
+    asked = asyncio.Event()
     heed_signals(asked)
     serving = await Coordinating.start(options, asked)
 
@@ -90,7 +93,7 @@ async def _coordinate(options: Options, as_json: bool) -> None:
             await asyncio.sleep(_LOOK_EVERY_S)
 
     watching = asyncio.create_task(watch())
-    await serving.until_stopped(partial(typer.echo, err=as_json))
+    await serving.until_stopped(tell)
     watching.cancel()
 
 

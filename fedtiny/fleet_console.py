@@ -144,7 +144,7 @@ def _run_facts(run: Document) -> Iterator[tuple[str, str]]:
 
 def _judged(row: Document) -> str:
     what = "accuracy" if "accuracy_after" in row else "loss"
-    where = f"round {row['round']:,}, {row['devices']:,} devices"
+    where = f"round {row['round']:,}, {row['devices']:,} device{'s' * (row['devices'] != 1)}"
     if row[f"{what}_after"] is None:
         return f"diverged ({where})"
     told = measured(what, row[f"{what}_after"], row[f"{what}_after_ci"] or 0.0)

@@ -18,7 +18,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -31,7 +31,7 @@ from fedtiny.values import Ranges, Update, length
 if TYPE_CHECKING:
     import numpy.typing as npt
 
-    from fedtiny.tensors import Float32, Float64, Int64
+    from fedtiny.tensors import Bools, Float32, Float64, Int64
 
 TERM_LIMIT = 2**51 - 1
 SUM_LIMIT = 2**62 - 1
@@ -41,6 +41,10 @@ WEIGHT_TOTAL_LIMIT = 2**42
 """``cohort * weight_cap`` stays below this, so that a denominator fits in int64."""
 DEFAULT_BOUND = 1024.0
 """The largest change of a coordinate when the experiment names no ``update_clip``."""
+
+
+_ROWS_BYTES = 1 << 23
+"""Of the deltas that are looked at together."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +100,18 @@ class FoldRule:
             )
         return np.minimum(exact, self.weight_cap)
 
-    def terms(self, delta: Float64, weight: float) -> Int64:
-        """What one update adds to the sums; ``weight`` is one of `weights`."""
+    def terms(self, delta: Float64, weight: float | Float64) -> Int64:
+        """What one update adds to the sums, or a row each; ``weight`` is of `weights`."""
         return np.rint(weight * delta * self.scale).astype(np.int64)
+
+    def admits(self, deltas: Float64) -> Bools:
+        """Which rows `check` would let pass."""
+        # A row that is not finite has a largest magnitude that is no number, or infinite.
+        moved = np.abs(deltas).max(axis=1, initial=0.0)
+        good = np.asarray(moved <= self.bound)
+        if self.norm_bound:
+            good[good] = [_norm(delta) <= self.norm_bound for delta in deltas[good]]
+        return good
 
     def check(self, delta: Float64) -> None:
         """Raises UpdateError when the delta is not finite or moves further than it may."""
@@ -166,6 +179,29 @@ class Total:
         sums = self.sums + self.rule.terms(delta, weight)
         weights = _added(self.weights, {update.ranges: weight_units(weight)})
         return Total(self.rule, sums, weights, self.count + 1)
+
+    def add_all(
+        self, updates: Sequence[Update], base: Float32 | None, weights: Float64
+    ) -> tuple[Total, Bools]:
+        """This total and those updates that `add` would take, bit for bit; and which they are.
+
+        All of them trained the same ranges, and have values for them.
+        """
+        _check_count(self.count + len(updates), self.rule)
+        ranges, size = updates[0].ranges, self.sums.size
+        weights, sums, parts = self.rule.weights(weights), self.sums.copy(), []
+        step = max(1, _ROWS_BYTES // (8 * size))
+        for start in range(0, len(updates), step):
+            piece = slice(start, start + step)
+            deltas = np.array([delta_of(update, base, size) for update in updates[piece]])
+            good = self.rule.admits(deltas)
+            sums += self.rule.terms(deltas[good], weights[piece][good, None]).sum(axis=0)
+            parts.append(good)
+        taken = np.concatenate(parts)
+        if not taken.any():
+            return self, taken
+        added = _added(self.weights, {ranges: weight_units(weights[taken])})
+        return Total(self.rule, sums, added, self.count + int(taken.sum())), taken
 
     def merge(self, other: Total) -> Total:
         """The total of both; any order and any partition give the same bits."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -121,6 +121,12 @@ def test_a_token_is_one_string_on_stdout_and_advice_beside_it(served: Served) ->
     assert joined.token not in served.text("token", "list", "--json")
 
 
+def test_twenty_minutes_are_written_as_the_world_writes_them(served: Served) -> None:
+    for expires in ("20m", "20min"):
+        joined = JoinString.parse(served.text("token", "create", "--expires", expires).strip())
+        assert abs(joined.expires_s - time.time() - 20 * 60) < 60
+
+
 def test_a_token_names_the_host_that_devices_reach(served: Served) -> None:
     line = served.text("token", "create", "--host", "fleet.example.org")
     assert JoinString.parse(line).host == "fleet.example.org"
@@ -142,6 +148,7 @@ def test_nobody_joins_with_a_revoked_token(served: Served) -> None:
     [
         ("--expires=soon", "--expires 'soon' is not a duration > 0 such as '100ms', '10s'"),
         ("--expires=400d", "a token lives up to 366 days"),
+        ("--host=bad/host", "'bad/host' names no machine"),
     ],
 )
 def test_a_wrong_token_is_refused(served: Served, option: str, told: str) -> None:
@@ -189,9 +196,32 @@ def test_a_revoked_device_is_told_apart(served: Served) -> None:
     told = served.text("devices", "revoke", "stolen")
     assert told == f"device {member.device} (stolen) is shut out\n"
     assert served.json("devices")["devices"][member.device]["state"] == "revoked"
+    again = served.text("devices", "revoke", "stolen")
+    assert re.fullmatch(rf"device {member.device} \(stolen\) was shut out already, .* ago\n", again)
     wrong = served.fedtiny("devices", "revoke", "stolem")
     assert wrong.exit_code == 3
     assert "no device is called 'stolem'" in wrong.stderr
+
+
+def test_who_means_the_device_that_came_after_a_revoked_one_is_told_its_name(
+    served: Served,
+) -> None:
+    served.apply("pi")
+    served.text("devices", "revoke", "pi")
+    served.apply("pi")
+    again = served.text("devices", "revoke", "pi")
+    assert again.endswith(" ago; pi-2 is another device\n")
+    states = {row["name"]: row["state"] for row in served.json("devices")["devices"]}
+    assert (states["pi"], states["pi-2"]) == ("revoked", "away")
+
+
+def test_what_stands_before_a_command_of_devices_holds_for_it_too(served: Served) -> None:
+    index = served.apply("early").device
+    options = "--json", "--dir", served.folder
+    result = _fedtiny("devices", *options, "revoke", "early")
+    assert result.exit_code == 0, result.output
+    done = json.loads(result.stdout)
+    assert (done["index"], done["already"], done["namesakes"]) == (index, False, [])
 
 
 def test_runs_lists_what_the_folder_has(served: Served) -> None:
@@ -234,12 +264,25 @@ def test_a_rollback_publishes_an_older_model_as_the_newest(served: Served) -> No
 
 def test_a_rollback_asks_first(served: Served) -> None:
     newest = served.json("models", "sine")["models"][-1]["version"]
-    result = CliRunner().invoke(
-        app, ["rollback", "sine", "1", "--dir", str(served.folder)], input="n\n"
-    )
-    assert result.exit_code == 1
-    assert "Publish version 1 of sine again, and give up the open round? [y/N]" in result.stderr
+    for run, question in (
+        ("sine", "publish version 1 of sine again? [y/N] "),
+        ("wide", "publish version 1 of wide again, and give up the open round? [y/N] "),
+    ):
+        command = ["rollback", run, "1", "--dir", str(served.folder)]
+        result = CliRunner().invoke(app, command, input="n\n")
+        assert result.exit_code == 3
+        assert result.stderr == (
+            f"{question}fedtiny: nothing was changed; answer y, or add --yes\n"
+        )
     assert served.json("models", "sine")["models"][-1]["version"] == newest
+
+
+def test_a_rollback_is_done_when_the_answer_is_yes(served: Served) -> None:
+    newest = served.json("models", "sine")["models"][-1]["version"]
+    command = ["rollback", "sine", "2", "--dir", str(served.folder)]
+    result = CliRunner().invoke(app, command, input="y\n")
+    assert result.exit_code == 0, result.output
+    assert result.stdout == f"sine: version 2 is now version {newest + 1}\n"
 
 
 def test_there_is_no_way_forward_in_a_rollback(served: Served) -> None:
@@ -266,11 +309,40 @@ def test_a_replay_writes_the_model_that_is_asked_for(served: Served, tmp_path: P
     assert "sine has no version 99" in missing.stderr
 
 
+# ---- its folders -----------------------------------------------------------------------------
+
+
+def test_the_report_of_a_deployed_run_speaks_of_real_devices(served: Served) -> None:
+    result = _fedtiny("report", served.folder / "runs/sine")
+    assert result.exit_code == 0, result.output
+    assert re.search(r"served +\d", result.stdout)
+    assert re.search("energy|virtual", result.stdout) is None
+    page = (served.folder / "runs/sine/report.html").read_text()
+    assert "2 real devices, 0 of them held out" in page
+    assert re.search(r"<b>pi-4</b><span>[2-9] devices", page)
+    assert re.search("simulated|[Vv]irtual|[Ee]nergy", page.partition("<pre>")[0]) is None
+
+
+def test_the_report_of_a_deployed_run_under_way_does_so_too(served: Served) -> None:
+    assert _fedtiny("report", served.folder / "runs/wide").exit_code == 0
+    page = (served.folder / "runs/wide/report.html").read_text()
+    assert "3 real devices" in page
+    assert f"The run stopped after 0 of {ROUNDS} rounds." in page
+
+
+def test_who_asks_for_the_report_of_a_fleet_is_told_the_runs(served: Served) -> None:
+    result = _fedtiny("report", served.folder)
+    assert result.exit_code == 9
+    runs = ", ".join(str(served.folder / "runs" / name) for name in ("sine", "wide"))
+    assert f"is the folder of a coordinator; name one of its runs: {runs}" in result.stderr
+
+
 # ---- without a coordinator -------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    "command", [["status"], ["devices"], ["runs"], ["models"], ["token", "list"]]
+    "command",
+    [["status"], ["devices"], ["runs"], ["models"], ["token", "list"], ["rollback", "sine", "1"]],
 )
 def test_who_asks_nobody_is_told_how_to_start_one(command: list[str], tmp_path: Path) -> None:
     result = _fedtiny(*command, "--dir", tmp_path)
@@ -298,12 +370,15 @@ def test_a_socket_that_a_crash_has_left_is_nobody(
 class Started:
     """`fedtiny coordinator`, as somebody sees it who has started it by hand."""
 
+    processes: ClassVar[list[subprocess.Popen[str]]] = []
+
     def __init__(self, experiment: Path, folder: Path, *options: str) -> None:
         command = Path(sys.executable).with_name("fedtiny"), "coordinator", experiment
         self.process = subprocess.Popen(
             [*command, "--dir", folder, "--listen", "127.0.0.1:0", *options],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
+        self.processes.append(self.process)
 
     def line(self) -> str:
         """The next line that it prints."""
@@ -316,6 +391,14 @@ class Started:
             self.process.send_signal(number)
         printed, said = self.process.communicate(timeout=30)
         return self.process.returncode, printed, said
+
+
+@pytest.fixture(autouse=True)
+def _no_coordinator_outlives_its_test() -> Iterator[None]:
+    yield
+    while Started.processes:
+        with Started.processes.pop() as process:
+            process.kill()
 
 
 def test_a_coordinator_says_where_it_is_and_ends_on_ctrl_c(tmp_path: Path) -> None:
@@ -331,9 +414,9 @@ def test_a_coordinator_says_where_it_is_and_ends_on_ctrl_c(tmp_path: Path) -> No
     assert lines[3] == f"let a device join: fedtiny token create --dir {tmp_path}/fleet\n"
     assert lines[4] == (
         "sine · round 0/4 · 0 updates · 0 devices connected · waits for 2 updates: 0 being made, "
-        "2 to be asked for\n"
+        "2 to be asked for of the devices 0, 1\n"
     )
-    assert started.end(signal.SIGINT) == (0, "", "")
+    assert started.end(signal.SIGINT) == (0, "stopped; everything accepted is kept\n", "")
     assert not (tmp_path / "fleet/operator.sock").exists()
 
 
@@ -354,7 +437,22 @@ def test_ctrl_c_waits_for_devices_at_work_and_a_second_one_does_not(tmp_path: Pa
     while not json.loads(started.line())["draining"]:
         pass
     code, _, said = started.end(signal.SIGINT)
-    assert (code, said) == (INTERRUPTED, "fedtiny: interrupted\n")
+    assert code == INTERRUPTED
+    assert re.fullmatch(
+        r"stopping: waits for 1 device, at most 30 s; Ctrl-C again ends at once\n"
+        r"fedtiny: interrupted\n",
+        said,
+    )
+
+
+def test_ctrl_c_while_it_starts_leaves_no_traceback(tmp_path: Path) -> None:
+    folder = tmp_path / "fleet"
+    started = Started(story.experiment(tmp_path, 1), folder)
+    while not (folder / "fleet.lock").exists():  # from then on it makes its servers
+        time.sleep(0.001)
+    code, printed, said = started.end(signal.SIGINT)
+    assert (code, said) == (0, "")
+    assert printed.endswith("stopped; everything accepted is kept\n")
 
 
 def test_a_second_coordinator_in_the_same_folder_is_refused(tmp_path: Path) -> None:

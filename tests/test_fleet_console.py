@@ -6,15 +6,18 @@ import io
 import re
 from typing import Any
 
+import pytest
 from rich.console import Console
 
 from fedtiny.fleet_console import (
     MOST_ROWS,
     Progress,
     progress_line,
+    revoked_line,
     show_devices,
     show_finding,
     show_status,
+    show_tokens,
 )
 from fedtiny.server.doctor import WARN, Finding
 
@@ -124,6 +127,34 @@ def test_a_long_list_shows_the_devices_seen_last() -> None:
     assert re.search(r"^50 +pi ", told, re.MULTILINE)
     assert not re.search(r"^49 +pi ", told, re.MULTILINE)
     assert told.endswith("these are the 200 seen last of 250; --json lists all\n")
+
+
+def test_a_device_that_is_shut_out_is_not_told_to_work() -> None:
+    revoked = _shown(show_devices, {"devices": [_device(1, state="revoked", run="one")]})
+    assert "revoked" in revoked
+    assert "works on" not in revoked
+    assert "works on one" in _shown(
+        show_devices, {"devices": [_device(1, state="working", run="one")]}
+    )
+
+
+@pytest.mark.parametrize(
+    ("show", "document", "told"),
+    [
+        (show_devices, {"devices": []}, "no device has joined; let one join: "),
+        (show_tokens, {"tokens": []}, "no device can join now; make a token: "),
+    ],
+)
+def test_an_empty_list_says_what_to_do(show: Any, document: Any, told: str) -> None:
+    assert _shown(show, document) == f"{told}fedtiny token create\n"
+
+
+def test_all_who_may_have_been_meant_are_named() -> None:
+    done = {"index": 2, "name": "pi", "revoked_s": 0.0, "already": True}
+    assert revoked_line({**done, "namesakes": ["pi-2", "pi-3"]}).endswith(
+        " ago; pi-2, pi-3 are other devices"
+    )
+    assert revoked_line({**done, "already": False}) == "device 2 (pi) is shut out"
 
 
 def test_a_device_that_cannot_take_part_is_told_why() -> None:

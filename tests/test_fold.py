@@ -107,6 +107,29 @@ def test_any_order_and_any_partition_give_the_same_bits(
     assert a.merge(b).merge(c).mean().tobytes() == straight.mean().tobytes()
 
 
+@given(contributions, st.sampled_from([0.0, 3.0]))
+def test_updates_that_are_added_together_give_the_bits_of_each_alone(
+    parts: list[tuple[Float32, Ranges, float]], norm_bound: float
+) -> None:
+    rule = FoldRule.for_round(10, 64.0, norm_bound)
+    parts = [(values, WHOLE, weight) for values, _, weight in parts]
+    spoilt = np.full(SIZE, np.nan, np.float32)
+    parts += [(spoilt, WHOLE, 1.0), (np.full(SIZE, 2000.0, np.float32), WHOLE, 1.0)]
+    alone, good = Total.zero(SIZE, rule), []
+    for values, ranges, weight in parts:
+        try:
+            alone = alone.add(update(values, ranges), BASE, weight)
+        except UpdateError:
+            good.append(False)
+        else:
+            good.append(True)
+    updates = [update(values) for values, _, _ in parts]
+    weights = np.array([weight for _, _, weight in parts])
+    together, taken = Total.zero(SIZE, rule).add_all(updates, BASE, weights)
+    assert together == alone
+    assert taken.tolist() == good
+
+
 @given(contributions)
 def test_a_coordinate_is_averaged_over_those_who_trained_it(
     parts: list[tuple[Float32, Ranges, float]],

@@ -10,26 +10,26 @@ import math
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from fedtiny.agent.card import device_card, keep_speed
+from fedtiny.agent.figures import duration
 from fedtiny.agent.grpc_link import GrpcLink
 from fedtiny.agent.limits import POWER_SUPPLIES, Hindrance, Limits, Paced, battery_hindrance
+from fedtiny.agent.reports import VisitReport
 from fedtiny.agent.sources import Sampler, Source
 from fedtiny.agent.store import Held, Origin, Store, Trained
 from fedtiny.device.learner import Key, Learner, Outcome
 from fedtiny.device.session import Command, Event, Session, State, advance
 from fedtiny.engine.program import Program
-from fedtiny.errors import FedtinyError, IdentityError, OutdatedError, RunError
+from fedtiny.errors import DataError, FedtinyError, IdentityError, OutdatedError, RunError
 from fedtiny.tensors import FLOAT_BYTES, raw
 from fedtiny.values import (
     ACCEPTED,
     CALIBRATE,
     DUPLICATE,
-    EVALUATE,
-    SCORE,
     TRAIN,
     Instruction,
     Lease,
@@ -41,32 +41,14 @@ from fedtiny.values import (
 if TYPE_CHECKING:
     from fedtiny.engine.program import Executor
 
-_DONE = {TRAIN: "trained", EVALUATE: "evaluated", CALIBRATE: "calibrated", SCORE: "scored"}
 _LEARNERS = 2  # of training, and of evaluation
 _LONGEST_SLEEP_S, _STAY_S = 3600.0, 600.0
-
-
-@dataclass(frozen=True, slots=True)
-class VisitReport:
-    """What became of a visit. ``seconds`` and bytes are its own; ``next_s`` until there is more."""
-
-    kind: str
-    round: int
-    samples: int
-    seconds: float
-    bytes_up: int
-    bytes_down: int
-    status: str
-    detail: str
-    next_s: float
-
-    def line(self) -> str:
-        """The visit in a line for people."""
-        done = f"{_DONE.get(self.kind, self.kind)} {self.samples:,} samples in {self.seconds:.2f} s"
-        parts = [f"round {self.round:,}", done, f"sent {self.bytes_up / 1000:.1f} KB"]
-        if self.status != ACCEPTED:
-            parts.append(f"{self.status} {self.detail}".strip())
-        return " · ".join([*parts, f"next in {self.next_s:.3g} s" if self.next_s else "next now"])
+_MOST_WHY = 300  # characters
+_DOING = {
+    State.ASKING: "waits at the coordinator for work", State.FETCHING: "fetches a model",
+    State.WORKING: "works", State.SENDING: "sends an update", State.STOPPED: "is done",
+    State.HOLDING: "keeps an update that is not sent yet",
+}  # fmt: skip
 
 
 class Agent:
@@ -104,8 +86,10 @@ class Agent:
         self._instruction = Instruction()
         self._model = self._image = b""
         self._learners: dict[str, Learner] = {}
-        self._seconds, self._said = 0.0, ""
-        self._before: dict[str, float] = {}
+        self._seconds: float | None = None
+        self._said = self._fault = ""
+        self._is_away = False
+        self._before = link.traffic.up, link.traffic.down
         self._stop = threading.Event()
 
     # -- the loop --
@@ -129,6 +113,18 @@ class Agent:
         """End `run` soon, from another thread."""
         self._stop.set()
         self.link.close()
+
+    @property
+    def doing(self) -> str:
+        """What the agent is at, in a few words."""
+        session, said = self.session, self._said
+        if session.state in (State.IDLE, State.HOLDING) and said:
+            return said
+        if session.state == State.IDLE:
+            left_s = max(0.0, session.wakes_at - self.link.clock())
+            return f"rests; asks for work in {duration(left_s)}"
+        round = f", round {session.lease.round:,}" if session.lease else ""
+        return _DOING[session.state] + round
 
     def _is_done(self, visits: int) -> bool:
         over = self._stop.is_set() or self.session.state == State.STOPPED
@@ -163,7 +159,7 @@ class Agent:
         hindrance = self._hindrance()
         if hindrance is None:
             return Event.WAKE
-        self._say(f"{hindrance.reason}: looking again in {hindrance.seconds:,.0f} s")
+        self._say(f"{hindrance.reason}: looking again in {duration(hindrance.seconds)}")
         later = self.link.clock() + hindrance.seconds
         self.session = replace(self.session, wakes_at=later)
         return None
@@ -202,15 +198,18 @@ class Agent:
                 return self._work()
             case Command.SUBMIT:
                 return self._submit()
+            case Command.BACK_OFF:
+                self._tell_fault()
         return None
 
     def _check_in(self) -> Event | None:
         answer = self.link.check_in()
+        if isinstance(answer, float):
+            self._reached()
         if answer == math.inf:
             return self._dismissed(self.link.reason or "the run is over")
         if isinstance(answer, float):
-            if self.link.reason:
-                self._say(f"no work: {self.link.reason}")
+            self._tell_why_not(self.link.reason)
             return self._meet(Event.TOLD_TO_WAIT, until=answer)
         return self._meet(Event.INSTRUCTED, lease=answer[0])
 
@@ -222,10 +221,11 @@ class Agent:
         return self._meet(Event.TOLD_TO_WAIT, until=self.link.clock() + _STAY_S)
 
     def _fetch(self) -> Event:
-        self._before = dict(self.link.traffic.today)
+        self._before = self.link.traffic.up, self.link.traffic.down
         self._model = self.link.fetch(self._lease.version)
         self._image = self.link.program()
         self._instruction = self.link.instruction()
+        self._reached()
         return self.session.due(self.link.clock()) or Event.FETCHED
 
     def _work(self) -> Event:
@@ -236,6 +236,7 @@ class Agent:
         except FedtinyError as error:
             self._count("failures")
             self.finished += 1
+            self.link.gave_up = self._lease.id, _public(error)
             self._say(f"round {self._lease.round:,} · cannot be done: {error}")
             return Event.FAILED
         self._seconds = time.perf_counter() - begun
@@ -244,6 +245,7 @@ class Agent:
     def _submit(self) -> Event:
         assert self.held
         receipt = self.link.submit(self.held.update)
+        self._reached()
         delivered = receipt.status in (ACCEPTED, DUPLICATE)
         if delivered:
             self.store.keep_personal(self.held.origin.run, self.held.personal)
@@ -320,8 +322,32 @@ class Agent:
     def _lost(self, error: Exception) -> Event:
         if not self._stop.is_set():
             self._count("lost")
-            self._say(f"no answer: {error}; trying again")
+            answered = isinstance(error, FedtinyError)
+            self._fault = str(error) if answered else f"no answer from {self._peer} ({error})"
         return Event.LOST
+
+    def _tell_fault(self) -> None:
+        """Once: an outage of hours is one line, whatever its faults, and one when it is over."""
+        if self._fault and not self._is_away:
+            left_s = self.session.wakes_at - self.link.clock()
+            self._say(f"{self._fault}; next try in {duration(left_s)}")
+            self._is_away = True
+        self._fault = ""
+
+    def _reached(self) -> None:
+        """Not after a check-in that gave work: what it needs may still not be there."""
+        if self._is_away:
+            self._is_away, self._said = False, ""
+            self.report(f"connected again to {self._peer}")
+
+    @property
+    def _peer(self) -> str:
+        return self.link.peer.address
+
+    def _tell_why_not(self, reason: str) -> None:
+        if reason:
+            hint = self.limits.remedy if " of RAM" in reason else ""
+            self._say("; ".join(filter(None, (f"no work: {reason}", hint))))
 
     def _refused(self, refusal: FedtinyError) -> None:
         """The device was taken out: what it holds is of no use to anybody any more."""
@@ -330,14 +356,11 @@ class Agent:
             self._forget()
 
     def _told(self, update: Update, receipt: Receipt) -> None:
-        after, before = self.link.traffic.today, self._before
-        up, down = (
-            int(sum(n - before.get(name, 0) for name, n in after.items() if name.endswith(way)))
-            for way in ("_up", "_down")
-        )
+        up, down = self.link.traffic.up - self._before[0], self.link.traffic.down - self._before[1]
+        kind = None if self._seconds is None else self._instruction.kind
         told = VisitReport(
-            self._instruction.kind, update.round, update.samples, self._seconds, up, down,
-            receipt.status, receipt.detail, self.link.next_s,
+            kind, update.round, update.samples, self._seconds, up, down, receipt.status,
+            receipt.detail, self.link.next_s,
         )  # fmt: skip
         self._said = ""
         self.report(told)
@@ -360,6 +383,12 @@ class Agent:
 
     def _count(self, name: str, more: float = 1) -> None:
         self.link.counters[name] = self.link.counters.get(name, 0) + more
+
+
+def _public(error: FedtinyError) -> str:
+    """The reason in a line for the coordinator, which sees no value of the samples."""
+    told = error.public if isinstance(error, DataError) else str(error)
+    return " ".join(told.split())[:_MOST_WHY]
 
 
 def _update(lease: Lease, done: Outcome) -> Update:

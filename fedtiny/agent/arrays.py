@@ -61,7 +61,8 @@ def read_npz(path: Path, most_bytes: int) -> dict[str, Array]:
         try:
             return dict(_members(file, most_bytes))
         except _DAMAGE as error:
-            raise DataError(f"it is no .npz file that can be read: {error}") from None
+            flaw = "it is no .npz file that can be read"
+            raise DataError(f"{flaw}: {error}", public=flaw) from None
 
 
 def _members(file: BinaryIO, most_bytes: int) -> Iterator[tuple[str, Array]]:

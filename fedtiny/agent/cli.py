@@ -9,14 +9,17 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
+from itertools import tee
 from typing import Any, NoReturn
 
 from fedtiny.agent.store import FOLDER_VARIABLE, Store, locate, told
-from fedtiny.errors import DataError, ExperimentError, FedtinyError
+from fedtiny.errors import DataError, ExperimentError, FedtinyError, RunError
 
 DATA_VARIABLE = "FEDTINY_AGENT_DATA"
 INTERRUPTED = 130
+_STOPPED = "stopped; what is finished is kept"
 
 _DESCRIPTION = "Trains on this device for a fleet. First join, then run."
 _EPILOG = f"""\
@@ -28,7 +31,23 @@ exit codes:
   3    a value is wrong                    10   the coordinator's answers are damaged
   5    a Program image is damaged          11   revoked, or not known to the coordinator
   130  interrupted (Ctrl-C)                12   no common protocol: update fedtiny
+  1    an error that fedtiny does not know: please report it
 """
+
+
+class _Terminated(BaseException):
+    """SIGTERM has come."""
+
+
+class _Version(argparse.Action):
+    """Prints what `fedtiny devices` shows of this agent, and what it speaks."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from fedtiny.version import __version__
+        from fedtiny.wire.codec import PROTOCOL
+
+        _write(f"fedtiny-agent {__version__}, protocol {PROTOCOL}")
+        parser.exit()
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,8 +59,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _tell(f"fedtiny-agent: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        _tell("fedtiny-agent: interrupted; what is finished is kept")
+        _tell(_STOPPED)
         return INTERRUPTED
+    except _Terminated:
+        _tell(_STOPPED)
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
@@ -52,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
         "fedtiny-agent", description=_DESCRIPTION, epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     def command(name: str, act: Callable[[Any], None], meaning: str) -> argparse.ArgumentParser:
@@ -81,6 +103,8 @@ def _parser() -> argparse.ArgumentParser:
     limits = command("limits", _limits, "Show the owner's limits, or set them ('none' lifts one).")
     for option, meaning in _LIMITS.items():
         limits.add_argument(f"--{option}", help=meaning)
+    limits.add_argument("--yes", action="store_true", help="do not ask about odd values")
+    limits.add_argument("--json", action="store_true", help="as a JSON document")
     leave = command("leave", _leave, "Delete this device's identity and everything it has kept.")
     leave.add_argument("--yes", action="store_true", help="do not ask")
     return parser
@@ -118,13 +142,20 @@ def _join(options: Any) -> None:
         card = device_card(store, Limits.load(store))
         identity = enrol(joined, options.name, card, store.folder, options.again)
     _tell(
-        f"joined as device {identity.index} of {identity.address}; "
-        "next: fedtiny-agent run --data SOURCE"
+        f"joined as device {identity.index} of {identity.address}"
+        f"{_called(options.name, identity.name)}; next: fedtiny-agent run --data SOURCE"
     )
+
+
+def _called(asked: str, given: str) -> str:
+    taken = f", for another device has the name {asked}" if given != asked else ""
+    return f", called {given}{taken}" if given else ""
 
 
 def _leave(options: Any) -> None:
     store = _store(options)
+    if not store.is_agents:
+        raise RunError(f"{store.folder} has nothing of an agent's; name its folder with --dir")
     if not options.yes and not _agreed(f"delete everything in {store.folder}? [y/N] "):
         raise ExperimentError("nothing was deleted; say yes, or add --yes")
     with store.locked(), told(store.folder):
@@ -143,22 +174,23 @@ def _agreed(question: str) -> bool:
 
 def _run(options: Any) -> None:
     from fedtiny.agent.serving import serving
-    from fedtiny.agent.starting import open_agent
+    from fedtiny.agent.starting import open_agent, status_of
 
     if not options.data:
         raise ExperimentError(f"no samples are named: add --data SOURCE, or set {DATA_VARIABLE}")
     store = _store(options)
     signal.signal(signal.SIGTERM, _terminate)
     sys.path.insert(0, os.getcwd())  # for module:object beside the caller
-    with store.locked(), serving(store, lambda: _status_of(store)):
+    with store.locked():
         agent = open_agent(store, options.data, _show_json if options.json else _show)
         agent.stay = options.stay
-        agent.run(options.once)
+        with serving(store, lambda: status_of(store, agent.doing)):
+            agent.run(options.once)
 
 
 def _terminate(*_: object) -> NoReturn:
     """What is finished is on the disk, and what is not is done again: ending is safe anywhere."""
-    raise SystemExit(0)
+    raise _Terminated
 
 
 def _show(report: Any) -> None:
@@ -173,63 +205,91 @@ def _show_json(report: Any) -> None:
 
 
 def _status(options: Any) -> None:
+    from fedtiny.agent.telling import status_lines
+
     document = _status_of(_store(options))
     if options.json:
         _print(document)
         return
-    for name, value in document.items():
-        shown = value if not isinstance(value, dict) else ", ".join(_pairs(value)) or "-"
-        _write(f"{name:9} {shown}")
-
-
-def _pairs(value: dict[str, Any]) -> Iterator[str]:
-    return (f"{name} {'-' if part is None else part}" for name, part in value.items())
+    for line in status_lines(document):
+        _write(line)
 
 
 def _status_of(store: Store) -> dict[str, Any]:
+    """What the running agent says, else what its folder says."""
+    from fedtiny.agent.serving import ask
     from fedtiny.agent.starting import status_of
 
+    if store.running:
+        with suppress(RunError, OSError):  # it ends, or has only begun
+            (document,) = ask(store.folder, iter([{"status": True}]))
+            if "error" not in document:
+                return document
     return status_of(store)
 
 
 def _predict(options: Any) -> None:
-    from fedtiny.agent.personal import Predictor, samples_of
-    from fedtiny.agent.serving import SOCKET, ask
+    from fedtiny.agent.personal import samples_of
+    from fedtiny.agent.serving import SOCKET
 
     store = _store(options)
     samples = samples_of(options.file, sys.stdin)
-    if options.file == "-" and (store.folder / SOCKET).exists() and store.running:
-        for answer in ask(store.folder, ({"x": sample} for sample in samples)):
-            if "error" in answer:
-                raise DataError(answer["error"])
-            _print(answer)
-        return
+    is_asked = options.file == "-" and (store.folder / SOCKET).exists() and store.running
+    for row in _by_agent(store, samples) if is_asked else _by_folder(store, samples):
+        _print(row)
+
+
+def _by_agent(store: Store, samples: Iterator[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+    from fedtiny.agent.serving import ask
+
+    told, asked = tee(samples)
+    answers = ask(store.folder, ({"x": sample} for _, sample in asked))
+    for (where, _), answer in zip(told, answers, strict=True):
+        if "error" in answer:
+            raise DataError(f"{where}: {answer['error']}")
+        yield answer
+
+
+def _by_folder(store: Store, samples: Iterator[tuple[str, Any]]) -> Iterator[dict[str, Any]]:
+    from fedtiny.agent.personal import Predictor
+
     predictor = Predictor(store)
-    for sample in samples:
-        for row in predictor.predict(sample):
-            _print(row)
+    for where, sample in samples:
+        try:
+            yield from predictor.predict(sample)
+        except DataError as error:
+            raise DataError(f"{where}: {error}") from None
 
 
 def _limits(options: Any) -> None:
-    from fedtiny.agent.limits import Limits, parse_limit, parse_percent
+    from fedtiny.agent.limits import Limits, parse_percent, parse_size
+    from fedtiny.agent.telling import limit_lines
 
     store = _store(options)
     parsers: dict[str, tuple[str, Callable[[str], Any], Any]] = {
-        "ram": ("ram_bytes", parse_limit, None),
+        "ram": ("ram_bytes", parse_size, None),
         "cpu": ("cpu_percent", parse_percent, 100.0),
         "battery": ("battery_percent", parse_percent, 0.0),
-        "bytes": ("bytes_a_day", parse_limit, None),
+        "bytes": ("bytes_a_day", parse_size, None),
     }
     given = {
         field: lifted if text == "none" else parse(text)
         for option, (field, parse, lifted) in parsers.items()
         if (text := getattr(options, option)) is not None
     }
-    limits = replace(Limits.load(store), **given)
+    before = Limits.load(store)
+    limits = replace(before, **given)
+    doubts = [doubt for doubt in limits.doubts() if doubt not in before.doubts()]
+    if doubts and not options.yes and not _agreed(f"{' and '.join(doubts)}: really? [y/N] "):
+        raise ExperimentError("no limit was changed; say yes, or add --yes")
     if given:
         limits.save(store)
         _tell("kept; a running agent takes them at its next start")
-    _print(asdict(limits))
+    if options.json:
+        _print(asdict(limits))
+        return
+    for line in limit_lines(limits):
+        _write(line)
 
 
 # ---- printing --------------------------------------------------------------------------------

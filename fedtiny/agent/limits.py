@@ -27,6 +27,7 @@ BATTERY_EVERY_S = 60.0
 DAY_S = 86_400
 _LEAST_SLEEP_S = 0.01
 _LEAST_BYTES = 2**20
+NO_LIMIT = "no limit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +84,10 @@ class Limits:
         """Each limit by its name, for people."""
         ram, nbytes = self.ram_bytes, self.bytes_a_day
         return {
-            "memory": "no limit" if ram is None else f"at most {memory(ram)}",
+            "memory": NO_LIMIT if ram is None else f"at most {memory(ram)}",
             "processor": _percent("at most", self.cpu_percent, lifted=100.0),
             "battery": _percent("at least", self.battery_percent, lifted=0.0),
-            "bytes a day": "no limit" if nbytes is None else f"at most {traffic(nbytes)}",
+            "bytes a day": NO_LIMIT if nbytes is None else f"at most {traffic(nbytes)}",
         }
 
     def doubts(self) -> list[str]:
@@ -102,7 +103,7 @@ class Limits:
 
 
 def _percent(bound: str, value: float, lifted: float) -> str:
-    return "no limit" if value == lifted else f"{bound} {value:g} %"
+    return NO_LIMIT if value == lifted else f"{bound} {value:g} %"
 
 
 def parse_size(text: str) -> int:

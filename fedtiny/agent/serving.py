@@ -110,11 +110,20 @@ def ask(folder: Path, requests: Iterator[Document]) -> Iterator[Document]:
                 f"no agent answers at {folder / SOCKET} ({error.strerror}); start one: "
                 "fedtiny-agent run --data SOURCE"
             ) from None
+        connection.settimeout(_PATIENCE_S)
         with connection.makefile("rwb") as stream:
             for request in requests:
-                stream.write(json.dumps(request).encode() + b"\n")
-                stream.flush()
-                yield json.loads(stream.readline() or b'{"error": "the agent ended"}')
+                yield _asked(stream, request)
+
+
+def _asked(stream: Any, request: Document) -> Document:
+    try:
+        stream.write(json.dumps(request).encode() + b"\n")
+        stream.flush()
+        answer = stream.readline()
+    except OSError as error:
+        raise RunError(f"the agent does not answer ({error}); start it anew") from None
+    return dict(json.loads(answer or b'{"error": "the agent ended"}'))
 
 
 @contextmanager

@@ -18,7 +18,7 @@ from fedtiny.device.inputs import Input
 from fedtiny.device.learner import Key, Learner, Samples
 from fedtiny.errors import DataError
 from fedtiny.tensors import floats
-from fedtiny.values import SUPPORT
+from fedtiny.values import QUERY, SUPPORT
 
 MOST_BYTES = 16 * 2**20
 """Of samples in memory, where the owner has set no limit."""
@@ -92,19 +92,15 @@ class RowSource:
             y = array("i", bytes(y.itemsize * len(at) * Input.labels(learner.program).width))
         return learner.samples(x, y)
 
-
     def _nothing(self, rows: Rows) -> DataError:
         if not len(rows):
             return DataError(f"{self.name} has no samples: it is empty", "there are no samples")
-        if not any(label is None for label in rows.labels):
-            flaw = f"{len(rows):,} rows, all of them for judging (part 'query')"
+        if set(rows.parts) == {QUERY}:
+            flaw = f"{len(rows):,} rows, all of them in the part {QUERY!r}"
             return DataError(f"{self.name}: {flaw}; give some to train on", flaw)
-        flaw = f"{len(rows):,} rows, none of which may be trained on has a label"
-        return DataError(
-            f"{self.name} has no samples to use: {flaw}; give some a label (column 'label', array "
-            f"'y', or {LABELS_FILE} beside them)",
-            flaw,
-        )
+        flaw = f"{len(rows):,} rows, none with a label to train on"
+        remedy = f"(column 'label', array 'y', or {LABELS_FILE} beside them)"
+        return DataError(f"{self.name}: {flaw}; give some a label {remedy}", flaw)
 
 
 class Files:

@@ -7,15 +7,17 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
-from fedtiny.agent.agent import Agent, VisitReport
+from fedtiny.agent.agent import Agent
 from fedtiny.agent.blobs import Blobs
 from fedtiny.agent.grpc_link import GrpcLink, Peer
 from fedtiny.agent.identity import Identity, renew_in_child
 from fedtiny.agent.limits import Limits, Traffic
+from fedtiny.agent.reports import VisitReport
 from fedtiny.agent.sources import MOST_BYTES, open_source
 from fedtiny.agent.store import Store
 from fedtiny.errors import IdentityError, RunError
 from fedtiny.version import __version__
+from fedtiny.wire import codec
 
 
 def open_agent(store: Store, data: str, report: Callable[[VisitReport | str], None]) -> Agent:
@@ -65,19 +67,28 @@ class Membership:
         return True
 
 
-def status_of(store: Store) -> dict[str, Any]:
-    """What `fedtiny-agent status` shows. Raises RunError when the device has not joined."""
+def status_of(store: Store, state: str | None = None) -> dict[str, Any]:
+    """What `fedtiny-agent status` shows; None is what there is nothing to say about.
+
+    ``state`` is what the agent is at, where one runs. Raises RunError when the device has not
+    joined.
+    """
     membership = Membership(store)
     identity = membership.identity
     held, trained = store.held(), store.trained()
     return {
         "device": identity.index,
+        "name": identity.name or None,
         "address": identity.address,
         "folder": str(store.folder),
-        "process": store.running,
+        "process": store.running or None,
+        "state": state,
+        "version": __version__,
+        "protocol": codec.PROTOCOL,
+        "certificate_ends_unix_s": None if identity.insecure else identity.expires_s,
         "limits": asdict(Limits.load(store)),
         "today": Traffic(store, membership.unix_s).today,
-        "last": store.document("last"),
-        "held": {"round": held.update.round} if held else {},
-        "trained": {"round": trained.round, "program": trained.program.hex()} if trained else {},
+        "last": store.document("last") or None,
+        "held": {"round": held.update.round} if held else None,
+        "trained": {"round": trained.round, "program": trained.program.hex()} if trained else None,
     }

@@ -118,7 +118,8 @@ def read_rows(path: Path, most_bytes: int) -> Rows:
         try:
             rows.extend(_read(file, left))
         except OSError as error:
-            raise DataError(f"{file} cannot be read: {error.strerror}") from error
+            flaw = f"cannot be read: {error.strerror}"
+            raise DataError(f"{file} {flaw}", public=f"a file of samples {flaw}") from error
         except DataError as error:
             raise _in(file, error) from None
     labels = path / LABELS_FILE
@@ -137,7 +138,7 @@ def _read(file: Path, most_bytes: int) -> Rows:
         return _read_npz(file, most_bytes)
     if file.suffix == ".csv":
         return _read_csv(file, most_bytes)
-    raise DataError(f"{file} is neither .npz nor .csv")
+    raise DataError("it is neither .npz nor .csv")
 
 
 def _read_npz(file: Path, most_bytes: int) -> Rows:
@@ -233,7 +234,8 @@ def _lines(file: Path) -> Iterator[tuple[int, dict[str, str]]]:
                     )
                 yield lines.line_num, dict(zip(header, map(str.strip, cells), strict=True))
     except (UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"it is no CSV in UTF-8: {error}") from None
+        flaw = "it is no CSV in UTF-8"
+        raise DataError(f"{flaw}: {error}", public=flaw) from None
 
 
 def _check_header(header: list[str]) -> None:

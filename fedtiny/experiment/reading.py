@@ -234,7 +234,7 @@ def _shares(value: Any) -> dict[str, float]:
     return shares
 
 
-_SECONDS = {"ms": 1e-3, "s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
+_SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BITS = {"bit/s": 1.0, "kbit/s": 1e3, "Mbit/s": 1e6, "Gbit/s": 1e9}
 _SOME_TIME = "such as '100ms', '10s', '5min' or '2h'"
 _PLAN = r"all|biases|last:[1-9]\d*|named:.+"

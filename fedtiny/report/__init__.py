@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from fedtiny.report.page import page
 from fedtiny.report.record import Record
 from fedtiny.runs import RunFolder, replacing
 
@@ -16,6 +15,8 @@ def write_report(run: RunFolder) -> Path:
 
     The same history gives the same bytes.
     """
+    from fedtiny.report.page import page  # which draws: nobody else pays for matplotlib
+
     path = run.path / FILE_NAME
     document = page(Record.read(run)).encode()
     with replacing(path) as file:

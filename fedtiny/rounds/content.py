@@ -13,7 +13,8 @@ from fedtiny.errors import UpdateError
 from fedtiny.fold import FoldRule, Total, delta_of
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import Round, Strategy
-from fedtiny.values import GRADIENT, TRAIN, Instruction, Layout, Update
+from fedtiny.tensors import FLOAT_BYTES
+from fedtiny.values import GRADIENT, TRAIN, Instruction, Layout, Ranges, Update, length
 
 if TYPE_CHECKING:
     from fedtiny.strategies.base import Contribution, State
@@ -98,6 +99,42 @@ class OpenRound:
             return part.add(update, self.base, float(weight[0]))
         self.rule.check(delta_of(update, self.base, self.model.size))
         return (*part, update)
+
+    def add_all(self, part: Part, updates: Sequence[Update]) -> tuple[Part, list[str]]:
+        """The part and those updates that `add` would take; why each of the others is refused.
+
+        The same as `add` for each, bit for bit; those of a sum are looked at together.
+        """
+        reasons, alone = [""] * len(updates), list(range(len(updates)))
+        if isinstance(part, Total):
+            part, alone = self._add_together(part, updates)
+        for at in alone:
+            try:
+                part = self.add(part, updates[at])
+            except UpdateError as error:
+                reasons[at] = str(error)
+        return part, reasons
+
+    def _add_together(self, total: Total, updates: Sequence[Update]) -> tuple[Total, list[int]]:
+        """What can be added at once, by ranges; and the places of the others."""
+        alike: dict[Ranges, list[int]] = {}
+        left: list[int] = []
+        for at, update in enumerate(updates):
+            whole = update.nbytes == FLOAT_BYTES * length(update.ranges)
+            (alike.setdefault(update.ranges, []) if whole and update.samples > 0 else left).append(
+                at
+            )
+        for places in filter(None, alike.values()):
+            samples = np.array([updates[at].samples for at in places], np.float64)
+            try:
+                total, taken = total.add_all(
+                    [updates[at] for at in places], self.base, self.weights(samples)
+                )
+            except UpdateError:  # ranges that no model has: each is told by itself
+                left += places
+            else:
+                left += [at for at, good in zip(places, taken, strict=True) if not good]
+        return total, left
 
     def conclude(self, parts: Sequence[Part], failed: bool) -> Conclusion:
         """Make the next model of what was accepted, unless the round failed or only measured."""

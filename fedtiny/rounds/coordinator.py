@@ -204,24 +204,19 @@ class Coordinator:
             self.journal.append(command)
 
     def _fold(self, command: Fold, now: float) -> Folded:
-        accepted: list[Update] = []
-        refused: list[int] = []
-        reasons: list[str] = []
-        part, measures = self.open.nothing, Measures()
-        for update in (self._arrived[at] for at in command.at):
-            try:
-                _refuse(self._flaws.get(update.lease))
-                measured = Measures.of(update.measures)
-                part, measures = self.open.add(part, update), measures.merge(measured)
-            except UpdateError as error:
-                refused.append(update.lease)
-                reasons.append(str(error))
-            else:
-                accepted.append(update)
-        leases = np.array([update.lease for update in accepted], np.int64)
-        if accepted:
+        offered = [self._arrived[at] for at in command.at]
+        flaws = [self._flaws.get(update.lease) or _flaw(update) for update in offered]
+        sound = [update for update, flaw in zip(offered, flaws, strict=True) if not flaw]
+        part, told = self.open.add_all(self.open.nothing, sound)
+        reasons = {u.lease: flaw for u, flaw in zip(offered, flaws, strict=True) if flaw}
+        reasons |= {u.lease: why for u, why in zip(sound, told, strict=True) if why}
+        taken = [update for update in sound if update.lease not in reasons]
+        leases = np.array([update.lease for update in taken], np.int64)
+        if taken:
+            measures = reduce(Measures.merge, (Measures.of(u.measures) for u in taken))
             self.journal.append(records.Accepted(command.round, leases, part, measures))
-        return Folded(now, leases, np.array(refused, np.int64), tuple(reasons))
+        refused = np.array(list(reasons), np.int64)
+        return Folded(now, leases, refused, tuple(reasons.values()))
 
     def _commit(self, command: Commit, now: float) -> Committed:
         accepted = [r for r in self.journal.pending() if isinstance(r, records.Accepted)]
@@ -251,9 +246,13 @@ class Coordinator:
         return Conclusion((), replacement, self.strategy_state)
 
 
-def _refuse(flaw: str | None) -> None:
-    if flaw:
-        raise UpdateError(flaw)
+def _flaw(update: Update) -> str:
+    """What is wrong with its measures."""
+    try:
+        Measures.of(update.measures)
+    except UpdateError as error:
+        return str(error)
+    return ""
 
 
 def _leases(grant: Grant) -> Iterator[Lease]:

@@ -258,6 +258,8 @@ def _device_certificates(devices: Connection) -> Iterator[Finding]:
         "SELECT name, max(not_after_s) FROM devices JOIN certificates ON device = idx "
         "WHERE revoked_s IS NULL GROUP BY idx"
     ).fetchall()
+    if not rows:
+        return
     now = time.time()
     ended = [name for name, end_s in rows if end_s <= now]
     soon = [name for name, end_s in rows if now < end_s < now + _DEVICE_SOON_S]

@@ -190,6 +190,7 @@ def served(fleet: SmallFleet) -> Iterator[int]:
 def joined(folder: Path, fleet: SmallFleet, port: int, device: int = 0) -> Store:
     """The folder of a device that has joined the fleet."""
     store = Store(folder)
+    store.make()
     Identity(device, "127.0.0.1", port, True, 0.0, 0.0, Told.now(time.time())).save(folder)
     write_whole(folder / "signer.bin", fleet.signer)
     return store

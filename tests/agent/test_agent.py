@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -24,9 +25,10 @@ from fedtiny.device.session import State
 from fedtiny.engine.compile import compile
 from fedtiny.engine.program import Program
 from fedtiny.engine.zoo import mlp
-from fedtiny.errors import IdentityError, OutdatedError
+from fedtiny.errors import DataError, IdentityError, OutdatedError
 from fedtiny.strategies.fedavg import FedAvg
 from fedtiny.values import ACCEPTED, DUPLICATE, EVALUATE, Instruction, Phase, Update
+from fedtiny.wire import codec
 from fedtiny.wire.pb import fleet_pb2 as pb
 from tests.agent.small_fleet import PROGRAM, SEED, TASK, Hand, SmallFleet, agent_of, joined, served
 
@@ -168,7 +170,9 @@ def test_an_update_whose_receipt_was_lost_counts_once(tmp_path: Path) -> None:
         hand.agent.run()
     assert [visit.status for visit in hand.visits] == [DUPLICATE, ACCEPTED]
     assert fleet.model.tobytes() == undisturbed(fleet)
-    assert "no answer: UNAVAILABLE: the answer was lost; trying again" in hand.notes
+    address = hand.link.peer.address
+    assert hand.notes[0].startswith(f"no answer from {address} (the answer was lost); next try in")
+    assert hand.notes[1] == f"connected again to {address}"
 
 
 def test_after_a_loss_of_power_the_update_is_sent_again(tmp_path: Path) -> None:
@@ -188,7 +192,12 @@ def test_after_a_loss_of_power_the_update_is_sent_again(tmp_path: Path) -> None:
         del fleet.faults["submit"]
         second = agent_of(store)
         second.agent.run()
-    assert [visit.status for visit in second.visits] == [ACCEPTED]
+    (visit,) = second.visits
+    assert (visit.status, visit.seconds, visit.kind) == (ACCEPTED, None, None)
+    assert visit.line().startswith("round 0 · handed in what 8 samples gave before the restart")
+    # The bytes of this process's one call, not those of the whole day.
+    request = next(c for c in reversed(fleet.calls) if isinstance(c, pb.SubmitRequest))
+    assert visit.bytes_up == request.ByteSize()
     assert fleet.model.tobytes() == undisturbed(fleet)
     assert fleet.count(pb.CheckInRequest) == 1  # the first agent's
     assert store.held() is None
@@ -230,7 +239,7 @@ def test_an_old_agent_is_told_to_be_updated(tmp_path: Path) -> None:
         hand.agent.run()
 
 
-def test_an_outage_is_one_line_and_then_work_goes_on(tmp_path: Path) -> None:
+def test_an_outage_is_one_line_and_one_when_it_is_over(tmp_path: Path) -> None:
     fleet = SmallFleet(rounds=1)
     fails = iter([True, True])
 
@@ -241,8 +250,26 @@ def test_an_outage_is_one_line_and_then_work_goes_on(tmp_path: Path) -> None:
     fleet.faults["check_in"] = down
     with hand_of(fleet, tmp_path) as hand:
         hand.agent.run()
-    assert hand.notes == ["no answer: UNAVAILABLE: draining; trying again", "the run is over"]
+    address = hand.link.peer.address
+    told, *after = hand.notes
+    assert re.fullmatch(rf"no answer from {address} \(draining\); next try in 0\.\d s", told)
+    assert after == [f"connected again to {address}", "the run is over"]
     assert fleet.calls[2].counters["lost"] == 2
+
+
+def test_an_outage_names_who_does_not_answer_and_the_plain_reason(tmp_path: Path) -> None:
+    fleet = SmallFleet(rounds=1)
+    with served(fleet) as port:
+        hand = agent_of(joined(tmp_path, fleet, port))
+    working = threading.Thread(target=hand.agent.run)
+    working.start()
+    while not hand.notes:
+        time.sleep(0.01)
+    assert hand.agent.doing == hand.notes[0]
+    hand.agent.stop()
+    working.join()
+    told = rf"no answer from 127\.0\.0\.1:{port} \(connection refused\); next try in 0\.\d s"
+    assert re.fullmatch(told, hand.notes[0])
 
 
 def test_an_agent_that_stays_waits_for_the_next_run(tmp_path: Path) -> None:
@@ -286,12 +313,19 @@ def rows(*labels: float, x: float = 0.5) -> RowSource:
     return RowSource("the sensor", lambda: found)
 
 
+RAISE = "this device's owner allows 512 B, which `fedtiny-agent limits --ram` raises"
+
+
 @pytest.mark.parametrize(
     ("source", "limits", "told"),
     [
-        (rows(), Limits(), "the sensor has no samples to use: 0 rows"),
+        (rows(), Limits(), "the sensor has no samples: it is empty"),
         (rows(*[3e38] * 5, x=3e38), Limits(), "parameters are not finite after training"),
-        (rows(1.0, 2.0), Limits(ram_bytes=512), f"needs {PROGRAM.footprint.ram_bytes:,} B of RAM"),
+        (
+            rows(1.0, 2.0),
+            Limits(ram_bytes=512),
+            f"needs {PROGRAM.footprint.ram_bytes:,} B of RAM; {RAISE}",
+        ),
     ],
     ids=["no samples", "diverged", "too little memory"],
 )
@@ -305,6 +339,49 @@ def test_a_visit_that_cannot_be_done_is_told_with_its_reason(
     assert hand.link.counters == {"failures": 1}
     assert fleet.count(pb.SubmitRequest) == 0
     assert hand.store.held() is None
+
+
+@pytest.mark.parametrize("source", [rows(), rows(*[3e38] * 5, x=3e38)])
+def test_the_coordinator_hears_at_once_which_lease_was_given_up_and_why(
+    tmp_path: Path, source: RowSource
+) -> None:
+    fleet = SmallFleet()
+    with hand_of(fleet, tmp_path, source=source) as hand:
+        lease = fleet.coordinator.check_in(0.0, 0)
+        hand.agent.run(visits=2)
+    first, second = (call for call in fleet.calls if isinstance(call, pb.CheckInRequest))
+    assert not first.HasField("gave_up")
+    assert not isinstance(lease, float)
+    assert second.gave_up == lease[0].id
+    assert hand.notes[0] == f"round 0 · cannot be done: {told_as(second.why)}"
+
+
+def told_as(why: str) -> str:
+    """What the device itself says where the coordinator hears ``why``."""
+    return {"there are no samples": "the sensor has no samples: it is empty"}.get(why, why)
+
+
+def test_why_is_told_in_a_line_of_300_characters(tmp_path: Path) -> None:
+    def give() -> Rows:
+        raise DataError("a secret", public="two\nlines " + "x" * 400)
+
+    fleet = SmallFleet()
+    with hand_of(fleet, tmp_path, source=RowSource("", give)) as hand:
+        hand.agent.run(visits=2)
+    why = [call for call in fleet.calls if isinstance(call, pb.CheckInRequest)][1].why
+    assert why == "two lines " + "x" * 290
+
+
+def test_a_reason_is_told_again_until_it_was_heard(tmp_path: Path) -> None:
+    fleet = SmallFleet()
+    with hand_of(fleet, tmp_path, source=rows()) as hand:
+        down = iter([False, True])
+        fleet.faults["check_in"] = lambda _, context: (
+            context.abort(grpc.StatusCode.UNAVAILABLE, "down") if next(down, False) else None
+        )
+        hand.agent.run(visits=2)
+    asked = [call for call in fleet.calls if isinstance(call, pb.CheckInRequest)]
+    assert [call.HasField("gave_up") for call in asked] == [False, True, True]
 
 
 def test_a_damaged_image_is_not_run(tmp_path: Path) -> None:
@@ -332,13 +409,23 @@ def test_when_the_bytes_of_today_are_used_up_the_agent_waits_for_tomorrow(tmp_pa
     with hand_of(fleet, tmp_path, limits=limits, unix_s=unix_s) as hand:
         hands.append(hand)
         hand.agent.run()
-    assert any("B moved today, the limit is 12,000 B: looking again in" in n for n in hand.notes)
+    assert any("KB moved today, the limit is 12.0 KB: looking again in" in n for n in hand.notes)
     first, second = hand.store.document("traffic").values()
     # A visit that has begun is not broken off.
     most = max(visit.bytes_up + visit.bytes_down for visit in hand.visits)
     assert 12_000 <= sum(first.values()) <= 12_000 + most
     assert 0 < sum(second.values()) < 12_000
     assert len(hand.visits) == 14
+
+
+def test_an_owner_whose_limit_keeps_the_device_out_is_told_which(tmp_path: Path) -> None:
+    fleet = SmallFleet(rounds=1)
+    reason = "needs 70,000 B of RAM, linux has 512 B; train fewer layers or lower the batch"
+    answers = iter([codec.ComeBack(0.0, reason), codec.Dismissed()])
+    fleet._answer = lambda _: next(answers)  # type: ignore[method-assign]
+    with hand_of(fleet, tmp_path, limits=Limits(ram_bytes=512)) as hand:
+        hand.agent.run()
+    assert hand.notes == [f"no work: {reason}; {RAISE}", "the run is over"]
 
 
 def test_with_a_low_battery_the_agent_does_not_even_check_in(tmp_path: Path) -> None:

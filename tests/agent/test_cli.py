@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import fedtiny
+from fedtiny.agent import identity
 from fedtiny.agent.cli import main
+from fedtiny.agent.identity import Identity
+from fedtiny.agent.limits import Limits
 from fedtiny.agent.store import Store
 from fedtiny.errors import FedtinyError
+from fedtiny.wire import codec
 from tests.agent.small_fleet import PROGRAM, SmallFleet, joined, served
+from tests.harness.fleet_port import CARD, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 TASK = "tests.agent.streaming:Task"
@@ -82,9 +91,11 @@ def test_progress_as_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[st
     status = json.loads(capsys.readouterr().out)
     assert status["last"] == rows[-1]
     assert status["trained"] == {"round": 1, "program": PROGRAM.digest}
-    assert status["process"] == 0
-    assert set(status) == {
-        "device", "address", "folder", "process", "limits", "today", "last", "held", "trained",
+    assert (status["version"], status["protocol"]) == (fedtiny.__version__, codec.PROTOCOL)
+    nothing = {name for name, value in status.items() if value is None}
+    assert nothing == {"process", "state", "held", "name", "certificate_ends_unix_s"}
+    assert set(status) - nothing == {
+        "device", "address", "folder", "version", "protocol", "limits", "today", "last", "trained",
     }  # fmt: skip
 
 
@@ -101,7 +112,9 @@ def test_a_signal_ends_a_waiting_agent_and_loses_nothing(
         assert Store(tmp_path).running == agent.pid
         second = ended(start("run", "--dir", tmp_path, "--data", TASK))
         agent.send_signal(sent)
-        assert ended(agent)[0] == code
+        ended_with, _, told = ended(agent)
+    assert ended_with == code
+    assert told == "stopped; what is finished is kept\n"
     assert second[0] == 9
     assert f"an agent (process {agent.pid}) already runs" in second[2]
     assert not (tmp_path / "agent.sock").exists()
@@ -128,8 +141,13 @@ def test_predictions_come_from_the_folder_and_from_a_running_agent(
         wait_until((tmp_path / "agent.sock").exists)
         _, out, _ = ended(start("predict", "--dir", tmp_path, "-"), "[0.5]\n[1.5]\n")
         assert [json.loads(line) for line in out.splitlines()] == rows
-        code, _, err = ended(start("predict", "--dir", tmp_path, "-"), "[0.5, 1, 2, 3]\n")
-        assert (code, "one line is one sample; got 4" in err) == (6, True)
+        code, out, err = ended(start("predict", "--dir", tmp_path, "-"), "[0.5]\n\n[1, 2, 3]\n")
+        assert (code, len(out.splitlines())) == (6, 1)
+        assert "line 3: one line is one sample; got 3" in err
+        _, out, _ = ended(start("status", "--dir", tmp_path, "--json"))
+        status = json.loads(out)
+        assert status["process"] == agent.pid
+        assert status["state"] == "waits at the coordinator for work" or "rests" in status["state"]
         agent.send_signal(signal.SIGTERM)
         ended(agent)
 
@@ -138,7 +156,7 @@ def test_limits_are_set_shown_and_lifted(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def limits(*given: str) -> Any:
-        assert main(["limits", "--dir", str(tmp_path), *given]) == 0
+        assert main(["limits", "--dir", str(tmp_path), "--json", *given]) == 0
         return json.loads(capsys.readouterr().out)
 
     lifted = {"ram_bytes": None, "cpu_percent": 100.0, "battery_percent": 0.0, "bytes_a_day": None}
@@ -148,8 +166,104 @@ def test_limits_are_set_shown_and_lifted(
         "ram_bytes": 64 << 20, "cpu_percent": 50.0, "battery_percent": 30.0,
         "bytes_a_day": 20_000_000,
     }  # fmt: skip
-    assert limits("--cpu", "25") == given | {"cpu_percent": 25.0}
+    assert limits("--cpu", "25%") == given | {"cpu_percent": 25.0}
     assert limits("--ram=none", "--cpu=none", "--battery=none", "--bytes=none") == lifted
+
+
+def test_limits_are_told_to_people_in_units(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["limits", "--dir", str(tmp_path), "--ram", "64MiB", "--cpu", "50%", "--bytes", "20MB"])
+    assert capsys.readouterr().out.splitlines() == [
+        "memory       at most 64 MiB",
+        "processor    at most 50 %",
+        "battery      no limit",
+        "bytes a day  at most 20.0 MB",
+    ]
+
+
+def test_an_odd_limit_is_kept_only_after_a_yes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["limits", "--dir", str(tmp_path), "--ram", "64KiB", "--cpu", "1%"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("n\ny\n"))
+    assert main(arguments) == 3
+    told = capsys.readouterr().err
+    assert told.startswith("65536 B of memory and 1 % of a processor: really? [y/N] ")
+    assert Limits.load(Store(tmp_path)) == Limits()
+    assert main(arguments) == 0
+    assert Limits.load(Store(tmp_path)) == Limits(ram_bytes=65_536, cpu_percent=1.0)
+    assert main([*arguments, "--battery", "99%", "--yes"]) == 0
+
+
+def test_the_status_is_told_to_people_in_aligned_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with served(fleet := SmallFleet(rounds=1)) as port:
+        joined(tmp_path, fleet, port)
+        me = Identity.load(tmp_path)
+        replace(me, name="pi-2", insecure=False, expires_s=1_800_000_000.0).save(tmp_path)
+        main(["status", "--dir", str(tmp_path)])
+        before = capsys.readouterr().out.splitlines()
+        me.save(tmp_path)
+        main(["run", "--dir", str(tmp_path), "--data", TASK])
+    capsys.readouterr()
+    main(["status", "--dir", str(tmp_path)])
+    after = capsys.readouterr().out.splitlines()
+    assert before == [
+        f"device       0 (pi-2) of 127.0.0.1:{port}",
+        "state        not running; start it: fedtiny-agent run --data SOURCE",
+        f"version      fedtiny {fedtiny.__version__}, protocol {codec.PROTOCOL}",
+        "certificate  ends at 2027-01-15 08:00 UTC; renewed before",
+        f"folder       {tmp_path}",
+        "limits       none",
+    ]
+    assert [line.split("  ")[0] for line in after] == [
+        "device", "state", "version", "folder", "model", "last visit", "today", "limits",
+    ]  # fmt: skip
+    assert re.fullmatch(
+        r"last visit  round 0 · trained 32 samples in \d\.\d\d s · sent 0\.\d KB", after[5]
+    )
+
+
+def test_the_version_is_told_with_the_protocol(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    told = f"fedtiny-agent {fedtiny.__version__}, protocol {codec.PROTOCOL}\n"
+    assert capsys.readouterr().out == told
+
+
+@pytest.mark.parametrize("command", [["status"], ["limits"], ["leave", "--yes"]])
+def test_asking_about_a_device_that_is_none_makes_no_folder(
+    tmp_path: Path, command: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "agent"
+    assert main([*command, "--dir", str(folder)]) == (0 if command == ["limits"] else 9)
+    assert not folder.exists()
+
+
+def test_a_damaged_key_is_told_at_the_start(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(tmp_path / "fleet") as port:
+        identity.enrol(port.join_string(), "pi", CARD, tmp_path / "agent")
+    (tmp_path / "agent" / "key.pem").write_bytes(b"damaged")
+    assert main(["run", "--dir", str(tmp_path / "agent"), "--data", TASK]) == 9
+    told = "key.pem is damaged; remove it, then join again: `fedtiny-agent join --again STRING`"
+    assert told in capsys.readouterr().err
+
+
+def test_joining_tells_the_name_that_was_given(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with serving(tmp_path / "fleet") as port:
+        for folder in "ab":
+            string = str(port.join_string())
+            assert main(["join", string, "--name", "pi", "--dir", str(tmp_path / folder)]) == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert ", called pi; next: fedtiny-agent run" in first
+    name = Identity.load(tmp_path / "b").name
+    assert f", called {name}, for another device has the name pi; next:" in second
 
 
 def test_leaving_deletes_everything_after_a_yes(
@@ -172,7 +286,7 @@ def test_leaving_deletes_everything_after_a_yes(
         (["run"], 3, "no samples are named: add --data SOURCE, or set FEDTINY_AGENT_DATA"),
         (["join", "http://nowhere"], 3, "is no join string"),
         (["status"], 9, "fedtiny-agent join STRING"),
-        (["limits", "--cpu", "0"], 3, "must be above 0 %"),
+        (["limits", "--cpu", "0%"], 3, "must be above 0 %"),
         (["predict", "-"], 9, "no trained model yet"),
     ],
 )

@@ -194,6 +194,26 @@ def test_a_damaged_file_is_told_with_the_remedy(port: FleetPort, folder: Path, n
         identity.renew(folder)
 
 
+@pytest.mark.parametrize("name", ["key.pem", "certificate.pem", "authority.pem"])
+def test_no_flipped_bit_of_a_file_goes_unnoticed_at_the_start(
+    port: FleetPort, folder: Path, name: str
+) -> None:
+    me = identity.enrol(port.join_string(), "pi", CARD, folder)
+    whole = (folder / name).read_bytes()
+    for at in range(0, len(whole), 7):
+        (folder / name).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(RunError, match=rf"{name} is damaged; .*join --again"):
+            me.channel(folder, [])
+
+
+def test_a_device_keeps_the_name_that_it_was_given(port: FleetPort, tmp_path: Path) -> None:
+    names = [
+        identity.enrol(port.join_string(), "pi", CARD, tmp_path / folder).name for folder in "ab"
+    ]
+    assert names == [device.name for device in (port.devices[0], port.devices[1])]
+    assert names[0] == "pi" != names[1]
+
+
 def test_without_certificates_a_device_has_a_token_and_an_index(
     tmp_path: Path, folder: Path
 ) -> None:

@@ -14,8 +14,8 @@ from fedtiny.agent.limits import (
     Paced,
     Traffic,
     battery_hindrance,
-    parse_limit,
     parse_percent,
+    parse_size,
 )
 from fedtiny.agent.store import Store
 from fedtiny.errors import DataError, ExperimentError
@@ -32,13 +32,28 @@ def test_limits_are_kept_in_the_folder(tmp_path: Path) -> None:
 
 
 def test_limits_are_read_as_people_write_them() -> None:
-    assert parse_limit("64MiB") == 64 * 2**20
-    assert parse_limit("none") is None
-    assert [parse_percent(text) for text in ("50%", "12.5", " 100 %")] == [50.0, 12.5, 100.0]
-    with pytest.raises(ExperimentError, match="'half' is no percentage"):
-        parse_percent("half")
+    assert parse_size("64MiB") == 64 * 2**20
+    assert [parse_percent(text) for text in ("50%", "12.5%", " 100 %")] == [50.0, 12.5, 100.0]
     with pytest.raises(ExperimentError, match="must be above 0 %"):
         Limits(cpu_percent=0.0)
+
+
+@pytest.mark.parametrize("text", ["half", "0.5", "50", "101%", "-1%"])
+def test_a_share_must_say_that_it_is_in_percent(text: str) -> None:
+    with pytest.raises(ExperimentError, match=rf"'{text}' is no percentage; .*such as '50%'"):
+        parse_percent(text)
+
+
+def test_a_size_must_have_a_unit() -> None:
+    with pytest.raises(ExperimentError, match=r"'64' has no unit; write '64MiB'"):
+        parse_size("64")
+
+
+def test_what_is_hardly_meant_so_is_doubted() -> None:
+    assert Limits(64 << 20, 50.0, 30.0, 20_000_000).doubts() == Limits().doubts() == []
+    assert Limits(0, 0.5, 95.0, 1000).doubts() == [
+        "0 B of memory", "1000 B a day", "0.5 % of a processor", "no work below 95 % of battery",
+    ]  # fmt: skip
 
 
 # --- the processor
@@ -120,7 +135,7 @@ def test_the_bytes_of_a_day_are_bounded(tmp_path: Path) -> None:
     traffic.add("fetch", up=100, down=200)
     found = traffic.hindrance(limits)
     assert found
-    assert (found.reason, found.seconds) == ("1,000 B moved today, the limit is 1,000 B", 6400.0)
+    assert (found.reason, found.seconds) == ("1.0 KB moved today, the limit is 1.0 KB", 6400.0)
     assert traffic.hindrance(Limits()) is None
     now[0] += found.seconds
     assert traffic.hindrance(limits) is None
@@ -171,7 +186,7 @@ def test_the_card_names_the_board(tmp_path: Path, model: str, name: str) -> None
 def test_the_card_offers_the_memory_that_is_free_and_allowed(tmp_path: Path) -> None:
     board, memory = machine(tmp_path)
     assert free_bytes(memory) == 512_000 * 1024
-    store = Store(tmp_path / "agent")
+    store = Store(tmp_path)
     cards = [
         device_card(store, Limits(ram_bytes=ram), board, memory) for ram in (None, 2**20, 2**40)
     ]
@@ -183,17 +198,26 @@ def test_a_program_that_needs_more_than_the_owner_gives_is_refused(tmp_path: Pat
     footprint = Footprint("ab" * 32, "", 70_000, 1, 1, 1, 1)
     for ram, refused in ((65_536, True), (70_000, False)):
         limits = Limits(ram_bytes=ram)
-        card = device_card(Store(tmp_path / "agent"), limits, board, memory)
+        card = device_card(Store(tmp_path), limits, board, memory)
         if refused:
-            with pytest.raises(DataError, match=r"needs 70,000 B of RAM, linux has 65,536 B"):
+            with pytest.raises(
+                DataError, match=r"needs 70,000 B of RAM; .* `fedtiny-agent limits --ram`"
+            ):
                 limits.check_ram(footprint, card)
         else:
             limits.check_ram(footprint, card)
 
 
+def test_a_program_that_needs_more_than_the_machine_has_is_refused(tmp_path: Path) -> None:
+    card = device_card(Store(tmp_path), Limits(), *machine(tmp_path))
+    footprint = Footprint("ab" * 32, "", 10**9, 1, 1, 1, 1)
+    with pytest.raises(DataError, match=r"needs 1,000,000,000 B of RAM, linux has 524,288,000 B"):
+        Limits(ram_bytes=2**40).check_ram(footprint, card)
+
+
 def test_the_speed_of_the_first_visit_stays_on_the_card(tmp_path: Path) -> None:
     board, memory = machine(tmp_path, "Raspberry Pi 4 Model B Rev 1.4")
-    store = Store(tmp_path / "agent")
+    store = Store(tmp_path)
     speeds = [device_card(store, Limits(), board, memory).macs_per_s]
     for macs, busy_s in ((0, 1.0), (3e6, 0.01), (9e9, 1.0)):
         keep_speed(store, macs, busy_s)

@@ -53,13 +53,33 @@ def test_before_the_first_visit_there_is_nothing_to_predict_with(tmp_path: Path)
 
 def test_samples_come_from_files_or_lines(tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=X)
-    (found,) = samples_of(str(tmp_path / "a.npz"), ())
+    ((where, found),) = samples_of(str(tmp_path / "a.npz"), ())
+    assert where == str(tmp_path / "a.npz")
     np.testing.assert_array_equal(np.array(found), X)
-    assert [*samples_of("-", ["[1, 2]\n", "\n", "[3.5, 4]"])] == [[1, 2], [3.5, 4]]
+    lines = ["[1, 2]\n", "\n", "[3.5, 4]"]
+    assert [*samples_of("-", lines)] == [("line 1", [1, 2]), ("line 3", [3.5, 4])]
     with pytest.raises(DataError, match=r"line 2 is no JSON"):
         [*samples_of("-", ["[1]", "1, 2"])]
     with pytest.raises(DataError, match=r"line 1 is dict; write a list"):
         [*samples_of("-", ['{"x": 1}'])]
+
+
+@pytest.mark.parametrize("name", ["nothing.npz", "nothing.csv"])
+def test_a_file_that_is_missing_is_told_alike_whatever_it_is(tmp_path: Path, name: str) -> None:
+    with pytest.raises(DataError) as told:
+        [*samples_of(str(tmp_path / name), ())]
+    assert str(told.value) == f"{tmp_path / name} cannot be read: No such file or directory"
+
+
+def test_no_samples_are_an_error_wherever_they_are_missing(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("x,label\n")
+    np.savez(tmp_path / "a.npz", x=X[:0])
+    (tmp_path / "empty").mkdir()
+    for name in ("a.csv", "a.npz", "empty"):
+        with pytest.raises(DataError, match=rf"{name} has no samples"):
+            [*samples_of(str(tmp_path / name), ())]
+    with pytest.raises(DataError, match=r"no samples on stdin; write one a line"):
+        [*samples_of("-", ["\n"])]
 
 
 @pytest.fixture
@@ -108,6 +128,7 @@ def test_a_wrong_line_is_answered_with_what_is_wrong(store: Store, line: bytes, 
 
 def test_a_deep_folder_has_a_socket_too(tmp_path: Path) -> None:
     store = Store(tmp_path / ("deep" * 30))
+    store.make()
     with serving(store, lambda: {"device": 6}):
         assert [*ask(store.folder, iter([{"status": True}]))] == [{"device": 6}]
     assert not (store.folder / SOCKET).exists()

@@ -15,6 +15,7 @@ from fedtiny.device.learner import Key, Learner
 from fedtiny.engine.compile import compile
 from fedtiny.engine.zoo import mlp
 from fedtiny.errors import DataError, ExperimentError
+from fedtiny.values import Instruction, Phase
 from tests.agent import streaming
 from tests.agent.small_fleet import PROGRAM
 
@@ -46,7 +47,7 @@ def test_files_that_come_later_are_taken_at_the_next_visit(tmp_path: Path) -> No
 def test_without_labels_there_is_nothing_to_train_on_until_they_come(tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("id,t,h\n" + "".join(f"r{n},1,2\n" for n in range(5)))
     source = open_source(str(tmp_path), 0)
-    with pytest.raises(DataError, match=r"5 rows, 5 of them without a label.*labels\.csv"):
+    with pytest.raises(DataError, match=r"5 rows, none with a label to train on.*labels\.csv"):
         labels(source)
     assert labels(source, labelled=False) == [0] * 4
     (tmp_path / "labels.csv").write_text("id,label\nr0,2\nr4,1\n")
@@ -117,6 +118,43 @@ def test_a_source_that_fails_is_named(data: str, told: str) -> None:
     source = open_source(f"tests.agent.streaming:{data}", 0)
     with pytest.raises(DataError, match=told):
         labels(source)
+
+
+SECRET = "73.25"
+LEAKS = {
+    "a cell": f"t,h,label\n1,{SECRET}x,0\n",
+    "a long cell": f"t,h,label\n1,{SECRET * 20},0\n",
+    "a label": f"t,h,label\n1,2,{SECRET}x\n",
+    "a part": f"t,h,part,label\n1,2,{SECRET},0\n",
+    "a header that is data": f"{SECRET},{SECRET}\n1,2\n",
+    "a double name": f"{SECRET}x,{SECRET}x\n1,2\n",
+    "a label that is no class": "t,h,label\n" + "1,2,7325\n" * 5,
+    "a label of another kind": f"t,h,label\n1,2,{SECRET}\n",
+    "no finite value": "t,h,label\n1,inf,0\n",
+}
+
+
+@pytest.mark.parametrize("text", LEAKS.values(), ids=LEAKS)
+def test_what_others_hear_of_wrong_samples_has_no_value_of_theirs(
+    tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "a.csv").write_text(text)
+    sampler = open_source(str(tmp_path / "a.csv"), 0)
+    with pytest.raises(DataError) as told:
+        CLASSIFIER.visit(
+            Instruction(phases=(Phase(0.1),)), bytes(CLASSIFIER.vector()),
+            sampler.sampler(CLASSIFIER, KEY), KEY,
+        )  # fmt: skip
+    assert told.value.public
+    for secret in ("73", "inf", str(tmp_path)):
+        assert secret not in told.value.public, told.value.public
+
+
+def test_what_others_hear_of_an_owners_object_is_the_kind_of_error() -> None:
+    source = open_source("tests.agent.streaming:broken", 0)
+    with pytest.raises(DataError) as told:
+        labels(source)
+    assert told.value.public == "tests.agent.streaming:broken failed: ValueError"
 
 
 def test_what_is_not_there_is_told() -> None:

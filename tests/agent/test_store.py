@@ -61,6 +61,33 @@ def test_nobody_else_can_read_the_folder(tmp_path: Path) -> None:
     assert (store.folder / "held").stat().st_mode & 0o777 == 0o600
 
 
+def test_a_folder_that_is_only_read_is_not_made(tmp_path: Path) -> None:
+    store = Store(tmp_path / "agent")
+    assert (store.held(), store.document("limits"), store.running) == (None, {}, 0)
+    assert not store.folder.exists()
+
+
+def test_a_folder_that_was_open_to_others_is_shut_and_that_is_told_once(tmp_path: Path) -> None:
+    told: list[str] = []
+    folder = tmp_path / "agent"
+    folder.mkdir()
+    folder.chmod(0o777)
+    for _ in range(2):
+        with Store(folder, told.append).locked():
+            assert folder.stat().st_mode & 0o777 == 0o700
+    assert told == [f"{folder} was open to others (mode 0777); now it is not"]
+
+
+def test_a_folder_of_others_is_not_shut_to_them(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    folder.chmod(0o1777)
+    (folder / "theirs").write_text("")
+    with pytest.raises(RunError, match=r"mode 1777\).* folder of the agent's own with --dir"):
+        Store(folder).make()
+    assert folder.stat().st_mode & 0o7777 == 0o1777
+
+
 def test_one_folder_serves_one_process_at_a_time(tmp_path: Path) -> None:
     store = Store(tmp_path)
     second = "import sys; from pathlib import Path; from fedtiny.agent.store import Store\n"
@@ -76,8 +103,8 @@ def test_one_folder_serves_one_process_at_a_time(tmp_path: Path) -> None:
 
 def test_a_folder_that_cannot_be_written_is_an_error_with_a_remedy(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(RunError, match=r"cannot be written.*--dir"):
-        Store(tmp_path / "file" / "agent")
+    with pytest.raises(RunError, match=r"Not a directory; .*--dir"):
+        Store(tmp_path / "file" / "agent").write_document("limits", {})
 
 
 def test_the_folder_is_the_one_named_then_that_of_the_environment(

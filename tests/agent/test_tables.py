@@ -147,11 +147,17 @@ def test_labels_that_come_late_are_joined_by_id(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("t,label\n1,0\nx,1\n", r"a\.csv: row 3, column t: 'x' is no finite number"),
-        ("t,label\nnan,0\n", r"row 2, column t: 'nan' is no finite number"),
-        ("t,label\n1,cat\n", r"row 2, column label: 'cat' is no finite number"),
+        ("t,label\n1,0\nx,1\n", r"a\.csv: row 3, column 't': 'x' is no finite number"),
+        ("t,label\nnan,0\n", r"row 2, column 't': 'nan' is no finite number"),
+        ("t,label\n1,cat\n", r"row 2, column 'label': 'cat' is no finite number"),
         ("t,label\n1\n", r"row 2 has 1 cells, the header 2"),
-        ("t,t\n1,2\n", r"two columns have one name"),
+        ("t,t\n1,2\n", r"two columns are called 't'; give each a name of its own"),
+        ("0.5,0.5,1\n0.1,0.2,0\n", r"a\.csv: it needs a header line: .* has numbers"),
+        ("t;h;label\n1;2;0\n", r"its cells are separated by ';'; write commas"),
+        ("t\th\n", r"separated by '\\t'; write commas"),
+        ("", r"a\.csv: it is empty; its first line names the columns"),
+        (f"{'t' * 90},{'t' * 90}\n", rf"two columns are called '{'t' * 37}\.\.\.';"),
+        (f"t,{'h' * 90}\n1,{'x' * 90}\n", rf"column '{'h' * 37}\.\.\.': '{'x' * 37}\.\.\.' is no"),
         ("t,part\n1,test\n", r"row 2, column part: 'test'; write 'support' or 'query'"),
         ("t\n" + "1\n" * 3000, r"more than 8,000 B of samples up to row 2002"),
         ("t\n\xff\n", r"no CSV in UTF-8"),
@@ -166,7 +172,7 @@ def test_a_wrong_cell_is_named(tmp_path: Path, text: str, told: str) -> None:
 @pytest.mark.parametrize(
     ("arrays", "told"),
     [
-        ({"y": np.ones(3)}, r"has the arrays \['y'\]; the samples are called 'x'"),
+        ({"y": np.ones(3)}, "has the arrays 'y'; the samples are called 'x'"),
         ({"x": np.ones((3, 2)), "y": np.ones(2)}, "y has 2 rows, x has 3"),
         ({"x": np.array([[1, 2], [3, np.nan]])}, "x, row 1, value 1 is nan"),
         ({"x": np.ones((1, 2)), "part": np.array(["tset"])}, "row 0: part is 'tset'"),

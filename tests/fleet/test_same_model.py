@@ -110,7 +110,8 @@ def _work(folder: Path, process: CoordinatorProcess) -> list[int]:
     join = JoinString.parse(process.token(DEVICES))
     stores = [Store(folder / f"device-{number}") for number in range(DEVICES)]
     for store in stores:
-        enrol(join, store.folder.name, device_card(store, Limits()), store.folder)
+        with store.locked():
+            enrol(join, store.folder.name, device_card(store, Limits()), store.folder)
     agents = [open_agent(store, SOURCE, lambda _: None) for store in stores[PROCESSES:]]
     threads = [threading.Thread(target=agent.run, daemon=True) for agent in agents]
     with ExitStack() as stack:

@@ -7,7 +7,7 @@ import socket
 import pytest
 
 from fedtiny.errors import ExperimentError, RunError
-from fedtiny.server.addresses import beside, check_free, obstacle, read_address
+from fedtiny.server.addresses import Obstacle, beside, check_free, obstacle, read_address
 
 
 def test_an_address_is_a_host_and_a_port() -> None:
@@ -44,7 +44,10 @@ def test_an_address_of_another_machine_is_told_as_such() -> None:
         check_free("192.0.2.1:8470")  # one that documents use, and no machine has
 
 
-def test_a_name_that_nobody_knows_is_an_obstacle() -> None:
-    found = obstacle(("no-such-host.invalid", 8470))
-    assert found is not None
-    assert found.remedy == "choose another address"
+def test_a_name_that_is_not_known_is_an_obstacle(monkeypatch: pytest.MonkeyPatch) -> None:
+    def bind(self: socket.socket, address: tuple[str, int]) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "socket", type("Unknown", (socket.socket,), {"bind": bind}))
+    unknown = Obstacle("Name or service not known", "choose another address")
+    assert obstacle(("fleet.local", 8470)) == unknown

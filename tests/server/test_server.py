@@ -330,7 +330,7 @@ def test_an_address_of_metrics_that_is_taken_ends_the_start_with_nothing_left(
     tmp_path: Path,
 ) -> None:
     async def fail(options: Options) -> None:
-        with pytest.raises(RunError, match="cannot be had: .*; stop what listens there"):
+        with pytest.raises(RunError, match=r"cannot be had: .*; stop what listens there"):
             await started(options)
 
     with socket.create_server(("127.0.0.1", 0)) as server:
