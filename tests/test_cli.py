@@ -352,7 +352,7 @@ def test_an_error_is_a_message_and_an_exit_code(
 def test_help_lists_every_exit_code() -> None:
     printed = _fedtiny("--help").stdout
     listed = {int(code) for code in re.findall(r"^ +(\d+)  [A-Z]", printed, re.MULTILINE)}
-    errors = (FedtinyError, *FedtinyError.__subclasses__())
+    errors: list[type[FedtinyError]] = [FedtinyError, *FedtinyError.__subclasses__()]
     assert listed == {0, USAGE, INTERRUPTED, *(error.exit_code for error in errors)}
     assert "``" not in printed  # each is told in one sentence, without the details for authors
 

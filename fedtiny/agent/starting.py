@@ -23,8 +23,7 @@ from fedtiny.wire import codec
 def open_agent(store: Store, data: str, report: Callable[[VisitReport | str], None]) -> Agent:
     """The agent of a folder that has joined, with the source that ``data`` names."""
     membership, limits = Membership(store), Limits.load(store)
-    most_bytes = min(MOST_BYTES, limits.ram_bytes or MOST_BYTES)
-    source = open_source(data, membership.identity.index, most_bytes)
+    source = open_source(data, membership.identity.index, limits.ram_bytes or MOST_BYTES)
     traffic = Traffic(store, membership.unix_s)
     link = GrpcLink(Peer.of(store.folder), Blobs(store), traffic)
     link.agent = f"fedtiny {__version__}"
@@ -85,7 +84,7 @@ def status_of(store: Store, state: str | None = None) -> dict[str, Any]:
         "state": state,
         "version": __version__,
         "protocol": codec.PROTOCOL,
-        "certificate_ends_unix_s": None if identity.insecure else identity.expires_s,
+        "expires_s": None if identity.insecure else identity.expires_s,
         "limits": asdict(Limits.load(store)),
         "today": Traffic(store, membership.unix_s).today,
         "last": store.document("last") or None,

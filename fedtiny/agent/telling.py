@@ -33,8 +33,8 @@ def _facts(document: Document) -> Iterator[tuple[str, str]]:
     yield "device", f"{document['device']}{called} of {document['address']}"
     yield "state", _state(document)
     yield "version", f"fedtiny {document['version']}, protocol {document['protocol']}"
-    if document["certificate_ends_unix_s"] is not None:
-        yield "certificate", f"ends at {_when(document['certificate_ends_unix_s'])}; renewed before"
+    if document["expires_s"] is not None:
+        yield "certificate", f"ends at {_when(document['expires_s'])}; renewed before"
     yield "folder", document["folder"]
     if document["trained"]:
         yield "model", f"trained in round {document['trained']['round']:,}"

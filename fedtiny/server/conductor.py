@@ -306,7 +306,8 @@ class Conductor:
         for run, mine in by_run.items():
             receipts = self._receipts(run, [offer.offered for offer in mine], now)
             for offer, receipt in zip(mine, receipts, strict=False):
-                self._replace(asking, CheckIn(offer.device, offer.reply, receipt=receipt))
+                asks = CheckIn(offer.device, offer.reply, offer.wait_s, receipt=receipt)
+                self._replace(asking, asks)
             if halted := self.halted.get(run):
                 for offer in mine:
                     self._answer(offer.reply, Unavailable(halted))
@@ -353,7 +354,7 @@ class Conductor:
         if self.devices.is_revoked(check_in.device):
             return self._answer(check_in.reply, _shut_out(check_in.device))
         answer = self._refusal(check_in.device)
-        if answer is None and check_in.receipt is not None:
+        if answer is None and check_in.receipt is not None and not check_in.wait_s:
             answer = ComeBack(0.0)  # to ask, and to wait, in a call of its own
         if answer is None and check_in.wait_s > 0 and len(self.parked) < MOST_PARKED:
             until = now + check_in.wait_s

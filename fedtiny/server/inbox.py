@@ -35,12 +35,13 @@ class CheckIn:
 
 @dataclass(eq=False, slots=True)
 class Offer:
-    """A device hands an update in; answered as a `CheckIn`."""
+    """A device hands an update in, and asks for more work as with a `CheckIn`."""
 
     device: int
     run: bytes
     offered: Offered
     reply: asyncio.Future[Any]
+    wait_s: float = 0.0
 
 
 @dataclass(eq=False, slots=True)

@@ -113,7 +113,7 @@ class Coordinating:
                 await server.start()
             await self._healthy.set("", health_pb2.HealthCheckResponse.SERVING)
         except BaseException:
-            pass
+            await self._let_go()
             conductor.database.close()
             raise
         self._thread.start()

@@ -87,7 +87,7 @@ class FleetService:
             )  # fmt: skip
         self.uploads.forget(device)
         self._traffic.pop(device, None)
-        check_in = CheckIn(device, _future(), wait_s=min(max(0.0, request.wait_s), MOST_WAIT_S))
+        check_in = CheckIn(device, _future(), _patience_s(request))
         if request.HasField("card"):
             check_in.card, check_in.agent = codec.read_card(request.card), request.agent[:100]
         check_in.counters = dict(request.counters)
@@ -141,7 +141,7 @@ class FleetService:
             traffic.down += visit.share(reply)
             return reply
         offered = self._read(request.update, payload, device, hosted)
-        offer = Offer(device, hosted.run, offered, _future())
+        offer = Offer(device, hosted.run, offered, _future(), _patience_s(request))
         del self._traffic[device]
         self.conductor.put(offer)
         receipt, answer = await self._answer(offer.reply, context)
@@ -271,6 +271,11 @@ async def _abort(context: Context, error: Exception) -> NoReturn:
 
 
 _MOST_LEASE, _MOST_WHY = 2**63 - 1, 300
+
+
+def _patience_s(request: pb.CheckInRequest | pb.SubmitRequest) -> float:
+    """How long a device may wait for its answer; NaN is not at all."""
+    return min(request.wait_s, MOST_WAIT_S) if request.wait_s > 0 else 0.0
 
 
 def _future() -> asyncio.Future[Any]:

@@ -16,11 +16,12 @@ import grpc
 import numpy as np
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from fedtiny.agent.agent import Agent, VisitReport
+from fedtiny.agent.agent import Agent
 from fedtiny.agent.blobs import Blobs
 from fedtiny.agent.grpc_link import GrpcLink, Peer
 from fedtiny.agent.identity import Identity, Told
 from fedtiny.agent.limits import Limits, Traffic
+from fedtiny.agent.reports import VisitReport
 from fedtiny.agent.sources import Source, TaskSource
 from fedtiny.agent.store import Store
 from fedtiny.data.tasks import SineTask

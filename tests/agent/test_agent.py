@@ -341,24 +341,15 @@ def test_a_visit_that_cannot_be_done_is_told_with_its_reason(
     assert hand.store.held() is None
 
 
-@pytest.mark.parametrize("source", [rows(), rows(*[3e38] * 5, x=3e38)])
-def test_the_coordinator_hears_at_once_which_lease_was_given_up_and_why(
-    tmp_path: Path, source: RowSource
-) -> None:
+def test_the_coordinator_hears_at_once_which_lease_was_given_up_and_why(tmp_path: Path) -> None:
     fleet = SmallFleet()
-    with hand_of(fleet, tmp_path, source=source) as hand:
-        lease = fleet.coordinator.check_in(0.0, 0)
+    with hand_of(fleet, tmp_path, source=rows()) as hand:
+        asked = fleet.coordinator.check_in(0.0, 0)
+        assert not isinstance(asked, float)
         hand.agent.run(visits=2)
     first, second = (call for call in fleet.calls if isinstance(call, pb.CheckInRequest))
     assert not first.HasField("gave_up")
-    assert not isinstance(lease, float)
-    assert second.gave_up == lease[0].id
-    assert hand.notes[0] == f"round 0 · cannot be done: {told_as(second.why)}"
-
-
-def told_as(why: str) -> str:
-    """What the device itself says where the coordinator hears ``why``."""
-    return {"there are no samples": "the sensor has no samples: it is empty"}.get(why, why)
+    assert (second.gave_up, second.why) == (asked[0].id, "there are no samples")
 
 
 def test_why_is_told_in_a_line_of_300_characters(tmp_path: Path) -> None:
@@ -421,8 +412,8 @@ def test_when_the_bytes_of_today_are_used_up_the_agent_waits_for_tomorrow(tmp_pa
 def test_an_owner_whose_limit_keeps_the_device_out_is_told_which(tmp_path: Path) -> None:
     fleet = SmallFleet(rounds=1)
     reason = "needs 70,000 B of RAM, linux has 512 B; train fewer layers or lower the batch"
-    answers = iter([codec.ComeBack(0.0, reason), codec.Dismissed()])
-    fleet._answer = lambda _: next(answers)  # type: ignore[method-assign]
+    answers: Iterator[codec.Answer] = iter([codec.ComeBack(0.0, reason), codec.Dismissed()])
+    fleet._answer = lambda device: next(answers)  # type: ignore[method-assign]
     with hand_of(fleet, tmp_path, limits=Limits(ram_bytes=512)) as hand:
         hand.agent.run()
     assert hand.notes == [f"no work: {reason}; {RAISE}", "the run is over"]

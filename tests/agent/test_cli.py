@@ -93,7 +93,7 @@ def test_progress_as_json_lines(tmp_path: Path, capsys: pytest.CaptureFixture[st
     assert status["trained"] == {"round": 1, "program": PROGRAM.digest}
     assert (status["version"], status["protocol"]) == (fedtiny.__version__, codec.PROTOCOL)
     nothing = {name for name, value in status.items() if value is None}
-    assert nothing == {"process", "state", "held", "name", "certificate_ends_unix_s"}
+    assert nothing == {"process", "state", "held", "name", "expires_s"}
     assert set(status) - nothing == {
         "device", "address", "folder", "version", "protocol", "limits", "today", "last", "trained",
     }  # fmt: skip

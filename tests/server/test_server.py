@@ -348,15 +348,17 @@ def test_a_start_that_fails_gives_back_the_addresses_that_it_had(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     places: list[Place] = []
+    bind = Coordinating._bind
 
-    async def no_health(health: Any, service: str, status: Any) -> None:
-        places.append(serving[0].place)
+    def note(serving: Coordinating) -> Place:
+        places.append(bind(serving))
+        return places[0]
+
+    async def fail(health: Any, service: str, status: Any) -> None:
         raise RunError("no")
 
-    serving: list[Coordinating] = []
-    bind = Coordinating._bind
-    monkeypatch.setattr(Coordinating, "_bind", lambda self: serving.append(self) or bind(self))
-    monkeypatch.setattr("fedtiny.server.server._Health.set", no_health)
+    monkeypatch.setattr(Coordinating, "_bind", note)
+    monkeypatch.setattr("fedtiny.server.server._Health.set", fail)
     options = Options([experiment()], tmp_path, "127.0.0.1:0", metrics="127.0.0.1:0")
     with pytest.raises(RunError, match="no"):
         asyncio.run(started(options))
