@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from fedtiny.agent.card import device_card, keep_speed
+from fedtiny.agent.faults import NoAnswerError
 from fedtiny.agent.figures import duration
 from fedtiny.agent.grpc_link import GrpcLink
 from fedtiny.agent.limits import POWER_SUPPLIES, Hindrance, Limits, Paced, battery_hindrance
@@ -322,8 +323,10 @@ class Agent:
     def _lost(self, error: Exception) -> Event:
         if not self._stop.is_set():
             self._count("lost")
-            answered = isinstance(error, FedtinyError)
-            self._fault = str(error) if answered else f"no answer from {self._peer} ({error})"
+            if isinstance(error, NoAnswerError):
+                self._fault = f"no answer from {self._peer} ({error})"
+            else:
+                self._say(f"{error}; trying again")
         return Event.LOST
 
     def _tell_fault(self) -> None:

@@ -21,12 +21,16 @@ _PLAIN = {
 """By what the details hold, in small letters; the first that fits."""
 
 
-def plain(error: Any) -> str:
-    """The reason of a failed call: what the coordinator says, or what became of the connection."""
-    code, details = error.code().name, error.details() or ""
+class NoAnswerError(ConnectionError):
+    """The coordinator cannot be reached, or does not answer."""
+
+
+def fault(error: Any) -> ConnectionError:
+    """A failed call: what became of the connection, or what the coordinator says."""
+    code, details = error.code().name, error.details() or error.code().name
     if code == "DEADLINE_EXCEEDED":
-        return "no answer in time"
-    if code not in ("UNAVAILABLE", "UNKNOWN", "INTERNAL"):
-        return f"{code}: {details}"
+        return NoAnswerError("no answer in time")
+    if code not in ("UNAVAILABLE", "UNKNOWN", "INTERNAL", "CANCELLED"):
+        return ConnectionError(details)
     small = details.lower()
-    return next((told for sign, told in _PLAIN.items() if sign in small), details or code)
+    return NoAnswerError(next((told for sign, told in _PLAIN.items() if sign in small), details))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import grpc
 
 from fedtiny.agent.blobs import Blobs
-from fedtiny.agent.faults import plain
+from fedtiny.agent.faults import fault
 from fedtiny.agent.identity import Identity, signer
 from fedtiny.agent.limits import Traffic
 from fedtiny.agent.store import Origin, Store
@@ -345,5 +345,4 @@ def _fault(error: Any) -> Exception:
         return OutdatedError(f"the coordinator refuses this agent: {details}; update fedtiny")
     if code == "INVALID_ARGUMENT":
         return _RefusedError(details)
-    kind = TimeoutError if code == "DEADLINE_EXCEEDED" else ConnectionError
-    return kind(plain(error))
+    return fault(error)

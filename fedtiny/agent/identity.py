@@ -28,7 +28,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fedtiny.agent.faults import plain
+from fedtiny.agent.faults import fault
 from fedtiny.agent.store import told
 from fedtiny.durable import make_private, write_whole
 from fedtiny.errors import FedtinyError, IdentityError, RunError
@@ -401,7 +401,7 @@ def _refusals(address: str) -> Iterator[None]:
         code, details = error.code().name, error.details() or ""
         if code in _REFUSED:
             raise IdentityError("refused", f"{address} refuses this device: {details}") from None
-        raise _unreachable(address, plain(error)) from None
+        raise _unreachable(address, str(fault(error))) from None
 
 
 def _unreachable(address: str, why: str) -> RunError:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedtiny import rng
-from fedtiny.errors import FedtinyError, IdentityError, RunError, StrategyError
+from fedtiny.errors import ExperimentError, FedtinyError, IdentityError, RunError, StrategyError
 from fedtiny.experiment.workload import Workload
 from fedtiny.rounds.events import NEVER
 from fedtiny.server import crash_points
@@ -109,7 +109,7 @@ class Conductor:
         for work in self._works:
             hosted = self._opened(work, new_run)
             if hosted.name in opened:
-                raise RunError(f"two experiments are called {hosted.name!r}; rename one file")
+                raise ExperimentError(f"two files are called {hosted.name!r}; rename one of them")
             opened[hosted.name] = hosted
         self._host(opened)
 

@@ -145,7 +145,7 @@ class FleetService:
         del self._traffic[device]
         self.conductor.put(offer)
         receipt, answer = await self._answer(offer.reply, context)
-        self.metrics.submitted(receipt.status)
+        self.metrics.submitted(receipt.status, judged=hosted.sittings.knows(receipt.lease))
         told = codec.write_receipt(receipt)
         return pb.SubmitReply(receipt=told, received=len(payload), answer=answer)
 

@@ -272,6 +272,20 @@ def test_an_outage_names_who_does_not_answer_and_the_plain_reason(tmp_path: Path
     assert re.fullmatch(told, hand.notes[0])
 
 
+def test_what_a_coordinator_that_answers_says_is_no_outage(tmp_path: Path) -> None:
+    fleet = SmallFleet(rounds=1)
+    busy = iter([True, True])
+
+    def refuse(_: Any, context: Any) -> None:
+        if next(busy, False):
+            context.abort(grpc.StatusCode.RESOURCE_EXHAUSTED, "more than 50 calls/s")
+
+    fleet.faults["check_in"] = refuse
+    with hand_of(fleet, tmp_path) as hand:
+        hand.agent.run()
+    assert hand.notes == ["more than 50 calls/s; trying again", "the run is over"]
+
+
 def test_an_agent_that_stays_waits_for_the_next_run(tmp_path: Path) -> None:
     fleet = SmallFleet(rounds=1)
     with hand_of(fleet, tmp_path, stay=True) as hand:
