@@ -15,3 +15,14 @@ def data_dir() -> Path:
     if not folder:
         pytest.skip("set FEDTINY_DATA to the folder of the data sets")
     return Path(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares fixtures runs in one process, when there are several.
+
+    The long runs of one file share nothing, and each may run anywhere.
+    """
+    for item in items:
+        if item.path.name != "test_learning.py":
+            shared = item.path.parent if item.path.parent.name == "pi" else item.path
+            item.add_marker(pytest.mark.xdist_group(str(shared)))
