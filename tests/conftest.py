@@ -17,6 +17,7 @@ def data_dir() -> Path:
     return Path(folder)
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What shares fixtures runs in one process, when there are several.
 
@@ -25,4 +26,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.name != "test_learning.py":
             shared = item.path.parent if item.path.parent.name == "pi" else item.path
-            item.add_marker(pytest.mark.xdist_group(str(shared)))
+            item.add_marker(pytest.mark.xdist_group(shared.stem))

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 import grpc
 import numpy as np
 
+from fedtiny.agent.grpc_link import SUBMIT_WAIT_S
 from fedtiny.data.tables import Task
 from fedtiny.device.learner import Key, Learner
 from fedtiny.device.session import Command, Event, Session, State, advance
@@ -330,7 +331,7 @@ class Device:
     # ---- handing in
 
     async def _submit(self) -> Event:
-        receipt = await self._hand_in(wait_s=self.conduct.wait_s)
+        receipt = await self._hand_in(wait_s=min(self.conduct.wait_s, SUBMIT_WAIT_S))
         if self.conduct.twice:
             again = await self._hand_in(wait_s=0.0)
             assert again.status == (DUPLICATE if receipt.status == ACCEPTED else receipt.status)
