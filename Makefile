@@ -17,7 +17,7 @@ setup: $(VENV)/ready-dev
 	@$(COMPILE) >/dev/null
 
 test: setup
-	$(BIN)/pytest -n 2 --dist loadgroup $(PYTEST_FLAGS)
+	$(BIN)/pytest -n 2 $(PYTEST_FLAGS)
 
 demo: $(DEMO)
 	@$(COMPILE) >/dev/null

@@ -1,8 +1,10 @@
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
+from xdist.scheduler.loadscope import LoadScopeScheduling
 
 settings.register_profile("fedtiny", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("fedtiny")
@@ -17,13 +19,19 @@ def data_dir() -> Path:
     return Path(folder)
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What shares fixtures runs in one process, when there are several.
+class ByFile(LoadScopeScheduling):  # type: ignore[misc]
+    """What shares fixtures runs in one process: a file, or a folder of emulated boards.
 
-    The long runs of one file share nothing, and each may run anywhere.
+    The long runs of `test_learning.py` share nothing, and each may run anywhere.
     """
-    for item in items:
-        if item.path.name != "test_learning.py":
-            shared = item.path.parent if item.path.parent.name == "pi" else item.path
-            item.add_marker(pytest.mark.xdist_group(shared.stem))
+
+    def _split_scope(self, nodeid: str) -> str:
+        path = nodeid.partition("::")[0]
+        if path.endswith("test_learning.py"):
+            return nodeid
+        return "boards" if "/pi/" in path else path
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> ByFile:
+    """With several processes, tests are dealt out by file."""
+    return ByFile(config, log)

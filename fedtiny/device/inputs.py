@@ -91,9 +91,10 @@ class Input:
         """Samples in it, by the shape in which it was given; () is flat."""
         if len(given) < 2:
             if len(view) % self.width:
+                shape = f" {self.shape}" if len(self.shape) > 1 else ""
                 raise DataError(
-                    f"{self.name}: a sample has {self.width} values {self.shape}; {len(view)} "
-                    f"values are no whole number of samples; {self.remedy}"
+                    f"{self.name}: a sample has {self.width} values{shape}; {len(view)} values "
+                    f"are no whole number of samples; {self.remedy}"
                 )
             return len(view) // self.width
         if given == self.shape:

@@ -201,7 +201,7 @@ def test_plain_lists_are_samples_too(program: Program) -> None:
 @pytest.mark.parametrize(
     ("x", "y", "message"),
     [
-        (np.zeros(8), [0, 1], r"x: a sample has 3 values \(3,\); 8 values are no whole number"),
+        (np.zeros(8), [0, 1], "x: a sample has 3 values; 8 values are no whole number"),
         (np.zeros((2, 4)), [0, 1], r"x has the shape \(2, 4\), a sample of it \(3,\)"),
         (np.zeros((3, 2)), [0, 1], r"x has the shape \(3, 2\), a sample of it \(3,\); give \[n, 3"),
         (np.zeros((3, 2, 3)), [0, 1], r"x has the shape \(3, 2, 3\)"),
