@@ -9,14 +9,12 @@ from array import array
 from pathlib import Path
 from typing import Any
 
-sys.modules["numpy"] = None  # type: ignore[assignment]  # nor has a board it
-
-from fedtiny import rng  # noqa: E402
-from fedtiny.device.learner import Key, Learner  # noqa: E402
-from fedtiny.engine import native  # noqa: E402
-from fedtiny.engine.program import Program  # noqa: E402
-from fedtiny.tensors import floats  # noqa: E402
-from fedtiny.values import Instruction, Phase  # noqa: E402
+from fedtiny import rng
+from fedtiny.device.learner import Key, Learner
+from fedtiny.engine import native
+from fedtiny.engine.program import Program
+from fedtiny.tensors import floats
+from fedtiny.values import Instruction, Phase
 
 SAMPLES = 5
 LABELS = [0, 1, 0, 1, 1]
