@@ -36,7 +36,7 @@ def visit(program: Program, scale: float) -> dict[str, Any]:
     return {
         "values": outcome.values.hex(),
         "measures": dict(outcome.measures),
-        "prediction": [float(value).hex() for value in learner.predict(x)],
+        "prediction": [value.hex() for value in floats(learner.predict(x))],
         "scores": learner.evaluate(x, y),
     }
 
