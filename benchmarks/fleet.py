@@ -187,7 +187,7 @@ async def whole_rounds(devices: int, rounds: int) -> dict[str, float]:
 
 
 async def submits_per_s(devices: int, rounds: int) -> float:
-    """Every device has its update ready, and all of them are handed in at once."""
+    """Every device has its update ready; all hand them in, and want the receipt, at once."""
     arrived = asyncio.Barrier(devices)
     released: dict[int, float] = {}
 
@@ -197,7 +197,7 @@ async def submits_per_s(devices: int, rounds: int) -> float:
 
     with coordinator(devices, rounds) as (process, members):
         process.serve()
-        conduct = Conduct(CannedVisits(), wait_s=60.0, pause=pause)
+        conduct = Conduct(CannedVisits(), wait_s=60.0, pause=pause, receipt_wait_s=0.0)
         seconds = []
         async with living(process, members, conduct) as figures:
             for done in range(1, rounds + 1):

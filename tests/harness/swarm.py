@@ -156,6 +156,8 @@ class Conduct:
 
     visit: Visitor
     wait_s: float = 20.0
+    receipt_wait_s: float = SUBMIT_WAIT_S
+    """How long a receipt may wait for the next work to come with it."""
     call_s: float = 10.0
     """How long a call may take beyond that."""
     answers: Callable[[Lease], bool] = lambda lease: True
@@ -331,7 +333,7 @@ class Device:
     # ---- handing in
 
     async def _submit(self) -> Event:
-        receipt = await self._hand_in(wait_s=min(self.conduct.wait_s, SUBMIT_WAIT_S))
+        receipt = await self._hand_in(min(self.conduct.wait_s, self.conduct.receipt_wait_s))
         if self.conduct.twice:
             again = await self._hand_in(wait_s=0.0)
             assert again.status == (DUPLICATE if receipt.status == ACCEPTED else receipt.status)
