@@ -49,8 +49,6 @@ _SOON_S, _LONG_S, _AFTER_FAILURE_S = 2.0, 600.0, 0.2
 MOST_PARKED = 20_000
 """Devices that may wait for work at a time; each holds a call open."""
 _SAVE_SEEN_S = 30.0
-
-
 _REVOKED = "the device was revoked"
 
 
@@ -128,9 +126,6 @@ class Conductor:
             served = {name: served[name] for name in sound}
         self._host(sound)
         self._folders.clear()
-
-    def _again(self, hosted: Hosted) -> Hosted:
-        return self._opened(hosted.work)
 
     def _guarded(self, hosted: Hosted, act: Callable[[Hosted], T]) -> T | None:
         """What a run does; if its strategy fails the run is halted, and the others go on.

@@ -297,7 +297,8 @@ class Hosted:
 
     def submit(self, now: float, offers: Sequence[Offered]) -> list[Receipt]:
         """A receipt for each offer."""
-        mine = [o for o in offers if self._may_offer(o.update)]
+        # Who offers the lease of another must not spend it.
+        mine = [o for o in offers if self._is_of(o.update.device, o.update.lease)]
         judged = [o for o in mine if self.sittings.knows(o.update.lease)]
         trained = [o for o in mine if not self.sittings.knows(o.update.lease)]
         told = [self.sittings.submit(o.update, o.flaw) for o in judged]
@@ -317,10 +318,6 @@ class Hosted:
             receipts = self.coordinator.submit(now, [o.update for o in offers], flaws)
             self._count(offers, receipts)
         return receipts
-
-    def _may_offer(self, update: Update) -> bool:
-        """Not when the lease is that of another device: it must not spend it."""
-        return self._is_of(update.device, update.lease)
 
     def _is_of(self, device: int, lease: int) -> bool:
         """Whether the lease is the device's, or of a round that is over."""
