@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from fedtiny.engine.builder import Net
@@ -43,3 +45,7 @@ HARD: dict[str, Any] = SINE | {
 
 def run(tables: dict[str, Any], *settings: str, devices: DeviceForm = "columns") -> Result:
     return simulate(Experiment.of(tables).override(*settings), devices=devices)
+
+
+def history_of(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "history.jsonl").read_text().splitlines()]
