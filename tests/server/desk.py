@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -167,7 +167,17 @@ class Desk:
                 return
 
 
+def given(desk: Desk, device: int) -> Work:
+    answer = desk.answer(device)
+    assert isinstance(answer, Work)
+    return answer
+
+
 def answer_in(reply: asyncio.Future[Any]) -> Answer:
     """The answer in a reply to a check-in or an update."""
     _, message = reply.result()
     return codec.read_answer(message)
+
+
+Opened = Callable[..., Desk]
+"""Makes desks of settings; the fixture of `conftest` closes them."""
