@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedtiny.report import write_report
+from fedtiny.report.page import page
 from fedtiny.report.record import RAM_PARTS, Record
 from fedtiny.report.units import binary, measured, percent, scale, si, time_scale, with_interval
 from fedtiny.runs import RunFolder
@@ -71,6 +72,26 @@ def test_the_loss_is_drawn_against_rounds_time_bytes_and_energy(sine: str) -> No
     ]
     for unit in ("rounds", "virtual time (min)", "bytes carried (MB)"):
         assert f">{unit}</text>" in sine
+
+
+def test_a_run_that_prunes_shows_each_layer(tmp_path: Path) -> None:
+    record = Record.read(synthetic_run(tmp_path / "run"))
+    told = {0: (0.5, 0.25), 20: (0.125, 0.031)}
+    for row in record.rounds:
+        if row["round"] in told:
+            density, index = told[row["round"]]
+            row["telemetry"] = {"density.<conv1>": density, "pq.<conv1>": index, "spent": 1.0}
+    record.profiles[0]["report"]["live_values"] = 1234
+    text = page(record)
+    assert 'aria-label="density (%) against rounds"' in text
+    assert 'aria-label="PQ index against rounds"' in text
+    cells = "<td>50 %</td><td>12.5 %</td><td>0.031</td>"
+    assert f'<th scope="row">&lt;conv1&gt;</th>{cells}' in text
+    assert "at most 1,234 live weights; a training step takes" in text
+
+
+def test_a_run_that_does_not_prune_has_no_section_on_it(sine: str) -> None:
+    assert "<h2>Pruning</h2>" not in sine
 
 
 def test_class_labels_add_the_accuracy(sine: str, digits: str) -> None:

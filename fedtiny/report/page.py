@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from html import escape
 from importlib.resources import files
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 from fedtiny.report import plots
 from fedtiny.report.markup import legend, line, swatch, wide_table
 from fedtiny.report.memory import memory_section
-from fedtiny.report.plots import SERIES, Plot
+from fedtiny.report.plots import SERIES
+from fedtiny.report.pruning import pruning_section
 from fedtiny.report.record import Point, Record
 from fedtiny.report.units import si
 from fedtiny.simulator.clock import format_time
@@ -21,7 +22,10 @@ _DEVICES = '<{0} class="spare">{1}</{0}>'
 
 def page(record: Record) -> str:
     """The whole document."""
-    sections = (_header, _results, _learning, _training, memory_section, _facts, _experiment)
+    sections = (
+        _header, _results, _learning, _training, pruning_section, memory_section, _facts,
+        _experiment,
+    )  # fmt: skip
     body = "\n".join(part for section in sections for part in section(record))
     style = files("fedtiny.report").joinpath("page.css").read_text(encoding="utf-8")
     return (
@@ -112,7 +116,7 @@ def _learning(record: Record) -> Iterator[str]:
     lines = [line("line", "after adapting"), line("line dashed", "before adapting")]
     yield legend(swatches * (len(swatches) > 1) + lines)
     for measure in record.measures:
-        yield _figures(plots.learning(record, measure))
+        yield plots.figures(plots.learning(record, measure))
 
 
 def _training(record: Record) -> Iterator[str]:
@@ -128,16 +132,8 @@ def _training(record: Record) -> Iterator[str]:
     )
     named = (("series-0", "accepted"), ("series-1", "refused"), ("unanswered", "unanswered"))
     yield legend(swatch(*pair) for pair in named)
-    yield _figures([plot for plot in (loss, fleet) if plot])
+    yield plots.figures([plot for plot in (loss, fleet) if plot])
     yield from (f'<p class="reason">{escape(why)}</p>' for why in record.refusals)
-
-
-def _figures(drawn: Iterable[Plot]) -> str:
-    figures = "\n".join(
-        f"<figure><figcaption>{plot.title.capitalize()}</figcaption>\n{plot.svg}</figure>"
-        for plot in drawn
-    )
-    return f'<div class="plots">\n{figures}\n</div>'
 
 
 # ---- what was asked for ----------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from fedtiny.report.record import Point, Record
+from fedtiny.report.record import Point, Record, Series
 from fedtiny.report.units import scale, time_scale
 
 if TYPE_CHECKING:
@@ -155,6 +155,22 @@ def participation(record: Record) -> Plot | None:
         return Plot("devices in a round", _svg(figure, "devices in a round"))
 
 
+# ---- pruning ---------------------------------------------------------------------------------
+
+
+def by_layer(series: Series, label: str, factor: float) -> Plot:
+    """A line for each layer, level from one round in which it was told to the next."""
+    with _drawing() as (figure, axes):
+        for index, points in enumerate(series.values()):
+            x, y = np.array(points, float).T
+            colour = _COLOURS[index % SERIES]
+            axes.plot(x, factor * y, color=colour, drawstyle="steps-post", clip_on=False)
+        values = [factor * value for points in series.values() for _, value in points]
+        title = _finish_value_axis(axes, label, values)
+        _finish_x_axis(axes, "rounds", max(points[-1][0] for points in series.values()))
+        return Plot(title, _svg(figure, f"{label} against rounds"))
+
+
 # ---- axes ------------------------------------------------------------------------------------
 
 
@@ -226,3 +242,12 @@ def _font(match: re.Match[str]) -> str:
     """The size alone: the page says which family."""
     size = re.search(r"[\d.]+px", match[0])
     return f"font-size: {size[0] if size else '8.5px'}"
+
+
+def figures(drawn: Iterable[Plot]) -> str:
+    """The drawings side by side, as far as the page is wide."""
+    parts = "\n".join(
+        f"<figure><figcaption>{plot.title.capitalize()}</figcaption>\n{plot.svg}</figure>"
+        for plot in drawn
+    )
+    return f'<div class="plots">\n{parts}\n</div>'

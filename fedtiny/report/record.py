@@ -12,6 +12,9 @@ from fedtiny.report.units import measured
 from fedtiny.runs import RunFolder
 from fedtiny.tensors import FLOAT_BYTES
 
+Series = dict[str, list[tuple[int, float]]]
+"""By name: rounds and what was told in them."""
+
 RAM_PARTS = ("parameters", "arena", "state", "sample", "stack", "reserve")
 """What a device's RAM holds; ``PART_bytes`` are keys of a Program's report."""
 
@@ -124,6 +127,16 @@ class Record:
             elif row["kind"] == "evaluation":
                 point = Point(row["round"], row["time_s"], nbytes, energy_j, row)
                 found.setdefault(row["name"], []).append(point)
+        return found
+
+    def telemetry(self, kind: str) -> Series:
+        """What the strategy told in its rounds under ``KIND.NAME``, by that name."""
+        found: Series = {}
+        for row in self.rounds:
+            for key, value in row.get("telemetry", {}).items():
+                told, _, name = key.partition(".")
+                if told == kind:
+                    found.setdefault(name, []).append((row["round"] + 1, value))
         return found
 
     @property
