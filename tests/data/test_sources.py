@@ -56,6 +56,17 @@ def test_omniglot_14_has_the_means_of_four_pixels(folder: Path) -> None:
     np.testing.assert_array_equal(halved.label, full.label)
 
 
+def test_fifty_characters_are_told_apart_in_the_hands_of_other_people(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    drawn = small.labelled(classes=60, each=20, clients=20)
+    monkeypatch.setattr(type(DATA_SETS["omniglot"]), "load", lambda self: drawn)
+    data = SOURCES["omniglot-50"].read()
+    assert data.classes == 50
+    assert set(drawn.client[data.x[data.split == 0, 0].astype(int)]) == set(range(15))
+    assert set(drawn.client[data.x[data.split == 1, 0].astype(int)]) == set(range(15, 20))
+
+
 def test_quarter_turns_of_training_characters_are_classes_of_their_own(folder: Path) -> None:
     plain, turned = (SOURCES[name].read() for name in ("omniglot", "omniglot-rotated"))
     training = np.flatnonzero(plain.split == 0)
