@@ -5,7 +5,8 @@
 Workload S: 1-32-32-1, tanh, mean squared error; a device takes 32 steps on samples made on the fly.
 Workload C: two convolutions (8 and 16 channels, stride 2) and 62 classes on 28 x 28 pictures; a
 device takes ten steps of batch 10 on its hundred. Two threads. Peers run in processes of their own,
-one after the other, between our rows. Then single training steps beside torch's, on one core.
+one after the other, between our rows. Then single training steps beside torch's, and layers at
+several densities, on one core.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
+import sparse
 import steps
 from images import DEVICES, IMAGES, net
 from kernels import flop_per_step, peak_flops
@@ -175,6 +177,9 @@ def main() -> None:
         print(row, flush=True)
     print("\nOne training step, batch 1, one core: microseconds\n")
     for row in steps.rows(seconds):
+        print(row, flush=True)
+    print("\nOne training step of a layer by its live weights, batch 32, one core\n")
+    for row in sparse.rows():
         print(row, flush=True)
 
 

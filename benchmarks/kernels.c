@@ -1,15 +1,17 @@
 /* kernels.c: times training steps, and the arithmetic peak that they are measured against. */
 #define _POSIX_C_SOURCE 199309L
-#include "ft_kernels.h"
 #include "ft_math.h"
+#include "ft_ops.h"
 
 #include <time.h>
 
-static double now(void) {
+static double seconds_of(clockid_t clock) {
   struct timespec t;
-  clock_gettime(CLOCK_MONOTONIC, &t);
+  clock_gettime(clock, &t);
   return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
+
+static double now(void) { return seconds_of(CLOCK_MONOTONIC); }
 
 /* Seconds of `steps` steps over `samples` batches in turn. */
 double bench_steps(const ft_program *program, const ft_memory *memory, const float *x,
@@ -23,6 +25,21 @@ double bench_steps(const ft_program *program, const ft_memory *memory, const flo
       return -1.0;
   }
   return now() - start;
+}
+
+/* Seconds of this thread in the ops of one step whose code is marked. */
+double bench_ops(const ft_program *program, const ft_memory *memory, const float *x, const void *y,
+                 const ft_hyper *hyper, const uint8_t *marked) {
+  const ft_op *end = program->ops + program->header->n_ops;
+  ft_frame f = ft_frame_of(program, memory, x, y);
+  double seconds = 0.0;
+  f.hyper = hyper;
+  for (const ft_op *op = program->ops; op < end; op++) {
+    const double start = seconds_of(CLOCK_THREAD_CPUTIME_ID);
+    ft_run_ops(&f, op, op + 1);
+    if (marked[op->code]) seconds += seconds_of(CLOCK_THREAD_CPUTIME_ID) - start;
+  }
+  return seconds;
 }
 
 /* FLOP/s of multiplications and additions that never leave the registers. */

@@ -15,11 +15,11 @@ from rich.progress import Progress as Bar
 from rich.table import Table
 
 from fedtiny.report.record import RAM_PARTS, Record
-from fedtiny.report.units import binary, si
+from fedtiny.report.units import binary, percent, si
 from fedtiny.simulator.clock import format_time
 
 if TYPE_CHECKING:
-    from fedtiny.experiment.explain import Row
+    from fedtiny.experiment.explain import Pruning, Row
     from fedtiny.simulator.run import Progress
 
 _WHEN = ("before", "after")
@@ -170,6 +170,23 @@ def _explained(row: Row) -> Iterator[tuple[str, str]]:
     yield "energy a visit", si(row.joules, "J")
     yield "bytes a visit", f"{row.visit_bytes:,} B"
     yield "bytes of the run", si(row.run_bytes, "B")
+    if row.pruning:
+        yield from _pruning(row.pruning)
+
+
+def _pruning(p: Pruning) -> Iterator[tuple[str, str]]:
+    yield "density", percent(p.density)
+    yield "live weights", f"{p.live_values:,}"
+    yield "bytes down", f"{p.down_bytes:,} B"
+    yield "bytes up", f"{p.up_bytes:,} B"
+    yield "a mask that moved", f"+{p.mask_bytes:,} B"
+    yield "rounds of growth", f"{p.growths:,}"
+    yield "weights they find", f"{p.growth_places:,}"
+    yield "their update", f"{p.growth_up_bytes:,} B"
+    yield "a dense gradient", f"{p.gradient_bytes:,} B"
+    yield "dense: RAM needed", f"{p.dense_ram_bytes:,} B"
+    yield "dense: a visit", f"{p.dense_visit_bytes:,} B"
+    yield "dense: the run", si(p.dense_run_bytes, "B")
 
 
 def _table(first: str, *columns: str) -> Table:

@@ -15,23 +15,25 @@ most ``cohort`` of them sum to at most ``cohort * limit < 2^62``. A Total refuse
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedtiny.errors import UpdateError
 from fedtiny.tensors import FLOAT_BYTES, raw
-from fedtiny.values import Ranges, Update, length
+from fedtiny.values import Ranges, Update, coordinates
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from fedtiny.masks import Mask
     from fedtiny.tensors import Bools, Float32, Float64, Int64
+    from fedtiny.values import Coverage
 
 TERM_LIMIT = 2**51 - 1
 SUM_LIMIT = 2**62 - 1
@@ -62,9 +64,18 @@ class FoldRule:
     shift: int
 
     @classmethod
-    def for_round(cls, cohort: int, weight_cap: float, norm_bound: float = 0.0) -> FoldRule:
-        """The finest fixed point in which ``cohort`` updates cannot overflow."""
-        bound = float(norm_bound) or DEFAULT_BOUND
+    def for_round(
+        cls,
+        cohort: int,
+        weight_cap: float,
+        norm_bound: float = 0.0,
+        default_bound: float = DEFAULT_BOUND,
+    ) -> FoldRule:
+        """The finest fixed point in which ``cohort`` updates cannot overflow.
+
+        ``default_bound`` limits each coordinate where there is no ``norm_bound``.
+        """
+        bound = float(norm_bound) or default_bound
         if cohort < 1 or not 2.0**-WEIGHT_BITS <= weight_cap < WEIGHT_TOTAL_LIMIT / cohort:
             raise UpdateError(
                 f"a cohort of {cohort:,} with weights up to {weight_cap:,} cannot be folded; "
@@ -149,7 +160,7 @@ class Total:
 
     rule: FoldRule
     sums: Int64
-    weights: Mapping[Ranges, int]
+    weights: Mapping[Coverage, int]
     count: int
 
     @classmethod
@@ -159,12 +170,17 @@ class Total:
 
     @classmethod
     def from_sums(
-        cls, rule: FoldRule, sums: Int64, ranges: Ranges, weights: npt.ArrayLike
+        cls,
+        rule: FoldRule,
+        sums: Int64,
+        ranges: Ranges,
+        weights: npt.ArrayLike,
+        mask: Mask | None = None,
     ) -> Total:
-        """What C has folded: the sums of updates that trained ``ranges``, one weight each."""
+        """What C has folded: the sums of updates that trained the same, one weight each."""
         count = int(np.size(weights))
         _check_count(count, rule)
-        return cls(rule, sums, {ranges: weight_units(weights)} if count else {}, count)
+        return cls(rule, sums, {(ranges, mask): weight_units(weights)} if count else {}, count)
 
     def add(self, update: Update, base: Float32 | None, weight: float) -> Total:
         """This total and one more update.
@@ -174,10 +190,11 @@ class Total:
         """
         _check_count(self.count + 1, self.rule)
         weight = float(self.rule.weights(weight))
-        delta = delta_of(update, base, self.sums.size)
+        at, delta = self._move(update, base)
         self.rule.check(delta)
-        sums = self.sums + self.rule.terms(delta, weight)
-        weights = _added(self.weights, {update.ranges: weight_units(weight)})
+        sums = self.sums.copy()
+        sums[at] += self.rule.terms(delta, weight)
+        weights = _added(self.weights, {update.coverage: weight_units(weight)})
         return Total(self.rule, sums, weights, self.count + 1)
 
     def add_all(
@@ -185,23 +202,33 @@ class Total:
     ) -> tuple[Total, Bools]:
         """This total and those updates that `add` would take, bit for bit; and which they are.
 
-        All of them trained the same ranges, and have values for them.
+        All of them trained the same, and have values for it.
         """
         _check_count(self.count + len(updates), self.rule)
-        ranges, size = updates[0].ranges, self.sums.size
+        at, first = self._move(updates[0], base)
         weights, sums, parts = self.rule.weights(weights), self.sums.copy(), []
-        step = max(1, _ROWS_BYTES // (8 * size))
+        step = max(1, _ROWS_BYTES // (first.nbytes or 1))
         for start in range(0, len(updates), step):
             piece = slice(start, start + step)
-            deltas = np.array([delta_of(update, base, size) for update in updates[piece]])
+            deltas = np.array([self._move(update, base)[1] for update in updates[piece]])
             good = self.rule.admits(deltas)
-            sums += self.rule.terms(deltas[good], weights[piece][good, None]).sum(axis=0)
+            sums[at] += self.rule.terms(deltas[good], weights[piece][good, None]).sum(axis=0)
             parts.append(good)
         taken = np.concatenate(parts)
         if not taken.any():
             return self, taken
-        added = _added(self.weights, {ranges: weight_units(weights[taken])})
+        added = _added(self.weights, {updates[0].coverage: weight_units(weights[taken])})
         return Total(self.rule, sums, added, self.count + int(taken.sum())), taken
+
+    def _move(self, update: Update, base: Float32 | None) -> tuple[slice | Int64, Float64]:
+        """What to add, and where: the part that was sent, if it is one.
+
+        A norm is added up over the whole vector: its lanes go by the coordinate.
+        """
+        moves = _moves(update, base, self.sums.size)
+        if len(moves) == 1 and not self.rule.norm_bound:
+            return moves[0]
+        return slice(None), _scattered(moves, self.sums.size)
 
     def merge(self, other: Total) -> Total:
         """The total of both; any order and any partition give the same bits."""
@@ -217,9 +244,9 @@ class Total:
     def mean(self) -> Float64:
         """The weighted mean delta of each coordinate over those who trained it; 0 if nobody did."""
         units = np.zeros(self.sums.size, np.int64)
-        for ranges, weight in self.weights.items():
-            for start, stop in ranges:
-                units[start:stop] += weight
+        for coverage, weight in self.weights.items():
+            for part, _ in _parts(coverage):
+                units[part] += weight
         mean = np.zeros(self.sums.size)
         np.divide(self.sums, units, out=mean, where=units > 0)
         mean *= math.ldexp(1.0, WEIGHT_BITS - self.rule.shift)
@@ -234,25 +261,76 @@ class Total:
     __hash__ = None  # type: ignore[assignment]
 
 
+def covered(coverage: Coverage) -> Int64:
+    """The coordinates that a device trained, ascending."""
+    ranges, mask = coverage
+    return coordinates(ranges) if mask is None else mask.coordinates(ranges)
+
+
 def delta_of(update: Update, base: Float32 | None, size: int) -> Float64:
     """``v - base`` in float64, a vector of ``size``: 0 where the device did not train.
 
-    Raises UpdateError when ranges and values do not fit such a vector.
+    Raises UpdateError when what it trained and its values do not fit such a vector.
     """
-    _check_ranges(update.ranges, size)
-    expected = FLOAT_BYTES * length(update.ranges)
+    return _scattered(_moves(update, base, size), size)
+
+
+def _moves(update: Update, base: Float32 | None, size: int) -> list[tuple[slice | Int64, Float64]]:
+    """How to index what the update has values for, and by how much it moved."""
+    _check_coverage(update.coverage, size)
+    parts = _parts(update.coverage) if update.places is None else _places(update)
+    expected = FLOAT_BYTES * sum(count for _, count in parts)
     if update.nbytes != expected:
         raise UpdateError(
-            f"the update has {update.nbytes:,} bytes of values, its ranges need {expected:,}"
+            f"the update has {update.nbytes:,} bytes of values, its coordinates need {expected:,}"
         )
-    delta = np.zeros(size)
-    values, at = np.frombuffer(raw(update.values), np.float32), 0
-    for start, stop in update.ranges:
-        delta[start:stop] = values[at : at + stop - start]
-        at += stop - start
+    values, at, moves = np.frombuffer(raw(update.values), np.float32), 0, []
+    for part, count in parts:
+        delta = values[at : at + count].astype(np.float64)
         if base is not None:
-            delta[start:stop] -= base[start:stop]
+            delta -= base[part]
+        moves.append((part, delta))
+        at += count
+    return moves
+
+
+def _scattered(moves: Iterable[tuple[slice | Int64, Float64]], size: int) -> Float64:
+    delta = np.zeros(size)
+    for part, moved in moves:
+        delta[part] = moved
     return delta
+
+
+def _parts(coverage: Coverage) -> list[tuple[slice | Int64, int]]:
+    """How to index what a device trained, and how much that is: by slices if there is no mask."""
+    ranges, mask = coverage
+    if mask is None:
+        return [(slice(start, stop), stop - start) for start, stop in ranges]
+    live = mask.coordinates(ranges)
+    return [(live, live.size)]
+
+
+def _places(update: Update) -> list[tuple[slice | Int64, int]]:
+    """How to index what a device sent of all that it trained."""
+    found = raw(update.places or b"")
+    if found.nbytes % np.dtype(np.uint32).itemsize:
+        raise UpdateError(f"{found.nbytes:,} bytes of places are no whole number of uint32")
+    places = np.frombuffer(found, np.uint32).astype(np.int64)
+    if not _within(places, update.coverage).all() or (np.diff(places) <= 0).any():
+        raise UpdateError(
+            f"the {places.size:,} places are not ascending, each once, among the coordinates that "
+            "the update covers"
+        )
+    return [(places, places.size)]
+
+
+def _within(places: Int64, coverage: Coverage) -> Bools:
+    """Which of the places a device trained."""
+    ranges, mask = coverage
+    inside: Bools = np.searchsorted(np.array(ranges).ravel(), places, side="right") % 2 == 1
+    if mask is not None:
+        inside[inside] = mask.bools[places[inside]]
+    return inside
 
 
 def _norm(delta: Float64) -> float:
@@ -263,11 +341,14 @@ def _norm(delta: Float64) -> float:
     return math.sqrt(((a + b) + (c + d)) + ((e + f) + (g + h)))
 
 
-def _check_ranges(ranges: Ranges, size: int) -> None:
+def _check_coverage(coverage: Coverage, size: int) -> None:
+    ranges, mask = coverage
     edges = [-1, *(edge for pair in ranges for edge in pair), size + 1]
-    ascending = all(a < b for a, b in itertools.pairwise(edges))
+    ascending = all(a < b for a, b in pairwise(edges))
     if not ranges or not ascending:
         raise UpdateError(f"the ranges {ranges} are not ascending, apart and within 0 ... {size:,}")
+    if mask is not None and mask.size != size:
+        raise UpdateError(f"a mask of {mask.size:,} coordinates for a vector of {size:,}")
 
 
 def _check_count(count: int, rule: FoldRule) -> None:
@@ -277,5 +358,5 @@ def _check_count(count: int, rule: FoldRule) -> None:
         )
 
 
-def _added(a: Mapping[Ranges, int], b: Mapping[Ranges, int]) -> Mapping[Ranges, int]:
+def _added(a: Mapping[Coverage, int], b: Mapping[Coverage, int]) -> Mapping[Coverage, int]:
     return dict(Counter(a) + Counter(b))

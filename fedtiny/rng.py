@@ -34,6 +34,7 @@ class Purpose(IntEnum):
     PROFILE = 11
     BACKOFF = 12
     EPISODE = 13
+    MASK = 14
 
 
 def philox(counter: Words4, key: tuple[int, int]) -> Words4:

@@ -12,14 +12,21 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from fedtiny.errors import CompileError, DataError, ExperimentError
+from fedtiny.errors import CompileError, DataError, ExperimentError, StrategyError
 from fedtiny.tensors import FLOAT_BYTES, raw
 
 if TYPE_CHECKING:
+    from fedtiny.masks import Mask
     from fedtiny.tensors import Buffer, Float32, Int64
 
 Ranges = tuple[tuple[int, int], ...]
 """Half-open ranges of coordinates of the averaged vector, ascending, never touching."""
+
+Coverage = tuple[Ranges, "Mask | None"]
+"""What a device trained: the coordinates within the ranges that are live in the mask, if any."""
+
+Masks = tuple[tuple[float, bytes], ...]
+"""The blob of `fedtiny.masks` for each density that the devices of a fleet have."""
 
 _UNITS = {"": 1, "b": 1, "kb": 10**3, "mb": 10**6, "gb": 10**9}
 _UNITS |= {"kib": 2**10, "mib": 2**20, "gib": 2**30}
@@ -75,6 +82,8 @@ FRESH = "fresh"
 such as a head over classes that mean something else in each task."""
 UNSENT = (LOCAL, FROZEN, FRESH)
 """The groups that a device sends nothing of."""
+STATISTICS = "statistics"
+"""The group of the running means and variances of the normalisations that track them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,6 +173,11 @@ class Layout:
         return merge_ranges((self[n].offset, self[n].offset + self[n].size) for n in names)
 
     @cached_property
+    def statistics_floats(self) -> int:
+        """Floats of the running statistics: what a calibration returns for each candidate."""
+        return sum(p.size for p in self.parameters if p.group == STATISTICS)
+
+    @cached_property
     def local_ranges(self) -> Ranges:
         """The coordinates that stay on the device."""
         return self.ranges(p.name for p in self.parameters if p.group == LOCAL)
@@ -206,9 +220,9 @@ class Layout:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """Which entries of one parameter train: all, channels along an axis, or a mask.
+    """Which entries of one parameter train: all, or the channels ``indices`` along an axis.
 
-    ``indices`` are channels (axis "in" or "out") or flat positions (axis "mask").
+    ``axis`` is "all", "in" or "out".
     """
 
     axis: str = "all"
@@ -221,7 +235,7 @@ class UpdatePlan:
 
     ``rule`` is one of ``all``, ``last:K`` (the last K layers), ``biases`` or
     ``named:PATTERN,PATTERN`` (shell patterns over parameter names). ``parts`` narrows single
-    parameters to channels or to a mask.
+    parameters to channels.
     """
 
     rule: str = "all"
@@ -303,7 +317,10 @@ class Sgd:
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """A Program seen from outside: its digest, and what it costs."""
+    """A Program seen from outside: its digest, and what it costs.
+
+    ``macs_per_growth`` is a step that looks for the largest gradients of dead coordinates, too.
+    """
 
     program: str
     layout: str
@@ -312,6 +329,7 @@ class Footprint:
     macs_per_step: int
     macs_per_forward: int
     batch: int
+    macs_per_growth: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,7 +370,7 @@ class Phase:
 
 
 TRAIN, EVALUATE, CALIBRATE, SCORE = "train", "evaluate", "calibrate", "score"
-VALUES, GRADIENT = "values", "gradient"
+VALUES, GRADIENT, VOTES = "values", "gradient", "votes"
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,10 +378,23 @@ class Instruction:
     """What one round asks of a device.
 
     * ``train``: run the phases; return the trained values, or the gradient of the last step
-      (``returns``; its phase then has one step).
+      (``returns``; its phase then has one step, and nothing that was trained before it is sent).
     * ``evaluate``: measure on the query, run the phases, measure again; return counts and sums.
-    * ``calibrate``: moments of every named tensor over the part's samples.
-    * ``score``: the mean loss of each candidate (a vector, or a seed of initial values).
+    * ``calibrate``: moments of every named tensor over the part's samples. With candidates: for
+      each one a row of values, for each normalisation that tracks its statistics the means and
+      then the mean squares of its input, channel by channel.
+    * ``score``: the loss of each candidate; with ``statistics`` (float32, a row for each, as
+      calibrated) in place of those that the candidate has: a variance is the mean square less the
+      square of the mean, at least 0.
+
+    A candidate is a vector, or a number: for a dense Program the seed of initial values, for a
+    pruned one that of a mask over the base (`fedtiny.pruning.candidate_counts`).
+
+    ``masks`` holds the mask of each density; what a device gets is `of` its own. ``grow`` names
+    pruned parameters, and how many of their dead coordinates a device is to find: those with the
+    largest gradients, of one batch. With returns = "gradient" it sends them, with "votes" their
+    places alone. With "values" it lets them live in place of as many of its smallest live weights
+    before it trains the last phase, and returns the values with its own mask.
     """
 
     kind: str = TRAIN
@@ -372,6 +403,41 @@ class Instruction:
     part: str = SUPPORT
     correction: bytes | None = None
     candidates: tuple[bytes | int, ...] = ()
+    masks: Masks = ()
+    grow: tuple[tuple[str, int], ...] = ()
+    statistics: bytes | None = None
+
+    def of(self, density: float) -> Instruction:
+        """The same for a Program of this density: with its mask alone, or none if it is dense."""
+        if not self.masks:
+            return self
+        own = tuple(pair for pair in self.masks if pair[0] == density)
+        if density < 1 and not own:
+            known = ", ".join(f"{other:g}" for other, _ in self.masks)
+            raise StrategyError(
+                f"there is no mask of density {density:g}; the strategy has masks of {known}: give "
+                "the device one of these densities, or let masks() make one for it"
+            )
+        return replace(self, masks=own)
+
+    @property
+    def mask(self) -> bytes | None:
+        """The blob of its only mask, if there is one."""
+        return self.masks[0][1] if len(self.masks) == 1 else None
+
+    @property
+    def sends_gradient(self) -> bool:
+        """Whether what comes back is no values, but a gradient or votes."""
+        return self.returns in (GRADIENT, VOTES)
+
+    @property
+    def pools(self) -> bool:
+        """Whether what comes back are statistics of candidates, to be pooled."""
+        return self.kind == CALIBRATE and bool(self.candidates)
+
+    def floats(self, layout: Layout) -> int:
+        """Coordinates of what comes back: the model's, or a row of statistics a candidate."""
+        return len(self.candidates) * layout.statistics_floats if self.pools else layout.size
 
     @property
     def sgd(self) -> Sgd:
@@ -383,7 +449,7 @@ class Instruction:
             clip=max((r.clip for r in rules), default=0.0),
             prox=max((r.prox for r in rules), default=0.0),
             correction=self.correction is not None,
-            gradient=self.returns == GRADIENT,
+            gradient=self.returns == GRADIENT and not self.grow,
         )
 
     def used(self, counts: Mapping[str, Any], batch: int) -> tuple[Any, Any]:
@@ -407,11 +473,17 @@ class Instruction:
         """
         steps, _ = self.used(counts, footprint.batch)
         judged = self._judged(counts, footprint.batch)
-        return steps * footprint.macs_per_step + judged * footprint.macs_per_forward
+        macs = steps * footprint.macs_per_step + judged * footprint.macs_per_forward
+        if self.grow:  # its batch is the last step, or one more where that has trained
+            macs += footprint.macs_per_growth - footprint.macs_per_step * self.sends_gradient
+        return macs
 
     def _judged(self, counts: Mapping[str, Any], batch: int) -> Any:
         """Batches that a visit measures."""
-        passes = {EVALUATE: 1 + bool(self.phases), CALIBRATE: 1, SCORE: len(self.candidates)}
+        candidates = len(self.candidates)
+        passes = {
+            EVALUATE: 1 + bool(self.phases), CALIBRATE: max(1, candidates), SCORE: candidates,
+        }  # fmt: skip
         if self.kind not in passes:
             return 0
         part = QUERY if self.kind == EVALUATE else self.part
@@ -456,9 +528,11 @@ class Lease:
 class Update:
     """What a device sends back.
 
-    ``values`` holds float32 for the coordinates in ``ranges`` only, in order; empty for kinds that
-    send measures alone. ``version`` is that of the model it started from. ``measures`` are counts
-    and sums (``loss_sum``, ``count``, ``correct``, ...).
+    It trained the coordinates in ``ranges``, of those the ones that are live in ``mask`` if it has
+    one. ``values`` holds float32 for these, in order; empty for kinds that send measures alone.
+    With ``places`` (uint32, ascending) values are for those coordinates alone, and the others that
+    it trained count as 0: they have not moved. The values of votes are 1. ``version`` is that of
+    the model it started from. ``measures`` are counts and sums (``loss_sum``, ``count``, ...).
     """
 
     lease: int
@@ -469,6 +543,13 @@ class Update:
     values: Buffer = b""
     ranges: Ranges = ()
     measures: Mapping[str, float] = field(default_factory=dict)
+    mask: Mask | None = None
+    places: bytes | None = None
+
+    @property
+    def coverage(self) -> Coverage:
+        """What it trained."""
+        return self.ranges, self.mask
 
     @property
     def nbytes(self) -> int:

@@ -38,6 +38,7 @@ from fedtiny.values import (
     Update,
     length,
 )
+from fedtiny.wire.codec import given_mask
 
 if TYPE_CHECKING:
     from fedtiny.engine.program import Executor
@@ -265,16 +266,18 @@ class Agent:
     def _visit(self) -> Held:
         lease, instruction, work = self._lease, self._instruction, self.link.work
         assert work
-        assert self.link.origin
         learner = self._learner()
         key = Key(work.seed, lease.round, lease.device)
         samples = self.source.sampler(learner, key, labelled=instruction.kind != CALIBRATE)
         personal = self._personal(learner.program, work.run)
         done = learner.visit(instruction, self._model, samples, key, personal)
+        update, floats = _update(lease, done), instruction.floats(learner.program.layout)
+        given = given_mask(update, instruction)
+        origin = self.link.origin = Origin(work.run, work.model.digest, floats, given)
         if instruction.kind == TRAIN:
-            self._keep_trained(learner, self.link.origin, lease)
+            self._keep_trained(learner, origin, lease)
             self._keep_speed(learner, instruction, samples)
-        return Held(_update(lease, done), self.link.origin, done.personal)
+        return Held(update, origin, done.personal)
 
     def _learner(self) -> Learner:
         """The Learner of the Program that was fetched, made once while it is in use."""
@@ -300,9 +303,9 @@ class Agent:
     def _keep_trained(self, learner: Learner, origin: Origin, lease: Lease) -> None:
         digest = bytes.fromhex(learner.program.digest)
         self.link.blobs.pinned = digest
-        self.store.keep_trained(
-            Trained(digest, origin.run, lease.round, bytes(raw(learner.vector())))
-        )
+        mask = learner.mask.blob if learner.mask else b""
+        vector = learner.executor.store_live() if mask else raw(learner.vector())
+        self.store.keep_trained(Trained(digest, origin.run, lease.round, bytes(vector), mask))
 
     def _keep_speed(self, learner: Learner, instruction: Instruction, samples: Sampler) -> None:
         """What the first visit tells of this machine's speed goes onto its card."""
@@ -397,5 +400,5 @@ def _public(error: FedtinyError) -> str:
 def _update(lease: Lease, done: Outcome) -> Update:
     return Update(
         lease.id, lease.device, lease.round, lease.version, done.samples, done.values, done.ranges,
-        done.measures,
+        done.measures, done.mask, done.places,
     )  # fmt: skip

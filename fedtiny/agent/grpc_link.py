@@ -21,14 +21,13 @@ from fedtiny.agent.faults import fault
 from fedtiny.agent.identity import Identity, signer
 from fedtiny.agent.limits import Traffic
 from fedtiny.agent.store import Origin, Store
-from fedtiny.engine.program import MAX_IMAGE_BYTES
+from fedtiny.engine.image import MAX_IMAGE_BYTES
 from fedtiny.errors import (
     IdentityError,
     ImageError,
     OutdatedError,
     RunError,
 )
-from fedtiny.tensors import FLOAT_BYTES
 from fedtiny.values import INVALID, DeviceCard, Instruction, Lease, Receipt, Update
 from fedtiny.wire import codec, signing
 from fedtiny.wire.pb import fleet_pb2 as pb
@@ -105,6 +104,7 @@ class GrpcLink:
         self.peer, self.blobs, self.traffic, self.wait_s = peer, blobs, traffic, wait_s
         self.work: Work | None = None
         self.origin: Origin | None = None
+        """Of the update that is to be handed in."""
         self.card: DeviceCard | None = None
         """To be told at the next check-in."""
         self.agent = ""
@@ -158,25 +158,25 @@ class GrpcLink:
 
     def program(self) -> bytes:
         """The image of the Program to run."""
-        work = self._work
-        return self._trusted(work.program, MAX_IMAGE_BYTES)
+        return self._trusted(self._work.program, MAX_IMAGE_BYTES)
 
     def instruction(self) -> Instruction:
-        """What is asked, with the vectors that it names by digest."""
-        work = self._work
+        """What is asked, with the masks and vectors that it names by digest."""
+        asked = self._work.instruction
         found = {
-            digest: self._fetched(digest, work.model.size, "vector")
-            for digest in codec.digests_of(work.instruction)
+            digest: self._fetched(digest, MOST_MODEL_BYTES, "vector")
+            for digest in codec.digests_of(asked)
         }
-        return codec.resolve(work.instruction, found)
+        return codec.resolve(asked, found)
 
     def submit(self, update: Update) -> Receipt:
         """Hand an update in; may be repeated until there is a receipt."""
-        if self.origin is None:
-            raise RunError("there is no update to hand in: nothing has been fetched")
-        run, base, size = self.origin.run, self.origin.base, self.origin.size
+        origin = self.origin
+        if origin is None:
+            raise RunError("there is no update to hand in: nothing has been worked on")
         reply, wait_s = None, min(self.wait_s, SUBMIT_WAIT_S)
-        for request in codec.submit_requests(update, run, base, size, wait_s):
+        payload = codec.write_values(update, origin.size, given=origin.mask)
+        for request in codec.submit_requests(update, origin.run, origin.base, payload, wait_s):
             try:
                 reply = self._call("submit", "submit", request, wait_s)
             except _RefusedError as error:
@@ -223,7 +223,6 @@ class GrpcLink:
         if isinstance(answer, codec.ComeBack):
             return at + answer.after_s
         self.work = answer
-        self.origin = Origin(answer.run, answer.model.digest, answer.model.size // FLOAT_BYTES)
         return answer.since(at), answer.instruction
 
     def _is_over(self, at: float, answer: Answer) -> bool:

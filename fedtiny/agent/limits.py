@@ -250,4 +250,4 @@ class Paced:
             self._owed_s -= self._clock() - begun
 
 
-_WORKING = ("step", "evaluate", "predict", "calibrate")
+_WORKING = ("step", "evaluate", "predict", "calibrate", "observe", "grow")

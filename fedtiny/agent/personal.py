@@ -53,6 +53,8 @@ class Predictor:
             )
         if self._learner is None or trained != self._trained:
             self._learner = Learner(Program(image))
+            if trained.mask:
+                self._learner.take_mask(trained.mask)
             self._learner.load(trained.vector)
             self._trained = trained
         return self._learner

@@ -15,11 +15,13 @@ import struct
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
 from fedtiny.durable import make_private, write_whole
 from fedtiny.errors import RunError
+from fedtiny.masks import Mask
 from fedtiny.tensors import raw
 from fedtiny.values import Update
 
@@ -41,12 +43,19 @@ def locate(folder: str = "") -> Path:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """What an update is bound to beside its lease: the run, the model that it started from, and
-    how many floats that has."""
+    """What an update is bound to beside its lease.
+
+    Attributes:
+        run: The run.
+        base: The digest of the model that it started from.
+        size: How many coordinates the vector has that comes back.
+        mask: The name of the mask in it, if that is the one that was given.
+    """
 
     run: bytes
     base: bytes
     size: int
+    mask: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +69,16 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """The model that the last training visit left on the device, and the Program to run it."""
+    """The model that the last training visit left on the device, and the Program to run it.
+
+    With a ``mask``, ``vector`` has the values of its live coordinates.
+    """
 
     program: bytes
     run: bytes
     round: int
     vector: bytes
+    mask: bytes = b""
 
 
 class Store:
@@ -128,12 +141,17 @@ class Store:
 
     def hold(self, held: Held) -> None:
         """Keep the update until `drop_held`, whatever happens to the power."""
-        values = bytes(raw(held.update.values))
-        head = asdict(replace(held.update, values=b"")) | {
-            "values": len(values), "measures": dict(held.update.measures),
-            "run": held.origin.run.hex(), "base": held.origin.base.hex(), "size": held.origin.size,
+        update, origin = held.update, held.origin
+        values = bytes(raw(update.values))
+        head = asdict(replace(update, values=b"", mask=None, places=None)) | {
+            "values": len(values), "measures": dict(update.measures),
+            "mask": update.mask and update.mask.size,
+            "places": None if update.places is None else len(update.places),
+            "run": origin.run.hex(), "base": origin.base.hex(), "size": origin.size,
+            "given": origin.mask.hex(),
         }  # fmt: skip
-        self.write("held", head, values + held.personal)
+        bits = update.mask.bits if update.mask else b""
+        self.write("held", head, b"".join([values, bits, update.places or b"", held.personal]))
 
     def drop_held(self) -> None:
         """There is a receipt."""
@@ -154,14 +172,15 @@ class Store:
         found = self.read("trained")
         if found is None:
             return None
-        head, vector = found
+        head, body = found
         program, run = (bytes.fromhex(head[name]) for name in ("program", "run"))
-        return Trained(program, run, int(head["round"]), vector)
+        at = len(body) - head.get("mask", 0)
+        return Trained(program, run, int(head["round"]), body[:at], body[at:])
 
     def keep_trained(self, trained: Trained) -> None:
         """The model that a training visit has left."""
         head = {"program": trained.program.hex(), "run": trained.run.hex(), "round": trained.round}
-        self.write("trained", head, trained.vector)
+        self.write("trained", head | {"mask": len(trained.mask)}, trained.vector + trained.mask)
 
     # -- records and documents --
 
@@ -262,7 +281,15 @@ def _unpack_document(body: bytes) -> dict[str, Any]:
 
 def _read_held(head: dict[str, Any], body: bytes) -> Held:
     run, base = (bytes.fromhex(head.pop(name)) for name in ("run", "base"))
-    origin = Origin(run, base, head.pop("size"))
-    count = head.pop("values")
+    # An agent of an earlier release knew no masks.
+    origin = Origin(run, base, head.pop("size"), bytes.fromhex(head.pop("given", "")))
+    size, placed = head.pop("mask", None), head.pop("places", None)
+    lengths = (head.pop("values"), (size or 0) + 7 >> 3, placed or 0)
+    edges = list(accumulate(lengths, initial=0))
+    values, bits, places = (body[a:b] for a, b in pairwise(edges))
     ranges = tuple((start, stop) for start, stop in head.pop("ranges"))
-    return Held(Update(**head, values=body[:count], ranges=ranges), origin, body[count:])
+    update = Update(
+        **head, values=values, ranges=ranges, mask=None if size is None else Mask(size, bits),
+        places=None if placed is None else places,
+    )  # fmt: skip
+    return Held(update, origin, body[edges[-1] :])

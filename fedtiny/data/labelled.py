@@ -32,6 +32,7 @@ class Dealing(IntEnum):
     SIZES = 4
     MIXING = 5
     CLIENTS = 6
+    PUBLIC = 7
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -2,7 +2,8 @@
 
 Held-out devices get the test samples; where the data set has none, everything is dealt to all.
 A device keeps its samples for the whole run, ``query_share`` of them as its query; one with
-nothing at all is possible.
+nothing at all is possible. ``public`` training samples, drawn, are nobody's: they are the
+coordinator's.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from fedtiny.errors import DataError, ExperimentError
 from fedtiny.rng import Purpose
 
 if TYPE_CHECKING:
+    from fedtiny.data.tables import Samples
     from fedtiny.tensors import Float32, Int64, UInt32
 
 NOBODY = -1
@@ -37,6 +39,7 @@ class Partition(Tabled, ABC):
     devices: int
     held_out: int = 0
     query_share: float = 0.25
+    public: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.held_out <= self.devices or self.devices < 1:
@@ -45,6 +48,12 @@ class Partition(Tabled, ABC):
                 f"and held_out = {self.held_out} at most as many"
             )
         check_share("query_share", self.query_share)
+        training = int(self.data.counts(TRAINING).sum())
+        if not 0 <= self.public < training:
+            raise ExperimentError(
+                f"public = {self.public} must be 0 or more, and fewer than the {training:,} "
+                "training samples, of which the devices need some"
+            )
         self._check()
 
     @property
@@ -80,6 +89,23 @@ class Partition(Tabled, ABC):
         total = np.bincount(owner, minlength=self.devices)
         query = np.floor(total * self.query_share).astype(np.int64)
         return np.where(position < (total - query)[owner], _SUPPORT, _QUERY)
+
+    def public_samples(self, run: int) -> Samples:
+        """The samples that no device owns."""
+        rows = self._public_rows(run)
+        return self.data.x[rows], self.data.label[rows]
+
+    def _public_rows(self, run: int) -> Int64:
+        rows = np.flatnonzero(self.data.split == TRAINING)
+        word = draws.words(run, Dealing.PUBLIC, rows, Purpose.SPLIT, 1)[:, 0]
+        return rows[np.argsort(word, kind="stable")[: self.public]]
+
+    def _owned(self, run: int) -> UInt32:
+        """The rows that are dealt out, class by class."""
+        rows = self.data.rows_by_class(run)
+        if not self.public:
+            return rows
+        return rows[np.isin(rows, self._public_rows(run), invert=True)]
 
     def _shares(self) -> Iterator[tuple[int, Int64]]:
         """Each part of the data set that is dealt out, and the devices that it is dealt to."""
@@ -117,7 +143,7 @@ class _Dealt(NamedTuple):
 @lru_cache(maxsize=8)
 def _dealt(task: Partition, run: int) -> _Dealt:
     """Deals out every row, then cuts each device's samples into support and query."""
-    by_class = task.data.rows_by_class(run)
+    by_class = task._owned(run)
     split = task.data.split[by_class]
     dealt = [(by_class[split == part], devices) for part, devices in task._shares()]
     owner = np.concatenate([task._owners(run, *share) for share in dealt])
@@ -239,6 +265,11 @@ class Clients(Partition):
     def _check(self) -> None:
         if self.support < 0:
             raise ExperimentError(f"support = {self.support} must be 0, for all, or more")
+        if self.public:
+            raise ExperimentError(
+                f"public = {self.public}, but clients own all of their samples; take the partition "
+                "'label-skew', 'shards' or 'quantity-skew'"
+            )
         for split, devices in self._shares():
             found = len(self._eligible(np.flatnonzero(self.data.split == split)))
             kind = f"{KINDS[split]} " if self.data.has_test and self.held_out else ""

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from fedtiny.engine.ir import (
+    ARENA,
     F32,
     I32,
     LABEL,
@@ -262,7 +263,7 @@ def _shares(back: _Back, trained: Collection[str]) -> Iterator[_Share]:
 
 
 def _has_gradient(walk: _Walk, name: str) -> bool:
-    return name in walk.needed and walk.tensors[name].home != PARAMETER
+    return name in walk.needed and walk.tensors[name].home == ARENA
 
 
 def _unpooled(walk: _Walk, back: _Back) -> _Back:

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 Extent = int | tuple[int, int]
 Padding = int | tuple[int, int] | tuple[int, int, int, int] | str
 _RESERVED = ("label", "loss")
+STATISTICS = "statistics"
+"""The group of the running statistics of tracked normalisations."""
 HE = math.sqrt(6)
 """The `Net.gain` for layers that a ReLU follows."""
 
@@ -139,23 +141,33 @@ class Net:
         )
         return self._affine(normal, name)
 
-    def batch_norm(self, x: Value, frozen: bool = True, eps: float = 1e-5, name: str = "") -> Value:
+    def batch_norm(
+        self, x: Value, frozen: bool = True, tracked: bool = False, eps: float = 1e-5,
+        momentum: float = 0.1, name: str = "",
+    ) -> Value:  # fmt: skip
         """Each channel less a mean, over a standard deviation, then weight and bias.
 
-        ``frozen``: by running_mean and running_var, which never train; else by those of the batch
-        at hand, in predictions too.
+        ``tracked``: by those of the batch in training, which moves running_mean and running_var by
+        the momentum (in thousandths) towards them, and by the running ones elsewhere. Else
+        ``frozen``: by the running ones, which never change; else by those of the batch at hand, in
+        predictions too.
         """
         name = self._layer("batch_norm", name)
-        scalars, channels = Scalars(value=eps), x.shape[-1:]
-        if not frozen:
-            normal = self._call("batch_normalize", (x,), f"{name}.normal", scalars, aux="rstd")
-            return self._affine(normal, name)
-        mean = self._constant(f"{name}.running_mean", channels, 0.0, FROZEN)
-        var = self._constant(f"{name}.running_var", channels, 1.0, FROZEN)
-        normal = self._call(
-            "frozen_normalize", (x,), f"{name}.normal", scalars, weights=(mean, var)
-        )
+        scalars, running, aux = Scalars(value=eps), tuple[str, ...](), "rstd"
+        if tracked:
+            kind, scalars = "tracked_normalize", Scalars(_thousandths(momentum), eps)
+            running = self._running(name, x.shape[-1:], STATISTICS)
+        elif frozen:
+            kind, aux = "frozen_normalize", ""
+            running = self._running(name, x.shape[-1:], FROZEN)
+        else:
+            kind = "batch_normalize"
+        normal = self._call(kind, (x,), f"{name}.normal", scalars, running, aux)
         return self._affine(normal, name)
+
+    def _running(self, name: str, channels: tuple[int, ...], group: str) -> tuple[str, ...]:
+        mean = self._constant(f"{name}.running_mean", channels, 0.0, group)
+        return mean, self._constant(f"{name}.running_var", channels, 1.0, group)
 
     def _affine(self, x: Value, name: str) -> Value:
         weight = self._constant(f"{name}.weight", x.shape[-1:], 1.0, self.group)
@@ -324,6 +336,16 @@ class Net:
             uses += 1
             free = f"{name}#{uses}"
         return free
+
+
+def _thousandths(momentum: float) -> int:
+    """As an image holds it."""
+    number = round(1000 * momentum)
+    if not math.isclose(number, 1000 * momentum) or not 0 < number <= 1000:
+        raise GraphError(
+            f"a momentum of {momentum} is no number of thousandths from 0.001 to 1; round it"
+        )
+    return number
 
 
 # ---- windows ---------------------------------------------------------------------------------

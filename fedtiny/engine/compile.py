@@ -12,37 +12,41 @@ from typing import Any, Protocol, cast
 from fedtiny.engine import ir, ops
 from fedtiny.engine.autodiff import differentiate, with_loss
 from fedtiny.engine.fusion import fuse
-from fedtiny.engine.ir import Graph, Op
-from fedtiny.engine.memory import MemoryPlan, check_memory, plan_memory
-from fedtiny.engine.plan import trained_parameters
-from fedtiny.engine.program import (
+from fedtiny.engine.image import (
     ARENA,
     CORRECTION,
     FEATURES,
     INPUT,
     LABELS,
+    LIVE,
     MOMENTUM,
     NONE,
     PARAMS,
     PROX,
     OpRecord,
     ParamRecord,
-    Program,
     Tables,
     TensorRecord,
     write_image,
 )  # fmt: skip
+from fedtiny.engine.ir import Graph, Op
+from fedtiny.engine.memory import MemoryPlan, check_memory, plan_memory
+from fedtiny.engine.plan import trained_parameters
+from fedtiny.engine.program import Program
 from fedtiny.engine.saving import spare
 from fedtiny.engine.schedule import schedule
+from fedtiny.engine.sparsity import NO_WEIGHTS, PLACE_BYTES, Pool, prune
 from fedtiny.errors import BudgetError, CompileError
 from fedtiny.tensors import FLOAT_BYTES
 from fedtiny.values import Sgd, UpdatePlan, parse_bytes
 
 STACK_BYTES = 1024
 """Bound of the small runtime's stack; a test adds up the compiler's own figures."""
-RUNTIME_BYTES = 28 * 1024
+RUNTIME_BYTES = 36 * 1024
 """Bound of the small runtime's code and constants; a test measures it."""
-_REGIONS = {ir.ARENA: ARENA, ir.PARAMETER: PARAMS, ir.INPUT: INPUT, ir.LABEL: LABELS}
+_REGIONS = {
+    ir.ARENA: ARENA, ir.PARAMETER: PARAMS, ir.INPUT: INPUT, ir.LABEL: LABELS, ir.LIVE: LIVE,
+}  # fmt: skip
 
 
 def compile(
@@ -60,6 +64,8 @@ def compile(
     fold: bool = False,
     minimise: str = "ram",
     max_model: int | str = "64MB",
+    density: float = 1.0,
+    bucket: int = 0,
 ) -> Program:
     """Compile a model into a Program that trains within its budget.
 
@@ -79,6 +85,9 @@ def compile(
         fold: Fold a module's frozen batch normalisations into the layers before them.
         minimise: ``ram``, or ``time``: compute nothing twice to save memory.
         max_model: The most bytes of parameters that are looked at.
+        density: The share of the weights of linear layers and of convolutions without groups that
+            are live at most; below 1 only these are stored, and a mask says which they are.
+        bucket: The most dead weights that one growth may name.
 
     Raises:
         BudgetError: The Program does not fit; carries and says the bytes.
@@ -87,7 +96,7 @@ def compile(
     net = net_of(model, example_input, fold=fold, max_model=max_model)
     built = build(
         net, loss=loss, batch=batch, plan=plan, sgd=sgd, reserve=reserve,
-        class_weights=class_weights, minimise=minimise,
+        class_weights=class_weights, minimise=minimise, density=density, bucket=bucket,
     )  # fmt: skip
     built.check(parse_bytes(ram), parse_bytes(flash))
     return built.program
@@ -199,33 +208,49 @@ def build(
     reserve: int | str = 0,
     class_weights: Sequence[float] | None = None,
     minimise: str = "ram",
+    density: float = 1.0,
+    bucket: int = 0,
 ) -> Build:
     """What `compile` makes of a net, fitting or not."""
     if batch < 1 or batch > 0xFFFF:
         raise CompileError(f"the batch must be 1 to 65535; got {batch}")
     sgd = sgd or Sgd()
     plan = UpdatePlan(plan) if isinstance(plan, str) else plan
-    forward = with_loss(fuse(net.graph(batch)), loss, class_weights)
-    _check_statistics(forward)
-    trained = trained_parameters(plan, forward.layout)
-    graph = differentiate(forward, trained, clip=sgd.clip > 0)
+    pruned = prune(net.graph(batch), density)
+    forward = with_loss(fuse(pruned), loss, class_weights)
+    tracked = _checked_statistics(forward)
+    planned = trained_parameters(plan, forward.layout)
+    descending = [name for name in planned if name not in tracked]
+    graph = differentiate(forward, descending, clip=sgd.clip > 0)
     graph = schedule(spare(graph, minimise))
     memory = plan_memory(graph)
     lower_bound = check_memory(graph, memory)
-    axes = tuple(getattr(net, "axes", ()))
+    trained = tuple(p.name for p in graph.layout.parameters if p.name in {*planned, *tracked})
     return Build(
-        graph, memory, lower_bound, trained, sgd, loss, plan.rule, axes, parse_bytes(reserve)
-    )
+        graph, memory, lower_bound, trained, sgd, loss, plan.rule,
+        tuple(getattr(net, "axes", ())), parse_bytes(reserve), density,
+        Pool.of(graph, density, bucket),
+    )  # fmt: skip
 
 
-def _check_statistics(graph: Graph) -> None:
+def _checked_statistics(graph: Graph) -> set[str]:
+    """The running statistics, which every step moves and no gradient."""
+    tracked: set[str] = set()
     for op in graph.ops:
         shape = graph.tensors[op.outputs[0]].shape
-        if op.kind == "batch_normalize" and math.prod(shape[:-1]) == 1:
+        by_batch = op.kind in ("batch_normalize", "tracked_normalize")
+        if by_batch and math.prod(shape[:-1]) == 1:
             raise CompileError(
                 f"{op.outputs[0]} normalises over a single value a channel, which leaves nothing; "
                 "raise the batch, use GroupNorm, or freeze it by .eval()"
             )
+        if op.kind == "tracked_normalize":
+            if twice := tracked.intersection(op.inputs):
+                raise CompileError(
+                    f"two normalisations move {min(twice)}; give each statistics of its own"
+                )
+            tracked.update(op.inputs[1:])
+    return tracked
 
 
 @dataclass(frozen=True)
@@ -241,6 +266,8 @@ class Build:
     rule: str
     axes: tuple[int, ...]
     reserve: int
+    density: float = 1.0
+    pool: Pool = NO_WEIGHTS
 
     @property
     def features(self) -> int:
@@ -250,14 +277,20 @@ class Build:
 
     @property
     def trained_floats(self) -> int:
-        """Floats of the trained parameters."""
-        return sum(self.graph.layout[name].size for name in self.trained)
+        """Floats of the trained parameters, and of the pool."""
+        dense = [name for name in self.trained if self.graph.tensors[name].home != ir.LIVE]
+        return sum(self.graph.layout[name].size for name in dense) + self.pool.capacity
 
     @property
     def state_floats(self) -> int:
         """Floats of the state slots."""
         slots = (self.features & (MOMENTUM | PROX | CORRECTION)).bit_count()
         return slots * self.trained_floats
+
+    @property
+    def dense_floats(self) -> int:
+        """Floats of the parameters of which every value is stored."""
+        return self.graph.layout.size - sum(self.pool.counts)
 
     @cached_property
     def program(self) -> Program:
@@ -277,15 +310,21 @@ class Build:
 
 
 def _report(build: Build) -> dict[str, int]:
-    graph = build.graph
-    tensors, ops_macs = graph.tensors, [ops.macs(op, graph.tensors) for op in graph.ops]
+    graph, pool = build.graph, build.pool
+    tensors, ops_macs = graph.tensors, [_macs(build, op) for op in graph.ops]
+    bucket_bytes = pool.bucket * PLACE_BYTES
     figures = {
-        "parameters_bytes": graph.layout.size * 4,
+        "parameters_bytes": (build.dense_floats + pool.words) * 4,
         "arena_bytes": build.memory.arena_bytes,
-        "state_bytes": build.state_floats * 4,
+        "state_bytes": build.state_floats * 4 + bucket_bytes,
         "sample_bytes": tensors[graph.input].nbytes + tensors[graph.label].nbytes,
         "stack_bytes": STACK_BYTES,
         "reserve_bytes": build.reserve,
+    }
+    pruned = {
+        "live_values": pool.capacity,
+        "index_bytes": pool.index_words * 4,
+        "bucket_bytes": bucket_bytes,
     }
     return {
         **figures,
@@ -297,7 +336,13 @@ def _report(build: Build) -> dict[str, int]:
         "trained_parameters": build.trained_floats,
         "macs_per_forward": sum(ops_macs[: graph.n_forward]),
         "macs_per_step": sum(ops_macs),
+        **(pruned if pool.counts else {}),
     }
+
+
+def _macs(build: Build, op: Op) -> int:
+    dense = ops.macs(op, build.graph.tensors)
+    return build.pool.macs(dense) if op.kind.startswith(ops.SPARSE) else dense
 
 
 # ---- the image's tables ----------------------------------------------------------------------
@@ -305,10 +350,10 @@ def _report(build: Build) -> dict[str, int]:
 
 def _tables(build: Build, report: Mapping[str, int]) -> Tables:
     graph, layout = build.graph, build.graph.layout
-    index = {name: i for i, name in enumerate(graph.tensors)}
+    index, places = {name: i for i, name in enumerate(graph.tensors)}, _places(build)
     return Tables(
         arena_bytes=build.memory.arena_bytes,
-        param_floats=layout.size,
+        param_floats=build.dense_floats + build.pool.words,
         state_floats=build.state_floats,
         trained_floats=build.trained_floats,
         vector_floats=layout.size,
@@ -319,8 +364,13 @@ def _tables(build: Build, report: Mapping[str, int]) -> Tables:
         label=index[graph.label],
         output=index[graph.output],
         loss=index[graph.loss],
-        tensors=tuple(_tensor_record(build, name) for name in graph.tensors),
-        params=_param_records(build, index),
+        live_capacity=build.pool.capacity,
+        live_at=build.dense_floats if build.pool.counts else 0,
+        live_form=build.pool.form,
+        n_pruned=len(build.pool.counts),
+        bucket=build.pool.bucket,
+        tensors=tuple(_tensor_record(build, name, places) for name in graph.tensors),
+        params=_param_records(build, index, places),
         ops=tuple(_op_record(build, op, index) for op in graph.ops),
         layout_digest=layout.digest,
         card=_card(build, report),
@@ -338,29 +388,42 @@ def _card(build: Build, report: Mapping[str, int]) -> dict[str, object]:
         "sgd": asdict(build.sgd),
         "axes": list(build.axes),
         "report": dict(report),
+        **({"density": build.density} if build.pool.counts else {}),
     }
 
 
-def _tensor_record(build: Build, name: str) -> TensorRecord:
+def _places(build: Build) -> dict[str, int]:
+    """Byte offsets of all tensors that have one; of the pruned parameters their numbers."""
+    places, at, pruned = dict(build.memory.offsets), 0, 0
+    for p in build.graph.layout.parameters:
+        is_live = build.graph.tensors[p.name].home == ir.LIVE
+        places[p.name] = pruned if is_live else at
+        at, pruned = at + (0 if is_live else p.size * 4), pruned + is_live
+    return places
+
+
+def _tensor_record(build: Build, name: str, places: Mapping[str, int]) -> TensorRecord:
     tensor = build.graph.tensors[name]
-    if tensor.home == ir.PARAMETER:
-        offset = build.graph.layout[name].offset * 4
-    else:
-        offset = build.memory.offsets.get(name, 0)
-    return TensorRecord(int(tensor.dtype != ir.F32), _REGIONS[tensor.home], tensor.shape, offset)
+    is_integer, region = int(tensor.dtype != ir.F32), _REGIONS[tensor.home]
+    return TensorRecord(is_integer, region, tensor.shape, places.get(name, 0))
 
 
-def _param_records(build: Build, index: Mapping[str, int]) -> tuple[ParamRecord, ...]:
+def _param_records(
+    build: Build, index: Mapping[str, int], places: Mapping[str, int]
+) -> tuple[ParamRecord, ...]:
     records: list[ParamRecord] = []
     state_at = 0
     groups = build.graph.layout.groups
     for p in build.graph.layout.parameters:
-        trained = p.name in build.trained
-        at = state_at if trained else 0
+        trained, is_live = p.name in build.trained, build.graph.tensors[p.name].home == ir.LIVE
+        in_state = trained and not is_live
         records.append(
-            ParamRecord(index[p.name], groups.index(p.group), trained, p.offset, p.size, at)
-        )
-        state_at += p.size * trained
+            ParamRecord(
+                index[p.name], groups.index(p.group), trained, p.offset, p.size,
+                state_at if in_state else 0, places[p.name] + 1 if is_live else 0,
+            )
+        )  # fmt: skip
+        state_at += p.size * in_state
     return tuple(records)
 
 
@@ -383,7 +446,8 @@ def _check_budget(build: Build, program: Program, ram: int, flash: int) -> None:
     report = program.report()
     if report["ram_bytes"] > ram:
         stored = [t for t in build.graph.tensors.values() if t.home in (ir.ARENA, ir.PARAMETER)]
-        largest = sorted(((t.nbytes, t.name) for t in stored), reverse=True)[:3]
+        sizes = [(t.nbytes, t.name) for t in stored] + [(build.pool.words * 4, "the live weights")]
+        largest = sorted(sizes, reverse=True)[:3]
         names = ", ".join(f"{name} {size:,} B" for size, name in largest)
         parts = ", ".join(
             f"{key.removesuffix('_bytes')} {report[key]:,}"

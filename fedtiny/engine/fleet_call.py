@@ -9,7 +9,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Sequence
 from ctypes import c_double, c_float, c_int, c_size_t, c_uint32, c_uint64, c_void_p
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, cast
 
 import numpy as np
@@ -23,9 +23,9 @@ from fedtiny.engine.native import (
     declare,
     library,
 )  # fmt: skip
-from fedtiny.engine.program import check_hyper
+from fedtiny.engine.program import check_capacity, check_hyper
 from fedtiny.errors import DataError, RunError
-from fedtiny.values import EVALUATE, GRADIENT, LOCAL, QUERY, TRAIN, UNSENT, Instruction, Phase
+from fedtiny.values import EVALUATE, GRADIENT, QUERY, TRAIN, Instruction, Phase
 
 if TYPE_CHECKING:
     from concurrent.futures import ThreadPoolExecutor
@@ -35,7 +35,8 @@ if TYPE_CHECKING:
     from fedtiny.engine.native import Memory, Prototypes
     from fedtiny.engine.program import Program
     from fedtiny.fold import FoldRule
-    from fedtiny.tensors import Float32, Float64, Int64
+    from fedtiny.masks import Mask
+    from fedtiny.tensors import Bools, Float32, Float64, Int64
 
     Array = npt.NDArray[Any]
     UInt32 = npt.NDArray[np.uint32]
@@ -117,6 +118,7 @@ class FleetStruct(ctypes.Structure):
         *(("device", c_void_p), ("n_visits", c_uint32), ("local", c_void_p)),
         *(("personal", c_void_p), ("fold_mask", c_void_p), ("weight", c_void_p)),
         *(("scale", c_double), ("bound", c_double), ("norm_bound", c_double)),
+        ("mask", c_void_p),
         *(("vectors", c_void_p), ("outcomes", c_void_p)),
     ]
 
@@ -163,10 +165,13 @@ class FleetCall:
         self._pool, self._threads = pool, threads
         self._least_visits = max(1, MACS_A_THREAD // program.report()["macs_per_step"])
         self._image, _ = check_image(program.image)
-        self._fold_mask, self._local = _masks(program)
+        self._local = _stays(program)
+        self._folded: Array | None = None
+        self._live: Array | None = None
+        self._covered: tuple[Instruction | None, Mask | None] = None, None
         self._fleet = FleetStruct(
             image=ctypes.addressof(self._image), image_bytes=len(self._image),
-            fold_mask=_address(self._fold_mask), local=_address(self._local),
+            local=_address(self._local),
         )  # fmt: skip
         task = self._fleet.task
         task.features = _row_floats(program, program.tables.input)
@@ -187,6 +192,7 @@ class FleetCall:
         rule: FoldRule | None = None,
         weight: Float64 | None = None,
         personal: Float32 | None = None,
+        mask: Mask | None = None,
         keep_vectors: bool = False,
     ) -> Visits:
         """One visit of each device, in this order.
@@ -201,6 +207,7 @@ class FleetCall:
             rule: The fixed point in which deltas are summed; None folds nothing.
             weight: One of ``rule.weights`` for each visit; needed with a rule.
             personal: float32 [visits, floats], the devices' own coordinates; changed in place.
+            mask: Which coordinates are live; given if, and only if, the Program has a pool.
             keep_vectors: Return each visit's vector as well.
 
         Raises DataError when an array does not fit, RunError when the runtime refuses the call.
@@ -212,6 +219,7 @@ class FleetCall:
         outcomes = np.zeros(count, OUTCOME)
         vectors = np.zeros((count, size), np.float32) if keep_vectors else None
         self._set_instruction(instruction)
+        self._set_coverage(instruction, mask)
         self._set_task(task, count)
         self._set_fold(rule, weight, count)
         fleet.personal = None
@@ -244,6 +252,30 @@ class FleetCall:
             fleet.evaluate = EVALUATE_BEFORE | (EVALUATE_AFTER if phases else 0)
         self._kept = array, correction
         self._instruction = instruction
+
+    def _set_coverage(self, instruction: Instruction, mask: Mask | None) -> None:
+        """The live coordinates, of which those that the instruction sends are folded."""
+        if bool(self.program.capacity) != (mask is not None):
+            how = "with the mask of that density" if mask is None else "without a mask"
+            raise DataError(f"a Program of density {self.program.density:g} runs {how}")
+        if (instruction, mask) == self._covered:
+            return
+        folded = _sent(self.program, instruction)
+        if mask is not None:
+            self._check_mask(mask)
+            self._live = np.frombuffer(mask.bits, np.uint8)
+            folded &= mask.bools
+        self._folded = None if folded.all() else folded.view(np.uint8)
+        self._fleet.mask, self._fleet.fold_mask = _address(self._live), _address(self._folded)
+        self._covered = instruction, mask
+
+    def _check_mask(self, mask: Mask) -> None:
+        tables = self.program.tables
+        if mask.size != tables.vector_floats:
+            raise DataError(
+                f"the mask has {mask.size} coordinates and the model {tables.vector_floats}"
+            )
+        check_capacity(tables, tables.live_weights(mask.bits))
 
     def _phase(self, phase: Phase) -> PhaseStruct:
         return PhaseStruct(
@@ -336,12 +368,17 @@ def _row_floats(program: Program, tensor: int) -> int:
     return int(np.prod(program.tables.tensors[tensor].shape[1:], dtype=np.int64))
 
 
-def _masks(program: Program) -> tuple[Array | None, Array | None]:
-    """Which coordinates are folded, and which stay on the device; None for all, and for none."""
-    folded, local = np.zeros((2, program.layout.size), np.uint8)
-    trained = set(program.trained_names)
-    for p in program.layout.parameters:
-        place = slice(p.offset, p.offset + p.size)
-        folded[place] = p.name in trained and p.group not in UNSENT
-        local[place] = p.group == LOCAL
-    return None if folded.all() else folded, local if local.any() else None
+def _sent(program: Program, instruction: Instruction) -> Bools:
+    """The coordinates that a visit sends, or of an evaluation would send."""
+    sent = np.zeros(program.layout.size, np.bool_)
+    for start, stop in program.sent_ranges(replace(instruction, kind=TRAIN)):
+        sent[start:stop] = True
+    return sent
+
+
+def _stays(program: Program) -> Array | None:
+    """Which coordinates stay on the device; None for none."""
+    local = np.zeros(program.layout.size, np.uint8)
+    for start, stop in program.local_ranges:
+        local[start:stop] = 1
+    return local if local.any() else None

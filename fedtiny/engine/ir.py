@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from fedtiny.tensors import Float32
 
 F32, I32 = "f32", "i32"
-INPUT, LABEL, PARAMETER, ARENA = "input", "label", "parameter", "arena"
+INPUT, LABEL, PARAMETER, ARENA, LIVE = "input", "label", "parameter", "arena", "live"
+"""Homes. ``live`` is that of a pruned parameter: only its live values are stored, in the pool."""
 ELEMENT_BYTES = 4
 
 

@@ -15,23 +15,32 @@ from collections.abc import Mapping
 from ctypes import POINTER, byref, c_double, c_float, c_int, c_size_t, c_uint32, c_uint64, c_void_p
 from enum import IntEnum
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from fedtiny.engine.program import Moments, Tables, check_hyper, check_labels, read_image
+from fedtiny.engine.image import Tables, read_image
+from fedtiny.engine.program import (
+    Moments,
+    check_capacity,
+    check_growth,
+    check_hyper,
+    check_labels,
+    check_mask_bytes,
+)  # fmt: skip
 from fedtiny.errors import DataError, ImageError, RunError
 from fedtiny.tensors import FLOAT_BYTES, raw
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from fedtiny.engine.program import Hyper
     from fedtiny.tensors import Buffer
 
     Memory = ctypes.Array[ctypes.c_char]
 
-ABI = 3
-USE_CORRECTION = 1  # of ft_hyper.flags
+ABI = 4
+USE_CORRECTION, KEEP_STATISTICS = 1, 2  # of ft_hyper.flags
 LIBRARIES = Path(__file__).with_name("runtime") / "lib"
 NO_RUNTIME = "no C runtime: running on the reference executor, which is slow"
 REBUILD = "install a C compiler and run python -m fedtiny.engine.runtime.build"
@@ -58,7 +67,7 @@ class Status(IntEnum):
     OK = 0, "it ran", ""
     SIZE = 1, "it is shorter than it says, or not aligned", _AGAIN
     MAGIC = 2, "it is not a Program image", "name an image that fedtiny compiled"
-    VERSION = 3, "this runtime reads images of version 2", _COMPILE
+    VERSION = 3, "this runtime reads images of version 3", _COMPILE
     CHECKSUM = 4, "its bytes do not have its checksum", _AGAIN
     HEADER = 5, "a table lies outside, or a figure of the header is impossible", _COMPILE
     TENSOR = 6, "a tensor lies outside its region or has an impossible shape", _COMPILE
@@ -73,6 +82,7 @@ class Status(IntEnum):
     BOUND = 15, "a visit moved further than the fold's bound", "lower the learning rate"
     EMPTY = 16, "a visit has no samples in a part that it should train on", "give it some"
     FLEET = 17, "the samples do not fit the Program, or a row lies outside them", "mend the rows"
+    MASK = 18, "the mask has more live weights than the pool holds", "send that of its density"
 
 
 class ProgramStruct(ctypes.Structure):
@@ -89,7 +99,7 @@ class ProgramStruct(ctypes.Structure):
 class MemoryStruct(ctypes.Structure):
     """``ft_memory``."""
 
-    _fields_ = (("params", c_void_p), ("arena", c_void_p), ("state", c_void_p))
+    _fields_ = tuple((name, c_void_p) for name in ("params", "arena", "state", "scratch"))
 
 
 class HyperStruct(ctypes.Structure):
@@ -103,7 +113,7 @@ class HyperStruct(ctypes.Structure):
     @classmethod
     def of(cls, h: Hyper) -> HyperStruct:
         """The hyper-parameters of one phase."""
-        flags = USE_CORRECTION if h.correction else 0
+        flags = USE_CORRECTION * h.correction | KEEP_STATISTICS * h.keep_statistics
         return cls(h.lr, h.momentum, h.weight_decay, h.clip, h.prox, h.groups, flags)
 
 
@@ -111,6 +121,12 @@ class ScoreStruct(ctypes.Structure):
     """``ft_score``."""
 
     _fields_ = (("loss_sum", c_double), ("count", c_uint32), ("correct", c_uint32))
+
+
+class PlaceStruct(ctypes.Structure):
+    """``ft_place``."""
+
+    _fields_ = (("at", c_uint32), ("g", c_float))
 
 
 class MomentsStruct(ctypes.Structure):
@@ -128,6 +144,13 @@ Prototypes = Mapping[str, tuple[Any, tuple[Any, ...]]]
 _CALL = (POINTER(ProgramStruct), POINTER(MemoryStruct))
 _PROTOTYPES: Prototypes = {
     "ft_check": (c_int, (c_void_p, c_size_t, POINTER(ProgramStruct))),
+    "ft_scratch_bytes": (c_size_t, _CALL[:1]),
+    "ft_load_mask": (c_int, (*_CALL, c_void_p)),
+    "ft_live_floats": (c_uint32, _CALL),
+    "ft_load_live": (None, (*_CALL, c_void_p)),
+    "ft_store_live": (None, (*_CALL, c_void_p)),
+    "ft_observe": (None, (*_CALL, c_void_p, POINTER(c_double))),
+    "ft_grow": (c_int, (*_CALL, *(c_void_p for _ in range(5)))),
     "ft_load": (None, (*_CALL, c_void_p)),
     "ft_clear_momentum": (None, _CALL),
     "ft_load_correction": (None, (*_CALL, c_void_p)),
@@ -222,6 +245,10 @@ def _byte_view(name: str, buffer: Buffer, shape: tuple[int, ...], form: str) -> 
     )
 
 
+def _copied(view: memoryview[int]) -> Any:
+    return (ctypes.c_char * view.nbytes).from_buffer_copy(view)
+
+
 class _Batch:
     """A place for one batch that the runtime can read: aligned, and of the right size."""
 
@@ -270,9 +297,9 @@ class NativeExecutor:
         self._params = aligned(tables.param_floats * FLOAT_BYTES)
         self._arena = aligned(tables.arena_bytes)
         self._state = aligned(tables.state_floats * FLOAT_BYTES)
-        self._memory = MemoryStruct(
-            *map(ctypes.addressof, (self._params, self._arena, self._state))
-        )
+        self._scratch = aligned(self._library.ft_scratch_bytes(byref(self._program)))
+        rooms = (self._params, self._arena, self._state, self._scratch)
+        self._memory = MemoryStruct(*map(ctypes.addressof, rooms))
         self._call = byref(self._program), byref(self._memory)
         self._x, self._y = _batches(tables)
         self._loss = c_float()
@@ -280,9 +307,26 @@ class NativeExecutor:
 
     # -- parameters --
 
+    def load_mask(self, bits: bytes) -> None:
+        """Make the coordinates of these bits live, as far as they can be pruned."""
+        check_mask_bytes(self.tables, bits)
+        if self._library.ft_load_mask(*self._call, bits):
+            check_capacity(self.tables, self.tables.live_weights(bits))
+
     def load(self, vector: Buffer) -> None:
         """Take the averaged vector; remember it as the base; clear the momentum."""
         self._library.ft_load(*self._call, self._vector(vector))
+
+    def load_live(self, values: Buffer) -> None:
+        """The same, of a compact vector."""
+        floats = self._library.ft_live_floats(*self._call)
+        view = _byte_view("the compact vector", values, (floats,), "f")
+        self._library.ft_load_live(*self._call, _copied(view))
+
+    def store_live(self) -> bytearray:
+        """The compact vector."""
+        floats = self._library.ft_live_floats(*self._call)
+        return self._stored(self._library.ft_store_live, floats)
 
     def load_correction(self, vector: Buffer) -> None:
         """Take the linear correction, in the order of the averaged vector."""
@@ -294,11 +338,11 @@ class NativeExecutor:
 
     def store(self) -> bytearray:
         """The averaged vector; coordinates without a parameter are 0."""
-        return self._stored(self._library.ft_store)
+        return self._stored(self._library.ft_store, self.tables.vector_floats)
 
     def store_gradient(self) -> bytearray:
         """The momentum in the order of the averaged vector; 0 where nothing trains."""
-        return self._stored(self._library.ft_store_gradient)
+        return self._stored(self._library.ft_store_gradient, self.tables.vector_floats)
 
     # -- samples --
 
@@ -333,14 +377,33 @@ class NativeExecutor:
         self._library.ft_calibrate(*self._call, self._x.take(x), valid, found)
         return [Moments(m.count, m.sum, m.sum_squares, m.min, m.max) for m in found]
 
+    def observe(self, x: Buffer) -> list[float]:
+        """The sums of the inputs of the tracked normalisations by channel, and of their squares."""
+        sums = (c_double * self.tables.statistics_floats)()
+        self._library.ft_observe(*self._call, self._x.take(x), sums)
+        return list(sums)
+
+    def grow(self, x: Buffer, y: Buffer, most: Sequence[int]) -> list[tuple[int, float]]:
+        """The dead coordinates with the largest gradients of one batch, ascending."""
+        check_growth(self.tables, most)
+        wanted, found = (c_uint32 * len(most))(*most), (c_uint32 * len(most))()
+        places = (PlaceStruct * sum(most))()
+        status = self._library.ft_grow(
+            *self._call, self._x.take(x), self._y.take(y), wanted, places, found
+        )
+        if status:
+            self._refuse(status)
+        starts = accumulate(most, initial=0)
+        rows = (places[i : i + n] for i, n in zip(starts, found, strict=False))
+        return [(place.at, place.g) for row in rows for place in row]
+
     # -- what it needs for that --
 
     def _vector(self, buffer: Buffer) -> Any:
-        view = _byte_view("the vector", buffer, (self.tables.vector_floats,), "f")
-        return (ctypes.c_char * view.nbytes).from_buffer_copy(view)
+        return _copied(_byte_view("the vector", buffer, (self.tables.vector_floats,), "f"))
 
-    def _stored(self, function: Any) -> bytearray:
-        stored = bytearray(self.tables.vector_floats * FLOAT_BYTES)
+    def _stored(self, function: Any, floats: int) -> bytearray:
+        stored = bytearray(floats * FLOAT_BYTES)
         function(*self._call, (ctypes.c_char * len(stored)).from_buffer(stored))
         return stored
 

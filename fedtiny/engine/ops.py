@@ -15,21 +15,24 @@ from typing import Any
 
 from fedtiny.engine import shapes
 from fedtiny.engine.ir import Attributes, Op, Scalars, Tensor, Window
-from fedtiny.engine.kernels import conv, elementwise, linear, loss, norm, pool, update
+from fedtiny.engine.kernels import conv, elementwise, linear, loss, norm, pool, sparse, update
 from fedtiny.engine.shapes import Rule, Shape
 from fedtiny.errors import GraphError
 
 Macs = Callable[[Sequence[Shape], Any], int]
 Kernel = Callable[..., Any]
 
-FORWARD, LOSS, BACKWARD = "forward", "loss", "backward"
+FORWARD, TRACK, LOSS, BACKWARD = "forward", "track", "loss", "backward"
 UPDATE, NORM, GRADIENT, SCALE = "update", "norm", "gradient", "scale"
 """Roles. The kernel of an ``update`` or a ``gradient`` returns the gradient of operand 2, which
 moves it or is added to it; that of a ``norm`` returns what is added to the sum at operand 2; that
-of a ``scale`` takes the clip as well."""
+of a ``scale`` takes the clip as well. A ``track`` is a forward op that moves its running statistics
+in a step; its kernel takes which statistics to use as well."""
 
 BUFFERED = "gradient"
 """The family of a gradient that stands in a buffer; the others are called after a layer."""
+SPARSE = "sparse_conv"
+"""The family of the weights of which only live ones are stored. It needs no sums in buffers."""
 
 Operand = int | str | None
 """Of a forward op, for an op on its way back: an input's position, "dy" (gradient of the output),
@@ -157,7 +160,7 @@ def _parameter(
         f"{family}_update": row(0, UPDATE, kernel, macs),
         f"{family}_norm": row(32, NORM, norm(kernel), norm_macs or macs),
     }
-    if family != BUFFERED:
+    if family not in (BUFFERED, SPARSE):
         rows[f"{family}_gradient"] = row(64, GRADIENT, kernel, macs)
     return rows
 
@@ -168,6 +171,12 @@ def _second(op: Op, tensors: Mapping[str, Tensor]) -> Scalars:
 
 def _first(op: Op, tensors: Mapping[str, Tensor]) -> Scalars:
     return Scalars()
+
+
+def _eps(op: Op, tensors: Mapping[str, Tensor]) -> Attributes:
+    """Without the momentum."""
+    assert isinstance(op.attributes, Scalars)
+    return Scalars(value=op.attributes.value)
 
 
 _NORMALIZED: tuple[Operand, ...] = ("dy", "y", "aux")
@@ -226,6 +235,11 @@ _FORWARD: dict[str, Row] = {
         19, shapes.avg_pool, pool.avg_pool, _pool_macs(1),
         GradientRule({0: Way("avg_pool_dx", ("dy",))}, {}), attributes=Window,
     ),
+    SPARSE: Row(
+        20, shapes.sparse_conv, sparse.sparse_conv, _tap_macs(3, 1),
+        GradientRule({0: Way("sparse_conv_dx", ("dy", 1))}, {1: (SPARSE, (0, "dy")), 2: _BIAS}),
+        attributes=Window, inputs=3,
+    ),
     "affine": Row(
         24, shapes.per_channel, norm.affine, _element_macs,
         GradientRule({0: Way("affine_dx", ("dy", 1))}, {1: ("affine", (0, "dy")), 2: _BIAS}),
@@ -245,6 +259,11 @@ _FORWARD: dict[str, Row] = {
         27, shapes.frozen_normalize, norm.frozen_normalize, _element_macs,
         GradientRule({0: Way("frozen_normalize_dx", ("dy", 2))}, {}), (0,), attributes=Scalars,
         inputs=3,
+    ),
+    "tracked_normalize": Row(
+        29, shapes.tracked_normalize, norm.tracked_normalize, _element_macs,
+        GradientRule({0: Way("batch_normalize_dx", _NORMALIZED, _eps)}, {}), (0,), TRACK, Scalars,
+        inputs=3, outputs=2,
     ),
     "mse": _loss(64, shapes.loss_alike, loss.mse, loss.mse_rows),
     "cross_entropy": _loss(65, shapes.loss_by_class, loss.cross_entropy, loss.cross_entropy_rows),
@@ -270,6 +289,9 @@ _BACKWARD: dict[str, Row] = {
     "conv_dx": _back(96, shapes.conv_dx, conv.conv_dx, _tap_macs(0, 1), 2, Window),
     "max_pool_dx": _back(97, shapes.max_pool_dx, pool.max_pool_dx, _pool_macs(0), 2, Window),
     "avg_pool_dx": _back(98, shapes.avg_pool_dx, pool.avg_pool_dx, _pool_macs(0), 1, Window),
+    "sparse_conv_dx": _back(
+        99, shapes.sparse_conv_dx, sparse.sparse_conv_dx, _tap_macs(0, 1), 2, Window
+    ),
     "affine_dx": _back(104, shapes.per_channel, norm.affine_dx, _element_macs, 2, None, (0,)),
     "batch_normalize_dx": _back(
         105, shapes.same, norm.batch_normalize_dx, _element_macs, 3, Scalars, (0,)
@@ -297,6 +319,8 @@ TABLE: dict[str, Row] = {
                  Window, update.norm_by_columns),
     **_parameter("affine", 132, norm.affine_gradient, _element_macs),
     **_parameter(BUFFERED, 133, update.buffered_gradient, _element_macs),
+    **_parameter(SPARSE, 134, sparse.sparse_conv_gradient, _tap_macs(1, 2), _tap_macs(1, 3), Window,
+                 sparse.norm_of_live),
 }  # fmt: skip
 
 BY_CODE: dict[int, str] = {row.code: kind for kind, row in TABLE.items()}

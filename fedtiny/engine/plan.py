@@ -9,7 +9,7 @@ from fedtiny.values import Layout, Part, UpdatePlan
 def trained_parameters(plan: UpdatePlan, layout: Layout) -> tuple[str, ...]:
     """The names of the trained parameters, in the order of the layout.
 
-    Raises CompileError for channel slices and masks: this engine trains whole parameters.
+    Raises CompileError for channel slices: this engine trains whole parameters.
     """
     parts = plan.resolve(layout)
     narrowed = {name: part.axis for name, part in parts.items() if part != Part()}

@@ -1,23 +1,19 @@
 """The Program: an image that any runtime checks and executes, and what people ask of it.
 
-The image is little-endian: a header, the tensor, parameter and op tables (struct for struct those
-of ``runtime/ft_runtime.h``), and a JSON card with names and figures, which the runtimes ignore.
-Nothing here needs NumPy: a device reads a Program with this file alone.
+Nothing here needs NumPy: a device reads a Program with this file and `fedtiny.engine.image` alone.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import math
-import struct
-import zlib
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from fedtiny import rng
+from fedtiny.engine.image import FEATURES, ParamRecord, Tables, read_image
 from fedtiny.errors import DataError, ImageError
 from fedtiny.tensors import floats, has_numpy, vector, zeros
 from fedtiny.values import LOCAL, TRAIN, UNSENT, Footprint, Instruction, Layout, Phase, Ranges, Sgd
@@ -26,231 +22,13 @@ if TYPE_CHECKING:
     from fedtiny.tensors import Buffer, Float32, Vector
     from fedtiny.values import Parameter
 
-MAGIC, VERSION, HEADER_BYTES, CHECKSUM_AT = b"FTI1", 2, 128, 12
-NONE = 0xFFFF
-ALWAYS = 0xFF
-MOMENTUM, CLIP, PROX, CORRECTION = 1, 2, 4, 8
-FEATURES = {"momentum": MOMENTUM, "clip": CLIP, "prox": PROX, "correction": CORRECTION}
-"""The hyper-parameters that need memory (or ops) of their own, and their bits in an image."""
-ARENA, PARAMS, INPUT, LABELS = 0, 1, 2, 3
-MAX_IMAGE_BYTES = 1 << 24
-
-_HEADER = struct.Struct("<4sHHII32sIIIII10H5I20x")
-_TENSOR = struct.Struct("<4B5I")
-_PARAM = struct.Struct("<HBBIII8x")
-_OP = struct.Struct("<4B8H10H")
-
-
-@dataclass(frozen=True, slots=True)
-class TensorRecord:
-    """One row of the tensor table. ``offset`` in bytes of its region."""
-
-    dtype: int
-    region: int
-    shape: tuple[int, ...]
-    offset: int
-
-
-@dataclass(frozen=True, slots=True)
-class ParamRecord:
-    """One row of the parameter table. ``vector_at``, ``count``, ``state_at`` in floats."""
-
-    tensor: int
-    group: int
-    trained: bool
-    vector_at: int
-    count: int
-    state_at: int
-
-
-@dataclass(frozen=True, slots=True)
-class OpRecord:
-    """One row of the op table. ``attributes``: the index of the parameter that an update moves,
-    then the words of the op's own."""
-
-    code: int
-    tensors: tuple[int, ...]
-    group: int = ALWAYS
-    attributes: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Tables:
-    """Everything in an image but its envelope."""
-
-    arena_bytes: int
-    param_floats: int
-    state_floats: int
-    trained_floats: int
-    vector_floats: int
-    n_forward: int
-    batch: int
-    features: int
-    input: int
-    label: int
-    output: int
-    loss: int
-    tensors: tuple[TensorRecord, ...]
-    params: tuple[ParamRecord, ...]
-    ops: tuple[OpRecord, ...]
-    layout_digest: str
-    card: Mapping[str, Any]
-
-
-# ---- writing ---------------------------------------------------------------------------------
-
-
-def write_image(tables: Tables) -> bytes:
-    """The image of the tables, with its checksum."""
-    body = [_pack_tensor(t) for t in tables.tensors], [_pack_param(p) for p in tables.params]
-    sections = [*map(b"".join, body), b"".join(map(_pack_op, tables.ops))]
-    card = json.dumps(tables.card, separators=(",", ":")).encode()
-    starts = [HEADER_BYTES]
-    for section in sections:
-        starts.append(starts[-1] + len(section))
-    image_bytes = starts[-1] + len(card)
-    counts = (len(tables.tensors), len(tables.params), len(tables.ops), tables.n_forward)
-    ends = (tables.input, tables.label, tables.output, tables.loss)
-    header = _HEADER.pack(
-        MAGIC, VERSION, HEADER_BYTES, image_bytes, 0, bytes.fromhex(tables.layout_digest),
-        tables.arena_bytes, tables.param_floats, tables.state_floats, tables.trained_floats,
-        tables.vector_floats, *counts, tables.batch, tables.features, *ends, *starts, len(card),
-    )  # fmt: skip
-    return with_checksum(b"".join([header, *sections, card]))
-
-
-def with_checksum(image: bytes) -> bytes:
-    """The image with the checksum that its bytes need."""
-    crc = zlib.crc32(image[CHECKSUM_AT + 4 :])
-    return image[:CHECKSUM_AT] + struct.pack("<I", crc) + image[CHECKSUM_AT + 4 :]
-
-
-def _pack_tensor(t: TensorRecord) -> bytes:
-    dims = (*t.shape, 1, 1, 1, 1)[:4]
-    return _TENSOR.pack(t.dtype, t.region, len(t.shape), 0, t.offset, *dims)
-
-
-def _pack_param(p: ParamRecord) -> bytes:
-    return _PARAM.pack(p.tensor, p.group, p.trained, p.vector_at, p.count, p.state_at)
-
-
-def _pack_op(op: OpRecord) -> bytes:
-    tensors = (*op.tensors, *[NONE] * 8)[:8]
-    return _OP.pack(op.code, op.group, 0, 0, *tensors, *(*op.attributes, *[0] * 10)[:10])
-
-
-# ---- reading ---------------------------------------------------------------------------------
-
-
-def read_image(image: bytes) -> Tables:
-    """The tables of an image whose envelope is sound.
-
-    This checks the envelope (sizes, magic, version, checksum, table bounds); the rules of the ops
-    are checked by the runtime's ``ft_check`` and by the reference executor.
-
-    Raises ImageError saying what is wrong, with the numbers.
-    """
-    h = _read_header(image)
-    sections = (
-        (h.tensors_at, h.n_tensors, _TENSOR.size), (h.params_at, h.n_params, _PARAM.size),
-        (h.ops_at, h.n_ops, _OP.size), (h.card_at, h.card_bytes, 1),
-    )  # fmt: skip
-    for start, count, size in sections:
-        if start < HEADER_BYTES or start + count * size > len(image):
-            raise ImageError(f"a table of {count} rows at byte {start} leaves {len(image)} bytes")
-    shared = {f.name: getattr(h, f.name) for f in fields(Tables) if f.name in h._fields}
-    rows: dict[str, Any] = {
-        "tensors": tuple(map(_read_tensor, _rows(image, _TENSOR, h.tensors_at, h.n_tensors))),
-        "params": tuple(ParamRecord(*row) for row in _rows(image, _PARAM, h.params_at, h.n_params)),
-        "ops": tuple(map(_read_op, _rows(image, _OP, h.ops_at, h.n_ops))),
-    }
-    card = _read_card(image[h.card_at : h.card_at + h.card_bytes])
-    return Tables(**shared, **rows, layout_digest=h.layout.hex(), card=card)
-
-
-class _Header(NamedTuple):
-    """The header, field for field."""
-
-    magic: bytes
-    version: int
-    header_bytes: int
-    image_bytes: int
-    crc32: int
-    layout: bytes
-    arena_bytes: int
-    param_floats: int
-    state_floats: int
-    trained_floats: int
-    vector_floats: int
-    n_tensors: int
-    n_params: int
-    n_ops: int
-    n_forward: int
-    batch: int
-    features: int
-    input: int
-    label: int
-    output: int
-    loss: int
-    tensors_at: int
-    params_at: int
-    ops_at: int
-    card_at: int
-    card_bytes: int
-
-
-def _read_header(image: bytes) -> _Header:
-    if len(image) < HEADER_BYTES:
-        raise ImageError(f"an image has at least {HEADER_BYTES} bytes; this one has {len(image)}")
-    h = _Header(*_HEADER.unpack_from(image))
-    if h.magic != MAGIC:
-        raise ImageError(f"this is not a Program image: it starts with {h.magic!r}, not {MAGIC!r}")
-    if h.version != VERSION or h.header_bytes != HEADER_BYTES:
-        raise ImageError(
-            f"the image has version {h.version}, this runtime reads {VERSION}; "
-            "compile the model again, or update fedtiny"
-        )
-    if h.image_bytes != len(image) or h.image_bytes > MAX_IMAGE_BYTES:
-        raise ImageError(
-            f"the image says {h.image_bytes} bytes and has {len(image)}; fetch it again"
-        )
-    actual = zlib.crc32(image[CHECKSUM_AT + 4 :])
-    if h.crc32 != actual:
-        raise ImageError(f"its checksum is {actual:08x}, not {h.crc32:08x}; fetch it again")
-    return h
-
-
-def _rows(image: bytes, record: struct.Struct, start: int, count: int) -> Iterator[tuple[Any, ...]]:
-    return record.iter_unpack(image[start : start + count * record.size])
-
-
-def _read_tensor(row: tuple[int, ...]) -> TensorRecord:
-    dtype, region, ndim, _, offset, *dims = row
-    return TensorRecord(dtype, region, tuple(dims[:ndim]), offset)
-
-
-def _read_op(row: tuple[int, ...]) -> OpRecord:
-    code, group, _, _, *rest = row
-    used = max((i + 1 for i, t in enumerate(rest[:8]) if t != NONE), default=0)
-    return OpRecord(code, tuple(rest[:used]), group, tuple(rest[8:]))
-
-
-def _read_card(text: bytes) -> dict[str, Any]:
-    try:
-        card = json.loads(text)
-    except ValueError as error:
-        raise ImageError(f"the image's card is not JSON: {error}") from error
-    if not isinstance(card, dict):
-        raise ImageError("the image's card is not a JSON object")
-    return card
-
-
 # ---- running ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
 class Hyper:
-    """The hyper-parameters of one phase, as a runtime takes them. ``groups`` is a bit mask."""
+    """The hyper-parameters of one phase, as a runtime takes them. ``groups`` is a bit mask;
+    ``keep_statistics`` leaves the running statistics of tracked normalisations as they are."""
 
     lr: float
     momentum: float = 0.0
@@ -259,6 +37,7 @@ class Hyper:
     prox: float = 0.0
     groups: int = 0xFFFFFFFF
     correction: bool = False
+    keep_statistics: bool = False
 
 
 def check_hyper(tables: Tables, hyper: Hyper) -> None:
@@ -270,6 +49,34 @@ def check_hyper(tables: Tables, hyper: Hyper) -> None:
                 f"the phase uses {name} = {value}, for which the Program reserved no memory; "
                 f"compile it with sgd=Sgd({name}=...)"
             )
+
+
+def check_mask_bytes(tables: Tables, bits: bytes) -> None:
+    """DataError unless the mask has one bit for each coordinate."""
+    wanted = -(-tables.vector_floats // 8)
+    if len(bits) != wanted:
+        raise DataError(
+            f"the mask has {len(bits)} B; one of {tables.vector_floats} coordinates has {wanted} B"
+        )
+
+
+def check_capacity(tables: Tables, live: int) -> None:
+    """DataError if more weights are live than the Program has memory for."""
+    if live > tables.live_capacity:
+        raise DataError(
+            f"the mask has {live:,} live weights and the Program memory for "
+            f"{tables.live_capacity:,}; send the mask of its density, or compile with a higher one"
+        )
+
+
+def check_growth(tables: Tables, most: Sequence[int]) -> None:
+    """DataError if a growth names too many parameters or places."""
+    if len(most) != tables.n_pruned or sum(most) > tables.bucket:
+        raise DataError(
+            f"a growth of {sum(most):,} places in {len(most)} parameters; the Program has "
+            f"{tables.n_pruned} and memory for {tables.bucket:,}; ask for fewer, or compile with "
+            f"bucket={sum(most)}"
+        )
 
 
 def check_labels(tables: Tables, labels: Iterable[int]) -> None:
@@ -296,10 +103,27 @@ class Moments:
 
 
 class Executor(Protocol):
-    """A runtime that holds one Program with its memory. Buffers are flat float32 (labels int32)."""
+    """A runtime that holds one Program with its memory. Buffers are flat float32 (labels int32).
+
+    Of a Program with a pool, whatever is loaded and stored as an averaged vector touches live
+    coordinates alone; the compact vector holds their values alone, ascending.
+    """
+
+    def load_mask(self, bits: bytes) -> None:
+        """Make the coordinates of these bits live, as far as they can be pruned; their values
+        become 0. Bit i of the averaged vector is bit i mod 8 of byte i div 8.
+
+        Raises DataError when they are more than the Program's capacity.
+        """
 
     def load(self, vector: Buffer) -> None:
         """Take the averaged vector; remember it as the base; clear the momentum."""
+
+    def load_live(self, values: Buffer) -> None:
+        """The same, of a compact vector."""
+
+    def store_live(self) -> bytearray:
+        """The compact vector."""
 
     def load_correction(self, vector: Buffer) -> None:
         """Take the linear correction, in the order of the averaged vector."""
@@ -319,8 +143,16 @@ class Executor(Protocol):
     def calibrate(self, x: Buffer, valid: int) -> list[Moments]:
         """The moments of every forward op's output over the first ``valid`` samples."""
 
+    def observe(self, x: Buffer) -> list[float]:
+        """Of one whole batch, normalised by its own statistics: for each tracked normalisation the
+        sums of its input by channel, then the sums of squares."""
+
+    def grow(self, x: Buffer, y: Buffer, most: Sequence[int]) -> list[tuple[int, float]]:
+        """The dead coordinates with the largest gradients of one batch, ascending, each with its
+        gradient; of each pruned parameter at most so many. Moves nothing."""
+
     def store(self) -> bytearray:
-        """The averaged vector; coordinates without a parameter are 0."""
+        """The averaged vector; coordinates without a parameter, or dead, are 0."""
 
     def store_gradient(self) -> bytearray:
         """The momentum in the order of the averaged vector: the last gradient after a step with
@@ -396,8 +228,41 @@ class Program:
     @property
     def trained_names(self) -> tuple[str, ...]:
         """The names of the parameters that the plan trains."""
-        pairs = zip(self.layout.parameters, self.tables.params, strict=True)
-        return tuple(p.name for p, record in pairs if record.trained)
+        return tuple(p.name for p, record in self._parameters if record.trained)
+
+    @property
+    def density(self) -> float:
+        """The share of the prunable weights that are live at most; 1 if all are stored."""
+        return float(self.tables.card.get("density", 1.0))
+
+    @property
+    def capacity(self) -> int:
+        """How many weights the pool holds; 0 without one."""
+        return self.tables.live_capacity
+
+    @cached_property
+    def prunable(self) -> tuple[str, ...]:
+        """The parameters that a density prunes, in the order of the layout."""
+        tensors = self.tables.prunable
+        return tuple(
+            p.name for p, record in self._parameters
+            if record.tensor in tensors and p.group not in UNSENT
+        )  # fmt: skip
+
+    @cached_property
+    def tracked(self) -> tuple[str, ...]:
+        """The running statistics, a mean and a variance for each tracked normalisation."""
+        names = {record.tensor: p.name for p, record in self._parameters}
+        return tuple(names[tensor] for tensor in self.tables.tracked)
+
+    @property
+    def statistics_floats(self) -> int:
+        """How many floats those are."""
+        return self.tables.statistics_floats
+
+    @property
+    def _parameters(self) -> list[tuple[Parameter, ParamRecord]]:
+        return list(zip(self.layout.parameters, self.tables.params, strict=True))
 
     @cached_property
     def local_ranges(self) -> Ranges:
@@ -412,7 +277,8 @@ class Program:
         """Byte figures that add up, and multiply-accumulates.
 
         ``ram_bytes`` = parameters + arena + state + sample + stack + reserve;
-        ``flash_bytes`` = image + runtime.
+        ``flash_bytes`` = image + runtime. With a pool also ``live_values``, the ``index_bytes``
+        among those of the parameters, and the ``bucket_bytes`` among those of the state.
         """
         return dict(self.tables.card["report"])
 

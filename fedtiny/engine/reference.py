@@ -6,28 +6,40 @@ here as it would on a device. In float64 every offset counts double and exp, log
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from fedtiny.engine import ops
-from fedtiny.engine.kernels.update import Rule, apply_update
-from fedtiny.engine.program import (
+from fedtiny.engine.image import (
     ALWAYS,
     CORRECTION,
     INPUT,
     LABELS,
+    LIVE,
     MOMENTUM,
     NONE,
     PARAMS,
     PROX,
-    Hyper,
-    Moments,
     OpRecord,
     ParamRecord,
+    read_image,
+)  # fmt: skip
+from fedtiny.engine.ir import Window
+from fedtiny.engine.kernels.norm import BATCH, MOVING, RUNNING
+from fedtiny.engine.kernels.sparse import Live, dense_gradient
+from fedtiny.engine.kernels.sums import in_rows, row_sum
+from fedtiny.engine.kernels.update import Rule, apply_update
+from fedtiny.engine.program import (
+    Hyper,
+    Moments,
+    check_capacity,
+    check_growth,
     check_hyper,
     check_labels,
-    read_image,
+    check_mask_bytes,
 )  # fmt: skip
 from fedtiny.errors import DataError, ImageError
 
@@ -59,6 +71,24 @@ class ReferenceExecutor:
         }
         self._samples: dict[int, Array] = {}
         self._hyper = Hyper(0.0)
+        self._statistics = RUNNING
+        pruned = [p.count for p in self.tables.params if p.pruned]
+        self._live = [np.zeros(0, np.int64) for _ in pruned]
+
+    # -- the mask --
+
+    def load_mask(self, bits: bytes) -> None:
+        """Make the coordinates of these bits live, as far as they can be pruned."""
+        check_mask_bytes(self.tables, bits)
+        alive = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
+        pruned = [p for p in self.tables.params if p.pruned]
+        live = [np.flatnonzero(alive[p.vector_at : p.vector_at + p.count]) for p in pruned]
+        check_capacity(self.tables, sum(map(len, live)))
+        self._live = live
+        pool = self.tables.live_at
+        self.params[pool : pool + self.tables.live_capacity] = 0
+        for slot in self._slots.values():
+            slot[self.tables.trained_floats - self.tables.live_capacity :] = 0
 
     # -- parameters --
 
@@ -66,9 +96,20 @@ class ReferenceExecutor:
         """Take the averaged vector; remember it as the base; clear the momentum."""
         flat = self._vector(vector)
         for p in self.tables.params:
-            self._parameter(p)[:] = self._part(p, flat)
+            self._values(p)[:] = flat[self._coordinates(p)]
         self._fill_slot(PROX, flat)
         self.clear_momentum()
+
+    def load_live(self, values: Buffer) -> None:
+        """The same, of a compact vector."""
+        flat = np.zeros(self.tables.vector_floats, self.dtype)
+        places = np.concatenate([self._coordinates(p) for p in self.tables.params])
+        flat[places] = _shaped(values, self.dtype, places.shape, "the compact vector")
+        self.load(flat)
+
+    def store_live(self) -> bytearray:
+        """The compact vector in the executor's dtype."""
+        return bytearray(b"".join(self._values(p).tobytes() for p in self.tables.params))
 
     def load_correction(self, vector: Buffer) -> None:
         """Take the linear correction, in the order of the averaged vector."""
@@ -83,14 +124,14 @@ class ReferenceExecutor:
         """The averaged vector in the executor's dtype; coordinates without a parameter are 0."""
         flat = np.zeros(self.tables.vector_floats, self.dtype)
         for p in self.tables.params:
-            self._part(p, flat)[:] = self._parameter(p)
+            flat[self._coordinates(p)] = self._values(p)
         return bytearray(flat.tobytes())
 
     def store_gradient(self) -> bytearray:
         """The momentum in the order of the averaged vector; 0 where nothing trains."""
         flat = np.zeros(self.tables.vector_floats, self.dtype)
         for p in filter(lambda p: p.trained, self.tables.params):
-            self._part(p, flat)[:] = self._slot(MOMENTUM, p)
+            flat[self._coordinates(p)] = self._slot(MOMENTUM, p)
         return bytearray(flat.tobytes())
 
     # -- samples --
@@ -100,14 +141,15 @@ class ReferenceExecutor:
         check_hyper(self.tables, hyper)
         self._take(x, y)
         self._hyper = hyper
-        self.execute(0, len(self.tables.ops))
+        with self._using(BATCH if hyper.keep_statistics else MOVING):
+            self.execute(0, len(self.tables.ops))
         return float(self.tensor(self.tables.loss)[0])
 
     def predict(self, x: Buffer) -> memoryview[float]:
         """The output of one batch, in the executor's dtype."""
         self._take(x)
         self.execute(0, self.tables.n_forward)
-        output: memoryview[float] = memoryview(self.tensor(self.tables.output).ravel().copy())  # type: ignore[arg-type]
+        output: memoryview[float] = memoryview(self.tensor(self.tables.output).ravel().copy())
         return output
 
     def evaluate(self, x: Buffer, y: Buffer, valid: int) -> tuple[float, int, int]:
@@ -143,7 +185,51 @@ class ReferenceExecutor:
             found.append(Moments(values.size, _sum64(wide), _sum64(wide * wide), low, high))
         return found
 
+    def observe(self, x: Buffer) -> list[float]:
+        """The sums of the inputs of the tracked normalisations by channel, and of their squares."""
+        self._take(x)
+        found: list[float] = []
+        with self._using(BATCH):
+            for index, op in enumerate(self.tables.forward):
+                if ops.TABLE[ops.BY_CODE[op.code]].role == ops.TRACK:
+                    rows = in_rows(self.tensor(op.tensors[0])).astype(np.float64)
+                    found += [*row_sum(rows).tolist(), *row_sum(rows * rows).tolist()]
+                self.execute(index, index + 1)
+        return found
+
+    def grow(self, x: Buffer, y: Buffer, most: Sequence[int]) -> list[tuple[int, float]]:
+        """The dead coordinates with the largest gradients of one batch, ascending."""
+        check_growth(self.tables, most)
+        self._take(x, y)
+        found: list[tuple[int, float]] = []
+        with self._using(BATCH):
+            for index, op in enumerate(self.tables.ops):
+                role = ops.TABLE[ops.BY_CODE[op.code]].role
+                if op.code == ops.TABLE[f"{ops.SPARSE}_update"].code:
+                    found += self._largest_dead(op, most)
+                elif role not in (ops.UPDATE, ops.NORM, ops.GRADIENT, ops.SCALE):
+                    self.execute(index, index + 1)
+        return sorted(found)
+
+    def _largest_dead(self, op: OpRecord, most: Sequence[int]) -> Iterator[tuple[int, float]]:
+        """Of one parameter; of equal gradients those at the lower coordinates; NaN is largest."""
+        p = self.tables.params[op.attributes[0]]
+        x, dy, w = (self.tensor(index) for index in op.tensors[:3])
+        g = dense_gradient(x, dy, w, Window.of(op.attributes[1:]))
+        dead = np.setdiff1d(np.arange(p.count), self._live[p.pruned - 1])
+        order = np.lexsort((-abs(g[dead]), ~np.isnan(g[dead])))[: most[p.pruned - 1]]
+        return ((p.vector_at + int(at), float(g[at])) for at in dead[order])
+
     # -- execution --
+
+    @contextmanager
+    def _using(self, statistics: str) -> Iterator[None]:
+        """Tracked normalisations use these statistics inside."""
+        self._statistics = statistics
+        try:
+            yield
+        finally:
+            self._statistics = RUNNING
 
     def execute(self, first: int, last: int) -> None:
         """Run the ops [first, last) on the samples taken."""
@@ -152,11 +238,15 @@ class ReferenceExecutor:
                 if op.group == ALWAYS or self._hyper.groups >> op.group & 1:
                     self._run(op)
 
-    def tensor(self, index: int) -> Array:
-        """A view of a tensor where the plan put it."""
+    def tensor(self, index: int) -> Any:
+        """A view of a tensor where the plan put it; of a pruned parameter, what is live of it."""
         record = self.tables.tensors[index]
         if record.region in (INPUT, LABELS):
             return self._samples[record.region]
+        if record.region == LIVE:
+            live = self._live[record.offset]
+            at = self.tables.live_at + self._live_start(record.offset)
+            return Live(self.params[at : at + len(live)], live, record.shape)
         start, count = record.offset // 4, int(np.prod(record.shape))
         if record.region == PARAMS:
             return self.params[start : start + count].reshape(record.shape)
@@ -177,6 +267,8 @@ class ReferenceExecutor:
             self._move(op, row, operands, attributes)
         elif row.role == ops.SCALE:
             row.kernel(*operands, self._hyper.clip)
+        elif row.role == ops.TRACK:
+            row.kernel(*operands, *attributes, self._statistics)
         else:
             row.kernel(*operands, *attributes)
 
@@ -187,7 +279,8 @@ class ReferenceExecutor:
         of = other if row.role == ops.NORM else target
         found = row.kernel(x, dy, of, *codes, *attributes)
         if row.role == ops.UPDATE:
-            apply_update(found, target, other, self._rule(self.tables.params[op.attributes[0]]))
+            p = self.tables.params[op.attributes[0]]
+            apply_update(found.ravel(), self._values(p), other, self._rule(p))
         else:
             target += found
 
@@ -219,24 +312,33 @@ class ReferenceExecutor:
     def _vector(self, vector: Buffer) -> Array:
         return _shaped(vector, self.dtype, (self.tables.vector_floats,), "the vector")
 
-    def _part(self, p: ParamRecord, flat: Array) -> Array:
-        shape = self.tables.tensors[p.tensor].shape
-        return flat[p.vector_at : p.vector_at + p.count].reshape(shape)
+    def _coordinates(self, p: ParamRecord) -> Array:
+        """Where the stored values of a parameter stand in the averaged vector, ascending."""
+        return p.vector_at + (self._live[p.pruned - 1] if p.pruned else np.arange(p.count))
 
-    def _parameter(self, p: ParamRecord) -> Array:
+    def _values(self, p: ParamRecord) -> Array:
+        """The stored values of a parameter in a row."""
         record = self.tables.tensors[p.tensor]
-        if record.region != PARAMS:
+        if record.region not in (PARAMS, LIVE):
             raise ImageError(f"tensor {p.tensor} is not a parameter")
-        return self.tensor(p.tensor)
+        found = self.tensor(p.tensor)
+        flat: Array = found.values if p.pruned else found.reshape(-1)
+        return flat
+
+    def _live_start(self, number: int) -> int:
+        return sum(map(len, self._live[:number]))
 
     def _slot(self, bit: int, p: ParamRecord) -> Array:
-        flat = self._slots[bit][p.state_at : p.state_at + p.count]
-        return flat.reshape(self.tables.tensors[p.tensor].shape)
+        if not p.pruned:
+            return self._slots[bit][p.state_at : p.state_at + p.count]
+        pool = self.tables.trained_floats - self.tables.live_capacity
+        start = pool + self._live_start(p.pruned - 1)
+        return self._slots[bit][start : start + len(self._live[p.pruned - 1])]
 
     def _fill_slot(self, bit: int, flat: Array) -> None:
         if bit in self._slots:
             for p in filter(lambda p: p.trained, self.tables.params):
-                self._slot(bit, p)[:] = self._part(p, flat)
+                self._slot(bit, p)[:] = flat[self._coordinates(p)]
 
 
 def _sum64(values: Array) -> float:

@@ -13,14 +13,15 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 
 from fedtiny.engine.ir import Graph, Op, Scalars, Tensor, fresh
-from fedtiny.engine.ops import BACKWARD, BUFFERED, FORWARD, TABLE, UPDATE, produce
+from fedtiny.engine.ops import BACKWARD, BUFFERED, FORWARD, TABLE, TRACK, UPDATE, produce
 
 _MASKABLE = ("relu", "relu6", "leaky_relu")
 
 
 def makers(graph: Graph) -> dict[str, Op]:
     """The op behind each value that could be made again."""
-    return {n: op for op in graph.ops if TABLE[op.kind].role == FORWARD for n in op.outputs}
+    roles = (FORWARD, TRACK)
+    return {n: op for op in graph.ops if TABLE[op.kind].role in roles for n in op.outputs}
 
 
 # ---- masks -----------------------------------------------------------------------------------
@@ -62,8 +63,13 @@ def bufferable(graph: Graph) -> dict[str, tuple[Op, Op]]:
     return {
         op.parameter: (op, reader[op.parameter]) for op in graph.ops
         if TABLE[op.kind].role == UPDATE and len(op.inputs) == 3 and op.inputs[0]
-        and op.parameter in reader and size[op.parameter] < size[op.inputs[0]]
+        and _gradient_kind(op) in TABLE and op.parameter in reader
+        and size[op.parameter] < size[op.inputs[0]]
     }  # fmt: skip
+
+
+def _gradient_kind(update: Op) -> str:
+    return update.kind.replace("_update", "_gradient")
 
 
 def buffered(graph: Graph, parameters: Iterable[str]) -> Graph:
@@ -76,8 +82,8 @@ def buffered(graph: Graph, parameters: Iterable[str]) -> Graph:
         biases = [op for op in _biases(graph, update.inputs[1]) if op not in instead]
         buffer = fresh(f"g.{name}", tensors)
         zero, (tensors[buffer],) = produce("zero", (), (buffer,), tensors, like=tensors[name].shape)
-        kind = update.kind.replace("_update", "_gradient")
-        gradient = replace(update, kind=kind, inputs=(*update.inputs[:2], buffer))
+        inputs = (*update.inputs[:2], buffer)
+        gradient = replace(update, kind=_gradient_kind(update), inputs=inputs)
         late = Op(f"{BUFFERED}_update", ("", buffer, name), (), name)
         before.setdefault(reader, []).extend((zero, gradient, *biases))
         instead.update({update: [late], **{bias: [] for bias in biases}})
@@ -119,10 +125,19 @@ class _Writing:
     def _read(self, name: str) -> str:
         maker = self.makers.get(name)
         if maker and name not in self.names:
-            again = self.renamed(maker)
+            again = _unmoving(self.renamed(maker))
             for old in maker.outputs:
                 new = self.names[old] = fresh(f"{old}~", self.tensors)
                 self.tensors[new] = replace(self.tensors[old], name=new)
             outputs = tuple(self.names[old] for old in maker.outputs)
             self.ops.append(replace(again, outputs=outputs))
         return self.names.get(name, name)
+
+
+def _unmoving(op: Op) -> Op:
+    """The op without its running statistics, which a step moves once; it makes the same values."""
+    if TABLE[op.kind].role != TRACK:
+        return op
+    assert isinstance(op.attributes, Scalars)
+    scalars = replace(op.attributes, number=0)
+    return replace(op, kind="batch_normalize", inputs=op.inputs[:1], attributes=scalars)

@@ -190,6 +190,26 @@ def pooling_of(window: Window) -> Window:
     return Window(stride=window.kernel, kernel=window.kernel)
 
 
+# ---- sparse weights --------------------------------------------------------------------------
+
+
+def sparse_conv(shapes: Sequence[Shape], window: Window, like: Shape) -> Made:
+    """What a linear layer or a convolution with that weight makes."""
+    need(window.groups == 1, f"a sparse convolution has one group; got {window.groups}")
+    if len(shapes[1]) != 2:
+        return conv(shapes, window, like)
+    need(window == Window(groups=1), f"a linear layer has no window; got {window}")
+    return linear(shapes, window, like)
+
+
+def sparse_conv_dx(shapes: Sequence[Shape], window: Window, like: Shape) -> Made:
+    """That of x."""
+    return (linear_dx if len(shapes[1]) == 2 else conv_dx)(shapes, window, like)
+
+
+# ---- poolings --------------------------------------------------------------------------------
+
+
 def _pooled(x: Shape, window: Window) -> Shape:
     need(window.groups == 0, f"a pooling has no groups; got {window.groups}")
     need(min(window.kernel) >= 1, f"{window.kernel} is no kernel of a pooling")
@@ -245,6 +265,14 @@ def batch_normalize(shapes: Sequence[Shape], eps: Scalars, like: Shape) -> Made:
     """That of x, and one standard deviation for each channel."""
     _check_eps(eps)
     return [(shapes[0], F32), (shapes[0][-1:], F32)]
+
+
+def tracked_normalize(shapes: Sequence[Shape], attributes: Scalars, like: Shape) -> Made:
+    """The same, with running statistics of each channel and their momentum in thousandths."""
+    per_channel(shapes, attributes, like)
+    momentum = attributes.number
+    need(0 < momentum <= 1000, f"a momentum is 1 to 1000 thousandths; got {momentum}")
+    return batch_normalize(shapes, attributes, like)
 
 
 def group_normalize(shapes: Sequence[Shape], attributes: Scalars, like: Shape) -> Made:

@@ -168,11 +168,12 @@ def _nodes(exported: ExportedProgram) -> tuple[Node, ...]:
 def _weights(module: Module, exported: ExportedProgram) -> dict[str, Weight | None]:
     """The parameters and buffers by placeholder; None stands for the input. What is tied has the
     name of the first."""
-    state = dict(module.named_parameters(remove_duplicate=False))
+    state: dict[str, Tensor] = dict(module.named_buffers(remove_duplicate=False))
+    state |= module.named_parameters(remove_duplicate=False)
     first: dict[int, str] = {}
     for name, tensor in state.items():
         first.setdefault(id(tensor), name)
-    tensors = {**exported.constants, **dict(module.named_buffers()), **state}
+    tensors = {**exported.constants, **state}
     weights: dict[str, Weight | None] = {}
     for spec in exported.graph_signature.input_specs:
         if spec.kind == InputKind.USER_INPUT:

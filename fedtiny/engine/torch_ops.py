@@ -35,7 +35,8 @@ def carry_out(c: Conversion, node: Node) -> None:
     c.node = node
     name = op_name(node)
     in_place = name.endswith("_")
-    if in_place and _counts_batches(c, node):
+    if in_place and (counter := _batch_counter(c, node)):
+        c.values[node] = counter
         return
     args, kwargs = _operands(c, node)
     _check_operands(c, name, args)
@@ -60,11 +61,12 @@ def _check_operands(c: Conversion, name: str, args: Sequence[object]) -> None:
         raise c.refuse("has a computed weight; devices need a parameter there")
 
 
-def _counts_batches(c: Conversion, node: Node) -> bool:
-    """Whether it is the counter of a batch normalisation, which changes no result."""
+def _batch_counter(c: Conversion, node: Node) -> Weight | None:
+    """The counter of a batch normalisation that it moves, which changes no result; else None."""
     target = node.args[0]
     counted = c.values.get(target) if isinstance(target, Node) else None
-    return isinstance(counted, Weight) and not counted.tensor.is_floating_point()
+    is_counter = isinstance(counted, Weight) and not counted.tensor.is_floating_point()
+    return cast("Weight", counted) if is_counter else None
 
 
 def _overwrite(c: Conversion, old: Placed, new: Placed) -> Placed:
@@ -155,10 +157,11 @@ def _batch_norm(
     value = c.channels_last(x)
     name = _norm_name(c, weight, mean)
     c.affine(name, weight, bias, value.shape[-1])
-    if not training and mean and var:
+    if mean and var:
         c.hold(f"{name}.running_mean", mean)
         c.hold(f"{name}.running_var", var)
-    normal = c.net.batch_norm(value, frozen=not training, eps=eps, name=name)
+    tracked = training and mean is not None
+    normal = c.net.batch_norm(value, not training, tracked, eps, momentum, name)
     return made(normal, channels_last(x.places.dim() - 1))
 
 

@@ -46,7 +46,7 @@ def digits_mlp(classes: int = 10, hidden: int = 32) -> Net:
 
 # ---- convolutional nets ----------------------------------------------------------------------
 
-NORMS = ("none", "group", "batch", "frozen")
+NORMS = ("none", "group", "batch", "frozen", "tracked")
 NORM_GROUPS = 4
 
 
@@ -68,7 +68,8 @@ def omniglot_conv(
     """Four 3 x 3 convolutions with ReLU over 28 x 28.
 
     Each halves the image: with ``pool`` by max-pooling (Vinyals et al. 2016), else by its stride
-    (Nichol et al. 2018). ``norm``: none, group (of 4), batch (of each batch) or frozen.
+    (Nichol et al. 2018). ``norm``: none, group (of 4), batch (of each batch), frozen, or tracked
+    (running statistics, as torch trains them).
     """
     net = Net((28, 28, 1))
     value = net.input
@@ -139,13 +140,67 @@ def resnet(
     net = Net((side, side, 3))
     value = net.relu(_conv(net, net.input, channels[0], 3, 1, norm))
     for index, width in enumerate(channels):
-        stride = 2 if index else 1
-        inner = net.relu(_conv(net, value, width, 3, stride, norm))
-        inner = _conv(net, inner, width, 3, 1, norm)
-        shortcut = _conv(net, value, width, 1, stride, norm) if index else value
-        value = net.relu(net.add(inner, shortcut))
+        value = _residual(net, value, width, 2 if index else 1, norm)
     net.linear(net.global_avg_pool(value), classes)
     return net
+
+
+# ---- nets to prune: every weight but the norms' can be, and their statistics are tracked ------
+
+
+def digits_bn(classes: int = 10, channels: Sequence[int] = (32, 64, 64)) -> Net:
+    """3 x 3 convolutions over 8 x 8 pixels, pooled once; 65,824 weights."""
+    net = Net((8, 8, 1))
+    value = net.input
+    for index, width in enumerate(channels):
+        value = net.relu(_conv(net, value, width, 3, 1, "tracked"))
+        value = value if index else net.max_pool(value, 2)
+    net.linear(value, classes)
+    return net
+
+
+def omniglot_bn(classes: int = 50, channels: int = 64) -> Net:
+    """`omniglot_conv` as one classifier of many characters."""
+    return omniglot_conv(classes, channels, "tracked")
+
+
+_VGG11 = (1, 0, 2, 0, 4, 4, 0, 8, 8, 0, 8, 8, 0)
+"""Widths in units of the first, 0 for a pooling (Simonyan, Zisserman 2014, table 1, A)."""
+
+
+def vgg11(width: int = 64, classes: int = 10, shape: tuple[int, int, int] = (32, 32, 3)) -> Net:
+    """Eight 3 x 3 convolutions, five poolings and three linear layers, for small pictures."""
+    net = Net(shape)
+    value = net.input
+    for units in _VGG11:
+        value = (
+            net.relu(_conv(net, value, units * width, 3, 1, "tracked"))
+            if units
+            else net.max_pool(value, 2)
+        )
+    for _ in range(2):
+        value = net.relu(net.linear(value, 8 * width))
+    net.linear(value, classes)
+    return net
+
+
+def resnet18(width: int = 64, classes: int = 10, shape: tuple[int, int, int] = (32, 32, 3)) -> Net:
+    """Eight blocks of two 3 x 3 convolutions at four sizes, for small pictures (He et al. 2016)."""
+    net = Net(shape)
+    value = net.relu(_conv(net, net.input, width, 3, 1, "tracked"))
+    for block in range(8):
+        stride = 2 if block in (2, 4, 6) else 1
+        value = _residual(net, value, width << block // 2, stride, "tracked")
+    net.linear(net.global_avg_pool(value), classes)
+    return net
+
+
+def _residual(net: Net, x: Value, width: int, stride: int, norm: str) -> Value:
+    """Two convolutions beside a shortcut, which is one of its own where the shape changes."""
+    inner = net.relu(_conv(net, x, width, 3, stride, norm))
+    inner = _conv(net, inner, width, 3, 1, norm)
+    shortcut = x if x.shape == inner.shape else _conv(net, x, width, 1, stride, norm)
+    return net.relu(net.add(inner, shortcut))
 
 
 _MOBILENET_V2 = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
@@ -193,4 +248,6 @@ def _conv(
     value = net.conv(x, width, kernel, stride, padding=half, groups=groups, bias=norm == "none")
     if norm == "group":
         return net.group_norm(value, NORM_GROUPS)
-    return value if norm == "none" else net.batch_norm(value, frozen=norm == "frozen")
+    if norm == "none":
+        return value
+    return net.batch_norm(value, frozen=norm == "frozen", tracked=norm == "tracked")

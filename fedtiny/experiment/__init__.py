@@ -22,17 +22,28 @@ from fedtiny.engine.compile import Compilable, built_net
 from fedtiny.errors import ExperimentError, FedtinyError, did_you_mean
 from fedtiny.experiment import reading
 from fedtiny.experiment.reading import Keys, Origin, Table, dotted, kinds
-from fedtiny.experiment.schema import Board, Budget, Data, Device, Evaluation, Fleet, Model, Run
+from fedtiny.experiment.schema import (
+    Board,
+    Budget,
+    Data,
+    Device,
+    Evaluation,
+    Fleet,
+    Model,
+    Pretrain,
+    Run,
+)
 from fedtiny.experiment.writing import write_toml
 from fedtiny.registry.profiles import BOARDS, BoardProfile, board
-from fedtiny.strategies.base import Strategy
+from fedtiny.strategies import calls
+from fedtiny.strategies.base import FleetFacts, Strategy
 from fedtiny.strategies.table import build as build_strategy
 
 if TYPE_CHECKING:
     from fedtiny.data.tables import Task
 
 _KEYS = ("seed", "seeded")
-_SECTIONS = ("model", "data", "device", "strategy", "fleet", "run", "evaluate")
+_SECTIONS = ("model", "data", "device", "pretrain", "strategy", "fleet", "run", "evaluate")
 _FIGURES = {
     "ram": "ram_bytes", "flash": "flash_bytes", "macs_per_s": "macs_per_s",
     "downlink": "downlink_bps", "uplink": "uplink_bps", "latency": "latency_s",
@@ -50,6 +61,7 @@ class Experiment:
         seeded: A deployed run draws by the seed too, and decides as the simulated one; without it
             the operating system draws, so that nobody can foresee who is asked.
         boards: What ``[device.NAME]`` says, by profile.
+        pretrain: How the model is trained before the first round, if it is.
         strategy: ``[strategy]`` as written: the name or build of a strategy and its fields.
         evaluate: The named ways in which held-out devices adapt before they are judged.
         given: The tables as they were written, settings included.
@@ -62,6 +74,7 @@ class Experiment:
     data: Data
     device: Device
     boards: Mapping[str, Table]
+    pretrain: Pretrain | None
     strategy: Table
     fleet: Fleet
     run: Run
@@ -119,6 +132,7 @@ class Experiment:
             data=_read_named(Data, tables["data"], origin, "data"),
             device=device,
             boards=boards,
+            pretrain=_read_pretrain(given, origin),
             strategy=_read_strategy(tables["strategy"], origin),
             fleet=reading.read(Fleet, tables["fleet"], origin, ("fleet",)),
             run=reading.read(Run, tables["run"], origin, ("run",)),
@@ -157,7 +171,13 @@ class Experiment:
             reserve_bytes=device.reserve,
             batch=device.batch,
             plan=device.plan,
+            density=device.density,
         )
+
+    @property
+    def densities(self) -> tuple[float, ...]:
+        """Those that the profiles of the fleet have, ascending, each once."""
+        return tuple(sorted({self.budget(name).density for name in self.fleet.profiles}))
 
     # ---- what it names ----
 
@@ -179,10 +199,10 @@ class Experiment:
             prepared = data.preparation
             return build_task(data.source, data.arguments, fleet.devices, self.held_out, prepared)
 
-    def build_strategy(self) -> Strategy:
-        """The strategy of ``[strategy]``; its errors name the line as well."""
+    def build_strategy(self, fleet: FleetFacts | None = None) -> Strategy:
+        """The strategy of ``[strategy]`` for this fleet; its errors name the line as well."""
         with self._blaming("strategy", self.strategy):
-            strategy = build_strategy(self.strategy)
+            strategy = calls.fitted(build_strategy(self.strategy), fleet or FleetFacts())
         for keys, message in _cohort_contradictions(self, strategy.cohort):
             raise self.origin.error(keys, message)
         return strategy
@@ -229,6 +249,7 @@ class Experiment:
             "model": _inline(self.model),
             "data": _inline(self.data),
             "device": device,
+            **({"pretrain": _plain(self.pretrain)} if self.pretrain else {}),
             "strategy": dict(self.strategy),
             "fleet": _plain(self.fleet) | {"held_out": self.held_out},
             "run": _plain(self.run),
@@ -278,6 +299,11 @@ def _read_device(table: Any, origin: Origin) -> tuple[Device, dict[str, Table]]:
     known = {**kinds(Device), **kinds(Board)}
     boards = {k: reading.read_values(known, v, origin, ("device", k)) for k, v in named.items()}
     return device, boards
+
+
+def _read_pretrain(given: Table, origin: Origin) -> Pretrain | None:
+    table = given.get("pretrain")
+    return None if table is None else reading.read(Pretrain, table, origin, ("pretrain",))
 
 
 def _read_strategy(table: Any, origin: Origin) -> Table:

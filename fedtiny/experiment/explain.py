@@ -2,11 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from fedtiny.engine.compile import build
 from fedtiny.engine.program import Program
 from fedtiny.experiment.workload import Profile, Workload
+from fedtiny.tensors import FLOAT_BYTES
+from fedtiny.values import Instruction
+from fedtiny.wire.visit import VisitBytes
+
+
+@dataclass(frozen=True, slots=True)
+class Pruning:
+    """What a density saves a profile, beside the same Program with all of its weights.
+
+    ``mask_bytes`` come on top of a visit whenever the mask has moved. ``growths`` are the rounds
+    that look for weights to grow: such a visit sends up to ``growth_places`` of them, in up to
+    ``growth_up_bytes``, where a dense gradient would be ``gradient_bytes``.
+    """
+
+    density: float
+    live_values: int
+    dense_ram_bytes: int
+    down_bytes: int
+    up_bytes: int
+    mask_bytes: int
+    growths: int
+    growth_places: int
+    growth_up_bytes: int
+    gradient_bytes: int
+    dense_visit_bytes: int
+    dense_run_bytes: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +41,9 @@ class Row:
     """One profile: its bytes, and what a visit costs it, or why it is never chosen.
 
     ``report`` is that of the Program which was made, whether or not it fits. The costs are 0 when
-    it does not. ``run_bytes`` is what all devices of the profile carry in the whole run, when every
-    visit is made and those that can take part share the visits.
+    it does not. ``visit_bytes`` are those of a visit that trains, by a device that holds its mask;
+    ``run_bytes`` is what all devices of the profile carry in the whole run, when every visit is
+    made and those that can take part share the visits.
     """
 
     profile: str
@@ -28,6 +56,7 @@ class Row:
     joules: float = 0.0
     visit_bytes: int = 0
     run_bytes: float = 0.0
+    pruning: Pruning | None = None
 
     @property
     def fits(self) -> bool:
@@ -37,15 +66,17 @@ class Row:
 
 def explain(workload: Workload) -> list[Row]:
     """One row for each profile of the fleet."""
-    experiment = workload.experiment
-    shares = experiment.fleet.profiles
-    able = sum(shares[profile.name] for profile in workload.profiles if profile.program)
-    visits = experiment.run.rounds * workload.strategy.cohort / (able or 1)
     counts = {part: float(column.mean()) for part, column in workload.counts.items()}
-    return [_row(workload, profile, counts, visits) for profile in workload.profiles]
+    asked = list(workload.rehearsal()) if workload.prunes else []
+    return [_row(workload, profile, counts, asked) for profile in workload.profiles]
 
 
-def _row(workload: Workload, profile: Profile, counts: Mapping[str, float], visits: float) -> Row:
+def _row(
+    workload: Workload,
+    profile: Profile,
+    counts: Mapping[str, float],
+    asked: Sequence[Instruction],
+) -> Row:
     experiment, name = workload.experiment, profile.name
     budget, share = experiment.budget(name), experiment.fleet.profiles[name]
     row = Row(
@@ -56,19 +87,91 @@ def _row(workload: Workload, profile: Profile, counts: Mapping[str, float], visi
         report=profile.needed.report(),
         reasons=profile.reasons,
     )
-    return _with_costs(row, workload, profile.program, counts, visits) if profile.program else row
+    program = profile.program
+    if program is None:
+        return row
+    row = _with_costs(row, workload, program, counts)
+    return _with_pruning(row, workload, program, asked) if program.density < 1 else row
 
 
-def _with_costs(
-    row: Row, workload: Workload, program: Program, counts: Mapping[str, float], visits: float
-) -> Row:
+def _with_costs(row: Row, workload: Workload, program: Program, counts: Mapping[str, float]) -> Row:
     cost = workload.cost(row.profile, program, counts)
-    visit = workload.visit_bytes(program, workload.instruction)
-    visit_bytes = visit.down + visit.up
+    visit = _held(workload.visit_bytes(program, workload.training))
     return replace(
         row,
         seconds=float(cost.seconds[0]),
         joules=float(cost.joules[0]),
-        visit_bytes=visit_bytes,
-        run_bytes=visits * row.share * visit_bytes,
+        visit_bytes=_both(visit),
+        run_bytes=workload.experiment.run.rounds * _visits(workload, row) * _both(visit),
     )
+
+
+def _with_pruning(
+    row: Row, workload: Workload, program: Program, asked: Sequence[Instruction]
+) -> Row:
+    each = [workload.visit_bytes(program, one) for one in asked]
+    trains = workload.visit_bytes(program, workload.training)
+    growths = [(one, visit) for one, visit in zip(asked, each, strict=True) if one.grow]
+    dense, dense_bytes = _dense(workload, row.profile)
+    visits, fetches = _visits(workload, row), _fetches(workload, row, asked)
+    mask_bytes = trains.mask + trains.mask_requests
+    pruning = Pruning(
+        density=program.density,
+        live_values=program.capacity,
+        dense_ram_bytes=dense.report()["ram_bytes"],
+        down_bytes=_held(trains).down,
+        up_bytes=_held(trains).up,
+        mask_bytes=mask_bytes,
+        growths=len(growths),
+        growth_places=max((sum(k for _, k in one.grow) for one, _ in growths), default=0),
+        growth_up_bytes=max((visit.update for _, visit in growths), default=0),
+        gradient_bytes=FLOAT_BYTES * workload.layout.size,
+        dense_visit_bytes=dense_bytes,
+        dense_run_bytes=len(asked) * visits * dense_bytes,
+    )
+    run_bytes = visits * sum(_both(_held(visit)) for visit in each) + fetches * mask_bytes
+    return replace(row, run_bytes=run_bytes, pruning=pruning)
+
+
+def _dense(workload: Workload, name: str) -> tuple[Program, int]:
+    """The profile's Program with all weights, and the bytes of a visit that trains it."""
+    budget = workload.experiment.budget(name)
+    program = build(
+        workload.net, loss=workload.loss, batch=budget.batch, plan=budget.plan,
+        sgd=workload.reserved, reserve=budget.reserve_bytes,
+    ).program  # fmt: skip
+    asked = replace(workload.training, masks=())
+    return program, _both(workload.visit_bytes(program, asked))
+
+
+def _able(workload: Workload) -> float:
+    """The share of the devices that can take part."""
+    shares = workload.experiment.fleet.profiles
+    return sum(shares[profile.name] for profile in workload.profiles if profile.program) or 1.0
+
+
+def _visits(workload: Workload, row: Row) -> float:
+    """Of the profile in a round."""
+    return workload.strategy.cohort * row.share / _able(workload)
+
+
+def _fetches(workload: Workload, row: Row, asked: Iterable[Instruction]) -> float:
+    """How often a device of the profile fetches a mask, in expectation: once while it stays."""
+    experiment = workload.experiment
+    devices = row.share * (experiment.fleet.devices - experiment.held_out)
+    idle = max(0.0, 1.0 - _visits(workload, row) / devices) if devices else 1.0
+    fetches, stays = 0.0, 0
+    for one in asked:
+        stays += bool(one.masks)
+        if one.grow:  # the mask moves
+            fetches, stays = fetches + devices * (1.0 - idle**stays), 0
+    return fetches + devices * (1.0 - idle**stays)
+
+
+def _held(visit: VisitBytes) -> VisitBytes:
+    """The visit of a device that holds the mask."""
+    return visit._replace(mask=0, mask_requests=0)
+
+
+def _both(visit: VisitBytes) -> int:
+    return visit.down + visit.up

@@ -11,6 +11,7 @@ from fedtiny.experiment.reading import (
     Arguments,
     BitsPerSecond,
     Bytes,
+    Density,
     DeviceCount,
     Duration,
     Flag,
@@ -142,6 +143,9 @@ class Device(Section):
         batch: Samples in a training step.
         plan: What is trained: "all", "last:2", "biases" or "named:fc.*".
         dtype: The arithmetic of training.
+        density: The share of the weights of linear and convolutional layers that are live at once;
+            below 1 the others take neither memory nor time, and the strategy must be one that
+            prunes.
     """
 
     ram: Bytes | None = None
@@ -150,6 +154,7 @@ class Device(Section):
     batch: Positive = 1
     plan: Plan = "all"
     dtype: Literal["float32"] = "float32"
+    density: Density = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +240,23 @@ class Run(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class Pretrain(Section):
+    """``[pretrain]``: what the coordinator trains on the public samples, before the first round.
+
+    The samples are the ``public`` ones of a partition in ``[data]``; the net is dense.
+
+    Attributes:
+        steps: Training steps.
+        lr: Learning rate.
+        batch: Samples in a step.
+    """
+
+    steps: Positive = 200
+    lr: Rate = 0.05
+    batch: Positive = 16
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation(Section):
     """``[evaluate.NAME]``: how a held-out device adapts before it is judged.
 
@@ -266,3 +288,4 @@ class Budget:
     reserve_bytes: int
     batch: int
     plan: str
+    density: float

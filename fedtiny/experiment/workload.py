@@ -2,36 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 
+from fedtiny.data.partitions import Partition
 from fedtiny.data.tables import Task
-from fedtiny.engine.compile import Compilable, compile
-from fedtiny.engine.program import FEATURES, Program
+from fedtiny.engine import sparsity
+from fedtiny.engine.compile import Compilable, build, compile
+from fedtiny.engine.program import Program
 from fedtiny.errors import BudgetError, ExperimentError, StrategyError
 from fedtiny.experiment import Experiment
+from fedtiny.experiment.asking import flaws, measured, returned
+from fedtiny.experiment.pretraining import check_public, pretrained
+from fedtiny.experiment.rehearsal import rehearsed
+from fedtiny.masks import remembered
 from fedtiny.registry.cost import BoardColumns, VisitCost, visit_cost
 from fedtiny.registry.match import misfits
 from fedtiny.rounds.machine import Rules
 from fedtiny.strategies import calls
-from fedtiny.strategies.base import Round, Strategy
-from fedtiny.values import (
-    CALIBRATE,
-    EVALUATE,
-    QUERY,
-    SUPPORT,
-    TRAIN,
-    Instruction,
-    Layout,
-    Sgd,
-)
+from fedtiny.strategies.base import FleetFacts, Round, Strategy
+from fedtiny.values import QUERY, SUPPORT, TRAIN, Instruction, Layout, Sgd
 from fedtiny.wire.visit import VisitBytes, visit_bytes
 
 if TYPE_CHECKING:
+    from fedtiny.masks import Mask
     from fedtiny.tensors import Float32, Int64
 
 
@@ -68,7 +67,8 @@ class Workload:
             )
         net, task = experiment.build_net(), experiment.build_task()
         _check_fit(experiment, net, task)
-        return cls(experiment, net, task, experiment.build_strategy())
+        check_public(experiment, task)
+        return cls(experiment, net, task, experiment.build_strategy(_facts(experiment, net)))
 
     @property
     def loss(self) -> str:
@@ -81,11 +81,36 @@ class Workload:
         return self.net.graph(1).layout
 
     @cached_property
+    def prunes(self) -> bool:
+        """Whether some Program of the fleet has a density below 1."""
+        return self.experiment.densities[0] < 1
+
+    @cached_property
+    def dense(self) -> Program:
+        """The model with all of its weights, as nobody need be able to train it."""
+        batch = max(self.experiment.budget(name).batch for name in self.experiment.fleet.profiles)
+        return build(self.net, loss=self.loss, batch=batch).program
+
+    @cached_property
     def instruction(self) -> Instruction:
-        """What the first round asks."""
+        """What the first round asks: of a model that is not trained yet, if that matters."""
+        return next(self.rehearsal())
+
+    @cached_property
+    def training(self) -> Instruction:
+        """What the first round asks that trains; of a fleet that prunes others may come before."""
+        if not self.prunes:
+            return self.instruction
+        trains = (asked for asked in self.rehearsal() if asked.kind == TRAIN and not asked.grow)
+        return next(trains, self.instruction)
+
+    def rehearsal(self) -> Iterator[Instruction]:
+        """What each round of the run asks, as far as one can tell beforehand; one at least."""
+        model = np.zeros(self.layout.size, np.float32)
+        if self.prunes:  # by magnitude
+            model = np.asarray(self.dense.initial(self.experiment.seed))
         rounds = max(1, self.experiment.run.rounds)
-        state = calls.start(self.strategy, self.layout, np.zeros(self.layout.size, np.float32))
-        return calls.ask(self.strategy, Round(0, rounds), state, self.layout)
+        return rehearsed(self.strategy, self.layout, model, rounds)
 
     def rules(self, seed: int) -> Rules:
         """The rules of the rounds; ``seed`` keys the choice of devices."""
@@ -101,15 +126,27 @@ class Workload:
 
     @property
     def reserved(self) -> Sgd:
-        """What the Programs are compiled with: for the first round, and what else may come."""
-        pairs = ((getattr(sgd, f.name) for sgd in (self.instruction.sgd, self.strategy.reserve))
-                 for f in fields(Sgd))  # fmt: skip
-        return Sgd(*map(max, pairs))
+        """What the Programs are compiled with: for the first round, for the first that trains, and
+        what else may come."""
+        wanted = self.instruction.sgd, self.training.sgd, self.strategy.reserve
+        return Sgd(*(max(getattr(sgd, f.name) for sgd in wanted) for f in fields(Sgd)))
 
     @cached_property
     def profiles(self) -> tuple[Profile, ...]:
-        """The boards of the fleet, each with its Program for the strategy's rounds."""
-        return tuple(self._fit_rounds(name) for name in self.experiment.fleet.profiles)
+        """The boards of the fleet, each with its Program for the strategy's rounds.
+
+        Raises StrategyError where these can do nothing with what it asks.
+        """
+        fitted = tuple(self._fit_rounds(name) for name in self.experiment.fleet.profiles)
+        for asked in (self.training, *self._growing()):
+            self._check(fitted, Round(0, self.experiment.run.rounds), asked)
+        return fitted
+
+    def _growing(self) -> Iterable[Instruction]:
+        """What the first round asks that grows, if there is one."""
+        if not (self.prunes and calls.bucket(self.strategy, self.layout)):
+            return ()
+        return islice((asked for asked in self.rehearsal() if asked.grow), 1)
 
     def _fit_rounds(self, name: str) -> Profile:
         """The board with its Program, which must also be of use to the rounds."""
@@ -120,7 +157,7 @@ class Workload:
 
     def _hindrances(self, name: str, program: Program) -> Iterator[str]:
         """Why a Program that fits the board would do nothing for a round."""
-        if self.instruction.kind == TRAIN and not program.sent_ranges(self.instruction):
+        if self.training.kind == TRAIN and not program.sent_ranges(self.training):
             yield (
                 f"{name}: its plan trains only parameters that stay on the device: nothing to "
                 "send; choose another plan"
@@ -140,34 +177,44 @@ class Workload:
         return float(cost.seconds.min(initial=np.inf)) if some[SUPPORT].size else 0.0
 
     def cost(self, name: str, program: Program, counts: Mapping[str, Any]) -> VisitCost:
-        """What visits of the first round with so many samples cost a board of that name."""
-        visit = self.visit_bytes(program, self.instruction)
+        """What visits with so many samples cost a board of that name in the first round that
+        trains."""
+        visit = self.visit_bytes(program, self.training)
         return visit_cost(
             BoardColumns.of([self.experiment.profile(name)]),
-            macs=self.instruction.macs(counts, program.footprint),
+            macs=self.training.macs(counts, program.footprint),
             download_bytes=visit.down,
             upload_bytes=visit.up,
-            samples=self.instruction.used(counts, program.batch)[1],
+            samples=self.training.used(counts, program.batch)[1],
             sample_period_s=self.experiment.data.sample_period,
         )
 
     def visit_bytes(self, program: Program, asked: Instruction) -> VisitBytes:
-        """What a visit of such a round carries."""
-        sent = program.sent_ranges(asked)
-        return visit_bytes(asked, self.layout.size, sent, measured(program, asked))
+        """What a visit of such a round carries, to a device that does not hold its mask."""
+        own = asked.of(program.density)
+        mask = self.mask_of(own)
+        back = returned(program, asked)
+        return visit_bytes(own, self.layout.size, back, measured(program, asked), mask)
+
+    def mask_of(self, own: Instruction) -> Mask | None:
+        """The mask of an instruction for one Program (`Instruction.of`), if it has one."""
+        return None if own.mask is None else remembered(own.mask, self.layout)
 
     def check(self, round: Round, asked: Instruction) -> None:
         """StrategyError if a Program of the fleet cannot carry out what a round asks."""
-        if asked == self.instruction:  # the Programs are made for it
-            return
-        for program in (p.program for p in self.profiles if p.program):
-            for flaw in _flaws(program, asked):
+        if asked != self.training:  # the Programs are made for it
+            self._check(self.profiles, round, asked)
+
+    def _check(self, profiles: Iterable[Profile], round: Round, asked: Instruction) -> None:
+        for program in (p.program for p in profiles if p.program):
+            for flaw in flaws(program, asked):
                 raise StrategyError(
                     f"{type(self.strategy).__name__}.ask in round {round.t:,} of {round.T:,} {flaw}"
                 )
 
     def fit(self, name: str, batch: int = 0, sgd: Sgd | None = None) -> Profile:
-        """The board of that name, with a Program of another batch or other rules if given."""
+        """The board of that name, with its Program for the rounds; or with ``sgd``, and maybe
+        another batch, for an evaluation."""
         budget = self.experiment.budget(name)
         try:
             program = compile(
@@ -179,6 +226,8 @@ class Workload:
                 plan=budget.plan,
                 sgd=sgd or self.reserved,
                 reserve=budget.reserve_bytes,
+                density=budget.density,
+                bucket=0 if sgd else calls.bucket(self.strategy, self.layout),
             )
         except BudgetError as error:
             return Profile(name, cast("Program", error.program), (f"{name}: {error}",))
@@ -187,8 +236,12 @@ class Workload:
 
     @cached_property
     def initial(self) -> Float32:
-        """The model before the first round."""
-        return np.asarray(self.profiles[0].needed.initial(self.experiment.seed))
+        """The model before the first round: dense, and trained already if there is [pretrain]."""
+        seed, said = self.experiment.seed, self.experiment.pretrain
+        if said:
+            return pretrained(self.net, self.loss, cast("Partition", self.task), said, seed)
+        program = self.dense if self.prunes else self.profiles[0].needed
+        return np.asarray(program.initial(seed))
 
     @cached_property
     def counts(self) -> dict[str, Int64]:
@@ -198,19 +251,13 @@ class Workload:
         return {SUPPORT: support, QUERY: query}
 
 
-def measured(program: Program, asked: Instruction) -> tuple[str, ...]:
-    """The names of what a visit measures, as a Learner gives them."""
-    if asked.kind == TRAIN:
-        return ("loss_sum", "steps")
-    if asked.kind == EVALUATE:
-        return (
-            *(f"{n}_{at}" for n in ("loss_sum", "correct") for at in ("before", "after")),
-            "count",
-        )
-    if asked.kind == CALIBRATE:
-        moments = ("count", "sum", "sum_squares", "min", "max")
-        return tuple(f"{name}.{what}" for name in program.forward_names for what in moments)
-    return (*(f"loss_sum.{index}" for index in range(len(asked.candidates))), "count")
+def _facts(experiment: Experiment, net: Compilable) -> FleetFacts:
+    """What a strategy may ask of the Programs, before there are any."""
+    graph = net.graph(1)
+    tracked = [op.inputs[1:] for op in graph.ops if op.kind == "tracked_normalize"]
+    names = tuple(name for pair in tracked for name in pair if name)
+    prunable, densities = sparsity.prunable(graph), experiment.densities
+    return FleetFacts(prunable, densities, names, graph.layout, experiment.seed)
 
 
 def _check_fit(experiment: Experiment, net: Compilable, task: Task) -> None:
@@ -221,21 +268,4 @@ def _check_fit(experiment: Experiment, net: Compilable, task: Task) -> None:
             f"the model {experiment.model.build} takes {takes} features and gives {gives}; the "
             f"data {experiment.data.source} have {task.features} features and need {task.outputs} "
             "outputs"
-        )
-
-
-def _flaws(program: Program, asked: Instruction) -> Iterator[str]:
-    """What of an instruction the Program cannot carry out."""
-    # The gradient is returned in the memory of the momentum.
-    sgd, bits = asked.sgd, FEATURES | {"gradient": FEATURES["momentum"]}
-    for feature, bit in bits.items():
-        if getattr(sgd, feature) and not program.tables.features & bit:
-            yield (
-                f"uses {feature}, for which the Programs have no memory; ask for it in round 0 "
-                f"too, or declare `reserve: ClassVar[Sgd] = Sgd({feature}=...)`"
-            )
-    if asked.kind == TRAIN and not program.sent_ranges(asked):
-        yield (
-            "trains groups of which a Program of the fleet sends nothing; name others, or change "
-            "the plan"
         )

@@ -11,24 +11,32 @@ import numpy as np
 
 from fedtiny.errors import UpdateError
 from fedtiny.fold import FoldRule, Total, delta_of
+from fedtiny.masks import remembered
+from fedtiny.rounds.measures import Measures
 from fedtiny.strategies import calls
-from fedtiny.strategies.base import Round, Strategy
+from fedtiny.strategies.base import Observed, Round, Strategy
 from fedtiny.tensors import FLOAT_BYTES
-from fedtiny.values import GRADIENT, TRAIN, Instruction, Layout, Ranges, Update, length
+from fedtiny.values import TRAIN, Instruction, Layout, Update, length
 
 if TYPE_CHECKING:
+    from fedtiny.masks import Mask
     from fedtiny.strategies.base import Contribution, State
     from fedtiny.tensors import Float32, Float64
+    from fedtiny.values import Coverage
 
 Part = Total | tuple[Update, ...] | None
 """What some updates add to a round: for ``needs = "all"`` themselves; None if it only measures."""
+
+STATISTICS_BOUND = 2.0**20
+"""The largest mean, or mean square, of a channel that can be pooled."""
 
 
 @dataclass(frozen=True, eq=False)
 class Conclusion:
     """What a round has come to.
 
-    ``contribution`` made the model from the one before; None: the round changed nothing.
+    ``contribution`` made the model from the one before; empty: it is a model of its own; None: it
+    is the one before.
     """
 
     contribution: Contribution | None
@@ -47,6 +55,7 @@ class OpenRound:
 
     strategy: Strategy
     round: Round
+    layout: Layout
     instruction: Instruction
     model: Float32
     state: State
@@ -56,7 +65,8 @@ class OpenRound:
         cls, strategy: Strategy, round: Round, layout: Layout, model: Float32, state: State
     ) -> OpenRound:
         """The round as the strategy asks for it."""
-        return cls(strategy, round, calls.ask(strategy, round, state, layout), model, state)
+        asked = calls.ask(strategy, round, state, layout)
+        return cls(strategy, round, layout, asked, model, state)
 
     @property
     def trains(self) -> bool:
@@ -65,22 +75,36 @@ class OpenRound:
 
     @property
     def base(self) -> Float32 | None:
-        """What an update is the difference to; a gradient is one already."""
-        return None if self.instruction.returns == GRADIENT else self.model
+        """What an update is the difference to; a gradient is one already, and statistics are."""
+        asked = self.instruction
+        return None if asked.sends_gradient or asked.pools else self.model
+
+    def mask(self, density: float) -> Mask | None:
+        """That of devices whose Program has this density; None if it is dense."""
+        blob = self.instruction.of(density).mask
+        return None if blob is None else remembered(blob, self.layout)
 
     @cached_property
     def rule(self) -> FoldRule:
         """The fixed point in which its updates are added up."""
-        return calls.fold_rule(self.strategy, self.round)
+        rule = calls.fold_rule(self.strategy, self.round)
+        if not self.instruction.pools:
+            return rule
+        return FoldRule.for_round(rule.cohort, rule.weight_cap, default_bound=STATISTICS_BOUND)
+
+    @property
+    def size(self) -> int:
+        """Coordinates of what its updates are about."""
+        return self.instruction.floats(self.layout)
 
     @property
     def nothing(self) -> Part:
         """The part to begin with."""
-        if not self.trains:
+        if not self.trains and not self.instruction.pools:
             return None
         if self.strategy.needs == "all":
             return ()
-        return Total.zero(self.model.size, self.rule)
+        return Total.zero(self.size, self.rule)
 
     def weights(self, samples: Float64) -> Float64:
         """What updates of so many samples count for."""
@@ -97,7 +121,7 @@ class OpenRound:
         if isinstance(part, Total):
             weight = self.weights(np.array([update.samples], np.float64))
             return part.add(update, self.base, float(weight[0]))
-        self.rule.check(delta_of(update, self.base, self.model.size))
+        self.rule.check(delta_of(update, self.base, self.size))
         return (*part, update)
 
     def add_all(self, part: Part, updates: Sequence[Update]) -> tuple[Part, list[str]]:
@@ -116,33 +140,47 @@ class OpenRound:
         return part, reasons
 
     def _add_together(self, total: Total, updates: Sequence[Update]) -> tuple[Total, list[int]]:
-        """What can be added at once, by ranges; and the places of the others."""
-        alike: dict[Ranges, list[int]] = {}
+        """What can be added at once, by what it covers; and the places of the others."""
+        alike: dict[Coverage, list[int]] = {}
         left: list[int] = []
         for at, update in enumerate(updates):
-            whole = update.nbytes == FLOAT_BYTES * length(update.ranges)
-            (alike.setdefault(update.ranges, []) if whole and update.samples > 0 else left).append(
-                at
-            )
+            good = update.samples > 0 and _is_whole(update)
+            (alike.setdefault(update.coverage, []) if good else left).append(at)
         for places in filter(None, alike.values()):
             samples = np.array([updates[at].samples for at in places], np.float64)
             try:
                 total, taken = total.add_all(
                     [updates[at] for at in places], self.base, self.weights(samples)
                 )
-            except UpdateError:  # ranges that no model has: each is told by itself
+            except UpdateError:  # coordinates that no model has: each is told by itself
                 left += places
             else:
                 left += [at for at, good in zip(places, taken, strict=True) if not good]
         return total, left
 
-    def conclude(self, parts: Sequence[Part], failed: bool) -> Conclusion:
-        """Make the next model of what was accepted, unless the round failed or only measured."""
-        if failed or not self.trains:
+    def conclude(self, parts: Sequence[Part], measures: Measures, failed: bool) -> Conclusion:
+        """Make the next model and state of what was accepted and measured; none if it failed."""
+        if failed:
             return Conclusion(None, self.model, self.state)
+        if not self.trains:
+            return self._observe(parts, measures)
         contribution = _contribution(parts)
         model, state = calls.finish(self.strategy, self.round, self.model, contribution, self.state)
         return Conclusion(contribution, model, state)
+
+    def _observe(self, parts: Sequence[Part], measures: Measures) -> Conclusion:
+        totals = [part for part in parts if isinstance(part, Total)]
+        seen = Observed(reduce(Total.merge, totals) if totals else None, measures.values())
+        model, state = calls.observe(self.strategy, self.round, self.model, seen, self.state)
+        return Conclusion(None if model is self.model else (), model, state)
+
+
+def _is_whole(update: Update) -> bool:
+    """Whether it has a value for each coordinate that it covers."""
+    if update.places is not None:
+        return False
+    count = length(update.ranges) if update.mask is None else update.mask.length(update.ranges)
+    return update.nbytes == FLOAT_BYTES * count
 
 
 def _contribution(parts: Sequence[Part]) -> Contribution:

@@ -220,7 +220,8 @@ class Coordinator:
 
     def _commit(self, command: Commit, now: float) -> Committed:
         accepted = [r for r in self.journal.pending() if isinstance(r, records.Accepted)]
-        done = self._conclude([record.part for record in accepted], command.failed)
+        measures = reduce(Measures.merge, (r.measures for r in accepted), Measures())
+        done = self._conclude([r.part for r in accepted], measures, command.failed)
         self.model, self.strategy_state = done.model, done.state
         published = records.Published(
             round=command.round,
@@ -231,7 +232,7 @@ class Coordinator:
             total=done.contribution if isinstance(done.contribution, Total) else None,
             model=done.model,
             state=self.strategy_state,
-            measures=reduce(Measures.merge, (r.measures for r in accepted), Measures()),
+            measures=measures,
             failed=command.failed,
             drop_out=self.rounds.drop_out.share,
         )
@@ -239,10 +240,10 @@ class Coordinator:
         self.on_commit(published, self.rounds.devices.size)
         return Committed(now, done.changed)
 
-    def _conclude(self, parts: Sequence[Part], failed: bool) -> Conclusion:
+    def _conclude(self, parts: Sequence[Part], measures: Measures, failed: bool) -> Conclusion:
         replacement, self._replacement = self._replacement, None
         if replacement is None:
-            return self.open.conclude(parts, failed)
+            return self.open.conclude(parts, measures, failed)
         return Conclusion((), replacement, self.strategy_state)
 
 

@@ -44,7 +44,8 @@ class Published:
     """A committed round. ``version`` and ``digest`` (SHA-256, hex) are those of the model after it.
 
     ``total`` makes that model from the one before. Without it the round changed nothing, or the
-    ``model`` itself is what came of it: the strategy needs every update, or an operator gave it.
+    ``model`` itself is what came of it: the strategy needs every update, it made the model of what
+    was measured, or an operator gave it.
     A journal need not keep a ``model`` that is made by a ``total`` or is that of the round before.
     """
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from fedtiny.experiment.workload import measured
-from fedtiny.values import TRAIN, Instruction, Ranges, Update
+import numpy as np
+
+from fedtiny.experiment.asking import measured
+from fedtiny.tensors import raw
+from fedtiny.values import TRAIN, VOTES, Instruction, Layout, Ranges, Update
 
 if TYPE_CHECKING:
     from fedtiny.engine.program import Program
+    from fedtiny.masks import Mask
+    from fedtiny.tensors import Int64
 
 _MOST_COUNT, _MOST_SUM = 2.0**40, 1e30
 _COUNTS = ("count", "steps", "correct")
@@ -18,32 +23,101 @@ _COUNTS = ("count", "steps", "correct")
 
 @dataclass(frozen=True, slots=True)
 class Expected:
-    """What a Program sends back: these coordinates, or some of them, and these measures."""
+    """What a Program sends back when it is asked that: these coordinates, or some of them, under
+    this mask, and these measures."""
 
+    asked: Instruction
+    layout: Layout
     ranges: Ranges
     measures: tuple[str, ...]
+    mask: Mask | None
 
     @classmethod
-    def of(cls, asked: Instruction, programs: Iterable[Program]) -> tuple[Expected, ...]:
-        """What any of the Programs may send, each once."""
-        each = (
-            cls(p.sent_ranges(asked) if asked.kind == TRAIN else (), measured(p, asked))
-            for p in programs
-        )
+    def of(
+        cls,
+        asked: Instruction,
+        programs: Iterable[Program],
+        layout: Layout,
+        mask: Callable[[bytes], Mask],
+    ) -> tuple[Expected, ...]:
+        """What any of the Programs may send, each once; ``mask`` reads the blob of one."""
+        each = []
+        for program in programs:
+            own = asked.of(program.density)
+            ranges, read = _ranges(program, own, layout), mask(own.mask) if own.mask else None
+            each.append(cls(own, layout, ranges, measured(program, own), read))
         return tuple(dict.fromkeys(each))
+
+    def flaw(self, update: Update) -> str:
+        """Why the Program does not send this; empty if it does."""
+        if self.asked.grow and self.asked.sends_gradient:
+            told = self._flaw_of_places(update)
+        else:
+            told = self._flaw_of_ranges(update) or self._flaw_of_mask(update)
+        return told or flaw_of_measures(update.measures, self.measures)
+
+    def _flaw_of_ranges(self, update: Update) -> str:
+        if update.places is not None:
+            return "places: it has values of some places; those of all coordinates are asked for"
+        if _within(update.ranges, self.ranges):
+            return ""
+        told = _told(self.ranges)
+        return f"ranges: it has values for {_told(update.ranges)}, those asked for are {told}"
+
+    def _flaw_of_mask(self, update: Update) -> str:
+        own, given = update.mask, self.mask
+        if own == given:
+            return ""
+        if own is None or given is None or not self.asked.grow:
+            live = "all coordinates" if own is None else f"{own.count:,} coordinates of a mask"
+            return f"mask: it has values for {live}, not for the mask that was given"
+        # What grows takes the place of as many that die, parameter by parameter.
+        counts = zip(self.layout.parameters, own.counts(self.layout), given.counts(self.layout),
+                     strict=True)  # fmt: skip
+        named = dict(self.asked.grow)
+        for parameter, found, due in counts:
+            if found != due and (parameter.name not in named or found > due):
+                return f"mask: {parameter.name} has {found:,} live values; {due:,} are due"
+        return ""
+
+    def _flaw_of_places(self, update: Update) -> str:
+        if update.places is None:
+            return "places: it has none; the largest gradients of dead coordinates are asked for"
+        places = np.frombuffer(update.places, np.uint32).astype(np.int64)
+        if self.asked.returns == VOTES and raw(update.values) != _ones(places.size):
+            return "places: it has values; places alone are asked for"
+        if self.mask is None and places.size:
+            return f"places: it has {places.size:,}, and no mask: nothing of it is dead"
+        if self.mask is not None and self.mask.bools[places].any():
+            alive = int(places[self.mask.bools[places]][0])
+            return f"places: {alive:,} is live; dead ones are asked for"
+        return self._flaw_of_counts(places)
+
+    def _flaw_of_counts(self, places: Int64) -> str:
+        left = places.size
+        for name, most in self.asked.grow:
+            start = self.layout[name].offset
+            first, last = np.searchsorted(places, [start, start + self.layout[name].size])
+            if last - first > most:
+                return f"places: {name} has {last - first:,}; at most {most:,} are asked for"
+            left -= int(last - first)
+        return f"places: {left:,} are of parameters that are not to grow" if left else ""
 
 
 def flaw_of(update: Update, expected: Sequence[Expected]) -> str:
     """Why none of the Programs sends this; empty if one does."""
-    flaws = [_flaw(update, each) for each in expected]
+    flaws = [each.flaw(update) for each in expected]
     return flaws[0] if all(flaws) else ""
 
 
-def _flaw(update: Update, expected: Expected) -> str:
-    if not _within(update.ranges, expected.ranges):
-        told = _told(expected.ranges)
-        return f"ranges: it has values for {_told(update.ranges)}, those asked for are {told}"
-    return flaw_of_measures(update.measures, expected.measures)
+def _ranges(program: Program, asked: Instruction, layout: Layout) -> Ranges:
+    if asked.pools:
+        return ((0, len(asked.candidates) * layout.statistics_floats),)
+    return program.sent_ranges(asked) if asked.kind == TRAIN else ()
+
+
+def _ones(count: int) -> bytes:
+    return np.ones(count, np.float32).tobytes()
 
 
 def flaw_of_measures(measures: Mapping[str, float], asked: Collection[str]) -> str:

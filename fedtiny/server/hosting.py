@@ -31,6 +31,9 @@ from fedtiny.server.admission import Expected, flaw_of
 from fedtiny.server.models import Models
 from fedtiny.server.sittings import Sittings
 from fedtiny.server.sqlite_journal import SqliteJournal, discard
+from fedtiny.strategies import calls
+from fedtiny.strategies.base import Round
+from fedtiny.tensors import FLOAT_BYTES
 from fedtiny.values import (
     INVALID,
     LATE,
@@ -53,10 +56,12 @@ if TYPE_CHECKING:
     from fedtiny.server.sealing import RoundKeys
     from fedtiny.server.signing import Signer
     from fedtiny.server.storage import Database
+    from fedtiny.strategies.base import State
     from fedtiny.tensors import Float32, Int64
+    from fedtiny.values import Masks
 
-_BYTES_A_RANGE = 16
-"""What a message spends on each range of coordinates, at most."""
+_BYTES_A_RANGE, _BYTES_A_PLACE = 16, 9
+"""What a message spends on each range of coordinates, and on each coordinate alone, at most."""
 
 Row = dict[str, Any]
 Grants = dict[int, codec.Work]
@@ -137,7 +142,9 @@ class Hosted:
         hosted._close_rounds()
         hosted.pace = hosted.pace.next(now)
         hosted.sittings.resume(now)
-        hosted.sittings.begin_due(rounds.round, rounds.version, now)
+        hosted.sittings.begin_due(
+            rounds.round, rounds.version, hosted._masks_of(hosted.coordinator.strategy_state), now
+        )
         hosted.write_history()
         return hosted
 
@@ -172,10 +179,18 @@ class Hosted:
         return int((self.coordinator.rounds.status <= FOLDING).sum())
 
     @property
-    def most_upload_bytes(self) -> int:
-        """The longest update that this run takes."""
-        layout = self.work.layout
-        return layout.nbytes + _BYTES_A_RANGE * (len(layout.parameters) + 4)
+    def due(self) -> codec.Due:
+        """What the payload of an update may be."""
+        layout, rounds = self.work.layout, self.coordinator.rounds
+        most_bytes = layout.nbytes + _BYTES_A_RANGE * (len(layout.parameters) + 4)
+        if rounds.phase != "open":
+            return codec.Due(layout.size, most_bytes)
+        size, asked = self.coordinator.open.size, self.coordinator.open.instruction
+        most_bytes = max(most_bytes, FLOAT_BYTES * size + _BYTES_A_RANGE)
+        if not asked.grow:
+            return codec.Due(size, most_bytes, self.models.masks(asked.masks))
+        most_bytes += layout.size // 8 + _BYTES_A_PLACE * sum(most for _, most in asked.grow)
+        return codec.Due(size, most_bytes, self.models.masks(asked.masks), layout)
 
     @property
     def occasion(self) -> tuple[int, ...]:
@@ -243,8 +258,7 @@ class Hosted:
         """What a held-out device is to judge, if a Program for it fits."""
         if (given := self.sittings.lease(device, card, now)) is None:
             return None
-        lease, way, program = given
-        return self._work(lease, way.instruction, program, now)
+        return self._work(*given, now)
 
     def _welcome(self, devices: Sequence[int]) -> Sequence[int]:
         """All of them; in a seeded run those that a simulated one would ask, and who hold leases.
@@ -286,11 +300,12 @@ class Hosted:
         self, lease: Lease, instruction: Instruction, program: Program | None, now: float
     ) -> codec.Work:
         assert program is not None
-        detached, blobs = _detached(instruction)
+        detached, blobs = _detached(instruction, program.density)
         self.models.lend(blobs)
+        mask = instruction.of(program.density).mask or b""
         return codec.Work(
             self.run, self.identity.seed, lease, lease.deadline - now, detached,
-            self.models.manifest_of(program), self.models.manifest(lease.version),
+            self.models.manifest_of(program), self.models.manifest(lease.version, mask),
         )  # fmt: skip
 
     # ---- updates that arrive
@@ -335,14 +350,16 @@ class Hosted:
             return offer.flaw
         if update.version != version:  # stale, which the rounds know
             return ""
-        if not self.models.is_version(version, offer.base):
+        asked = self.coordinator.open.instruction
+        if not self.models.is_version(version, offer.base, asked.masks):
             return f"it says version {version:,}, but its base is another model"
-        return flaw_of(update, self._expected(self.coordinator.open.instruction))
+        return flaw_of(update, self._expected(asked))
 
     def _expected(self, asked: Instruction) -> Sequence[Expected]:
         if self._expects[0] != asked:
-            programs = (p.program for p in self.models.training.profiles)
-            self._expects = asked, Expected.of(asked, filter(None, programs))
+            programs = filter(None, (p.program for p in self.models.training.profiles))
+            layout, mask = self.work.layout, self.models.mask
+            self._expects = asked, Expected.of(asked, programs, layout, mask)
         return self._expects[1]
 
     def _count(self, offers: Sequence[Offered], receipts: Sequence[Receipt]) -> None:
@@ -432,15 +449,29 @@ class Hosted:
                 "kind": "round", "round": published.round, "time_s": self.now,
                 "version": published.version, **self.ledger.close(published.failed),
             }  # fmt: skip
-            self.rows.append(row | _figures(published))
+            self.rows.append(row | _figures(published) | self._telemetry(published))
             self._publish(published)
+
+    def _telemetry(self, published: Published) -> Row:
+        """What the strategy tells of the round."""
+        assert published.model is not None
+        turn = Round(published.round, self.coordinator.rules.rounds)
+        told = calls.telemetry(self.work.strategy, turn, published.model, published.state)
+        return {"telemetry": told} if told else {}
+
+    def _masks_of(self, state: State) -> Callable[[], Masks]:
+        """The masks of that state, when they are asked for."""
+        turn = Round(self.coordinator.rounds.round, self.coordinator.rules.rounds)
+        return lambda: calls.masks(self.work.strategy, turn, state, self.work.layout)
 
     def _publish(self, published: Published) -> None:
         if published.changed:
             assert published.model is not None
             self.models.publish(published.version, published.model)
         self.pace = self.pace.next(self.now)
-        self.rows += self.sittings.begin_due(published.round + 1, published.version, self.now)
+        self.rows += self.sittings.begin_due(
+            published.round + 1, published.version, self._masks_of(published.state), self.now
+        )
         self.models.forget(published.version, self.sittings.versions)
 
 
@@ -459,9 +490,9 @@ def _figures(published: Published) -> Row:
 
 
 @lru_cache(maxsize=8)
-def _detached(instruction: Instruction) -> tuple[Instruction, dict[bytes, bytes]]:
-    """Hashed once for all the devices of a round."""
-    return codec.detach(instruction)
+def _detached(instruction: Instruction, density: float) -> tuple[Instruction, dict[bytes, bytes]]:
+    """What Programs of a density get; hashed once for all the devices of a round."""
+    return codec.detach(instruction.of(density))
 
 
 # ---- which run it is -------------------------------------------------------------------------

@@ -6,14 +6,16 @@ import hashlib
 import time
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedtiny.errors import RunError
+from fedtiny.masks import Mask, remembered
 from fedtiny.registry.match import misfits
 from fedtiny.server.facts import read_fact, write_fact
-from fedtiny.wire.codec import Manifest
+from fedtiny.wire.codec import Manifest, mask_name
 
 if TYPE_CHECKING:
     from fedtiny.engine.program import Program
@@ -21,12 +23,13 @@ if TYPE_CHECKING:
     from fedtiny.server.signing import Signer
     from fedtiny.server.storage import Database
     from fedtiny.tensors import Float32
-    from fedtiny.values import DeviceCard
+    from fedtiny.values import DeviceCard, Masks
 
 PROGRAM, MODEL = "program", "model"
 _OLDER, _OLDER_BYTES = 3, 1 << 23
 """How many older versions can be fetched, and their bytes at most."""
 _MOST_CARDS = 1000
+_MOST_ROUNDS = 4
 
 
 @dataclass(frozen=True)
@@ -64,15 +67,21 @@ class Shelf:
 
 
 class Models:
-    """The blobs of one run. Its ``blobs`` are read by the thread of the service as well."""
+    """The blobs of one run. Its ``blobs`` are read by the thread of the service as well.
+
+    A model can be fetched whole, or under a mask: then it is the values of the live coordinates,
+    made when first asked for.
+    """
 
     def __init__(self, database: Database, signer: Signer, run: bytes, work: Workload) -> None:
         self._database, self._signer, self._run, self._work = database, signer, run, work
         self.training = Shelf(work.profiles)
         self.blobs: dict[bytes, bytes] = {}
-        self._manifests: dict[int, Manifest] = {}
+        self._manifests: dict[tuple[int, bytes], Manifest] = {}
+        """By version, and mask if there is one."""
         self._programs: dict[str, Manifest] = {}
         self._lent: set[bytes] = set()
+        self.masks = lru_cache(_MOST_ROUNDS)(self._masks)
 
     # ---- Programs
 
@@ -90,6 +99,10 @@ class Models:
                 Manifest(PROGRAM, version, len(program.image), digest)
             )
         return self._programs[program.digest]
+
+    def is_program(self, digest: bytes) -> bool:
+        """Whether the blob is the image of a Program."""
+        return digest.hex() in self._programs
 
     def _program_version(self, digest: str) -> int:
         """Versions rise in the order in which the run first used its Programs."""
@@ -118,7 +131,7 @@ class Models:
     def publish(self, version: int, model: Float32) -> None:
         """A new version of the model."""
         self.hold(version, model)
-        manifest = self._manifests[version]
+        manifest = self.manifest(version)
         self._database.connection.execute(
             "INSERT INTO versions (run, version, digest, signature, made_s) VALUES (?, ?, ?, ?, ?)",
             (self._run, version, manifest.digest, manifest.signature, time.time()),
@@ -126,14 +139,17 @@ class Models:
 
     def hold(self, version: int, model: Float32) -> None:
         """This version can be fetched from now on."""
-        body = model.tobytes()
+        self._hold(version, b"", model.tobytes())
+
+    def _hold(self, version: int, mask: bytes, body: bytes) -> None:
         digest = hashlib.sha256(body).digest()
         self.blobs[digest] = body
-        self._manifests[version] = self._signed(Manifest(MODEL, version, len(body), digest))
+        manifest = self._signed(Manifest(MODEL, version, len(body), digest))
+        self._manifests[version, mask] = manifest
 
     def keep(self, version: int) -> None:
         """Store this version, so that it can be fetched after a restart."""
-        digest = self._manifests[version].digest
+        digest = self.manifest(version).digest
         self._database.connection.execute(
             "INSERT OR IGNORE INTO blobs (digest, body) VALUES (?, ?)", (digest, self.blobs[digest])
         )
@@ -157,28 +173,41 @@ class Models:
                 "version = 0)", (self._run, version, self._run),
             )  # fmt: skip
 
-    def manifest(self, version: int) -> Manifest:
-        """The signed manifest of a version that is held."""
-        return self._manifests[version]
+    def manifest(self, version: int, mask: bytes = b"") -> Manifest:
+        """The signed manifest of a version that is held, whole or under a mask."""
+        if mask and (version, mask) not in self._manifests:
+            whole = np.frombuffer(self.blobs[self.manifest(version).digest], np.float32)
+            self._hold(version, mask, whole[self.mask(mask).bools].tobytes())
+        return self._manifests[version, mask]
 
-    def is_version(self, version: int, digest: bytes) -> bool:
-        """Whether the version is held and has this digest."""
-        manifest = self._manifests.get(version)
-        return manifest is not None and manifest.digest == digest
+    def is_version(self, version: int, digest: bytes, masks: Masks) -> bool:
+        """Whether the version is held and has this digest, whole or under one of the masks."""
+        if (version, b"") not in self._manifests:
+            return False
+        forms = (b"", *(blob for _, blob in masks))
+        return any(self.manifest(version, form).digest == digest for form in forms)
+
+    def mask(self, blob: bytes) -> Mask:
+        """The mask of a blob."""
+        return remembered(blob, self._work.layout)
+
+    def _masks(self, masks: Masks) -> Mapping[bytes, Mask]:
+        """The masks of a round, by their names in vectors."""
+        return {mask_name(blob): self.mask(blob) for _, blob in masks}
 
     def lend(self, blobs: Mapping[bytes, bytes]) -> None:
-        """Vectors of an instruction, to be fetched."""
+        """Vectors and masks of an instruction, to be fetched."""
         self.blobs.update(blobs)
         self._lent.update(blobs)
 
     def forget(self, newest: int, judged: Collection[int]) -> None:
-        """Let go of the versions that nobody needs, and of the vectors of the round that ended.
+        """Let go of the versions that nobody needs, and of what the round that ended has lent.
 
         A few older ones stay: who has one of them may fetch the difference alone.
         """
         size = self._work.layout.nbytes
         older = range(newest - min(_OLDER, _OLDER_BYTES // size), newest + 1)
-        kept = {v: m for v, m in self._manifests.items() if v in older or v in judged}
+        kept = {k: m for k, m in self._manifests.items() if k[0] in older or k[0] in judged}
         dropped = {m.digest for m in self._manifests.values()} | self._lent
         for digest in dropped - {m.digest for m in kept.values()}:
             self.blobs.pop(digest, None)

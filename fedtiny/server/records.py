@@ -4,9 +4,10 @@
     head      JSON; "arrays" lists the type and the shape of each array
     arrays    one behind the other
 
-Everything comes back exactly: sums are written as integers and fractions, floats in the shortest
-form that reads as the same. Nothing is pickled. What does not add up raises one of the errors that
-`checking` makes a RunError of.
+A mask is the array of its bits, written once; the head names it by its place among those of the
+record, from 1 on, where 0 is none. Everything comes back exactly: sums are written as integers and
+fractions, floats in the shortest form that reads as the same. Nothing is pickled. What does not add
+up raises one of the errors that `checking` makes a RunError of.
 """
 
 from __future__ import annotations
@@ -21,8 +22,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fedtiny.errors import RunError
+from fedtiny.errors import DataError, RunError
 from fedtiny.fold import FoldRule, Total
+from fedtiny.masks import Mask
 from fedtiny.rounds.events import Grant, Open
 from fedtiny.rounds.journal import Accepted
 from fedtiny.rounds.measures import Measures
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 
     from fedtiny.rounds.content import Part
     from fedtiny.strategies.base import State
-    from fedtiny.tensors import Int64
+    from fedtiny.tensors import Buffer
 
     Array = npt.NDArray[Any]
 
@@ -72,12 +74,15 @@ def unpack(body: Body) -> tuple[dict[str, Any], list[Array]]:
     return head, arrays
 
 
+_FLAWS = (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, DataError)
+
+
 @contextmanager
 def checking(what: str) -> Iterator[None]:
     """Whatever goes wrong while bytes are read means that they are damaged: RunError says which."""
     try:
         yield
-    except (ValueError, TypeError, KeyError, AttributeError, ArithmeticError) as error:
+    except _FLAWS as error:
         raise RunError(
             f"{what} is damaged ({type(error).__name__}: {error}); restore the folder from a "
             "backup, or begin anew with --new-run"
@@ -145,55 +150,96 @@ _READERS: Mapping[str, Callable[[Mapping[str, Any], Sequence[Array]], Pending]] 
 # ---- what updates add to a round -------------------------------------------------------------
 
 
+class _Masks:
+    """The masks of a record, as they are written."""
+
+    def __init__(self) -> None:
+        self._places: dict[Mask | None, int] = {None: 0}
+
+    def place(self, mask: Mask | None) -> int:
+        """Where it stands; a new one becomes the last."""
+        return self._places.setdefault(mask, len(self._places))
+
+    @property
+    def sizes(self) -> list[int]:
+        return [mask.size for mask in self._places if mask]
+
+    @property
+    def arrays(self) -> list[Array]:
+        return [_bytes(mask.bits) for mask in self._places if mask]
+
+
+def _read_masks(
+    sizes: Sequence[int], arrays: Sequence[Array]
+) -> tuple[list[Mask | None], Sequence[Array]]:
+    """The masks by their places, and the arrays behind them."""
+    bits = (array.tobytes() for array in arrays)
+    return [None, *map(Mask, sizes, bits)], arrays[len(sizes) :]
+
+
+def _bytes(buffer: Buffer) -> Array:
+    return np.frombuffer(raw(buffer), np.uint8)
+
+
 def _write_part(part: Part) -> tuple[Any, list[Array]]:
     if part is None:
         return None, []
     if isinstance(part, Total):
-        return _total_head(part), [part.sums]
-    return [_update_head(update) for update in part], [
-        np.frombuffer(raw(update.values), np.uint8) for update in part
-    ]
+        return _write_sums(part)
+    masks = _Masks()
+    heads = [_update_head(update, masks) for update in part]
+    sent = [buffer for update in part for buffer in (update.values, update.places or b"")]
+    return {"updates": heads, "masks": masks.sizes}, [*masks.arrays, *map(_bytes, sent)]
 
 
 def _read_part(head: Any, arrays: Sequence[Array]) -> Part:
     if head is None:
         return None
-    if isinstance(head, Mapping):
-        (sums,) = arrays
-        return _total(head, sums)
-    return tuple(_update(each, values) for each, values in zip(head, arrays, strict=True))
+    if "rule" in head:
+        return _read_sums(head, arrays)
+    masks, rest = _read_masks(head["masks"], arrays)
+    columns = zip(head["updates"], rest[::2], rest[1::2], strict=True)
+    return tuple(_update(each, values, places, masks) for each, values, places in columns)
 
 
 def write_total(total: Total) -> bytes:
     """A Total as bytes."""
-    return pack(_total_head(total), [total.sums])
+    return pack(*_write_sums(total))
 
 
 def read_total(body: Body) -> Total:
     """The inverse of `write_total`."""
-    head, (sums,) = unpack(body)
-    return _total(head, sums)
+    return _read_sums(*unpack(body))
 
 
-def _total_head(total: Total) -> dict[str, Any]:
-    weights = list(total.weights.items())
-    return {"rule": asdict(total.rule), "weights": weights, "count": total.count}
+def _write_sums(total: Total) -> tuple[dict[str, Any], list[Array]]:
+    masks = _Masks()
+    weights = [
+        [ranges, masks.place(mask), weight] for (ranges, mask), weight in total.weights.items()
+    ]
+    head = {"rule": asdict(total.rule), "weights": weights, "count": total.count}
+    return head | {"masks": masks.sizes}, [*masks.arrays, total.sums]
 
 
-def _total(head: Mapping[str, Any], sums: Int64) -> Total:
-    weights = {_ranges(ranges): weight for ranges, weight in head["weights"]}
+def _read_sums(head: Mapping[str, Any], arrays: Sequence[Array]) -> Total:
+    masks, (sums,) = _read_masks(head["masks"], arrays)
+    weights = {(_ranges(ranges), masks[mask]): weight for ranges, mask, weight in head["weights"]}
     return Total(FoldRule(**head["rule"]), sums, weights, head["count"])
 
 
 _COLUMNS = ("lease", "device", "round", "version", "samples", "ranges", "measures")
 
 
-def _update_head(update: Update) -> dict[str, Any]:
-    return {name: getattr(update, name) for name in _COLUMNS}
+def _update_head(update: Update, masks: _Masks) -> dict[str, Any]:
+    sent = {"mask": masks.place(update.mask), "places": update.places is not None}
+    return {name: getattr(update, name) for name in _COLUMNS} | sent
 
 
-def _update(head: Mapping[str, Any], values: Array) -> Update:
-    said = {**head, "ranges": _ranges(head["ranges"])}
+def _update(
+    head: Mapping[str, Any], values: Array, places: Array, masks: Sequence[Mask | None]
+) -> Update:
+    said = {**head, "ranges": _ranges(head["ranges"]), "mask": masks[head["mask"]]}
+    said["places"] = places.tobytes() if head["places"] else None
     return Update(values=values.data if values.size else b"", **said)
 
 

@@ -98,7 +98,7 @@ class FleetService:
         return pb.CheckInReply(answer=answer, protocol=codec.PROTOCOL)
 
     async def fetch(self, request: pb.FetchRequest, context: Context) -> pb.FetchReply:
-        """A chunk of a Program, of a model, or of the difference between two models."""
+        """A chunk of a Program, a mask, a vector, a model, or what two models differ in."""
         device = await self._caller(context)
         found = self._blob(request.digest)
         if found is None:
@@ -113,7 +113,7 @@ class FleetService:
         content = body if delta is None else delta
         chunk = content[request.offset : request.offset + codec.CHUNK_BYTES]
         reply = pb.FetchReply(chunk=chunk, total=len(content), is_delta=delta is not None)
-        if request.have:
+        if not hosted.models.is_program(request.digest):
             traffic = self._traffic.setdefault(device, Traffic())
             traffic.up += visit.share(request)
             traffic.down += visit.share(reply)
@@ -135,12 +135,13 @@ class FleetService:
         hosted = self.conductor.by_id.get(request.update.run)
         if hosted is None:
             await self._refuse_run(context, request.update.run)
-        payload = self.uploads.add(device, request, hosted.most_upload_bytes)
+        due = hosted.due
+        payload = self.uploads.add(device, request, due.most_bytes)
         if isinstance(payload, int):
             reply = pb.SubmitReply(received=payload)
             traffic.down += visit.share(reply)
             return reply
-        offered = self._read(request.update, payload, device, hosted)
+        offered = self._read(request.update, payload, device, due)
         offer = Offer(device, hosted.run, offered, _future(), _patience_s(request))
         del self._traffic[device]
         self.conductor.put(offer)
@@ -155,14 +156,13 @@ class FleetService:
             await self._refuse(context, "halted", grpc.StatusCode.UNAVAILABLE, halted)
         raise WireError("run", f"the run {run.hex()} is not served here")
 
-    def _read(self, message: pb.Update, payload: bytes, device: int, hosted: Hosted) -> Offered:
+    def _read(self, message: pb.Update, payload: bytes, device: int, due: codec.Due) -> Offered:
         """The update, or the lease with what is wrong with it: the lease is spent either way."""
         traffic = self._traffic[device]
         try:
             if message.device != device:
                 raise WireError("device", f"device {device} sends an update of {message.device}")
-            size, most = hosted.work.layout.size, hosted.most_upload_bytes
-            _, base, update = codec.read_update(message, payload, size, most)
+            _, base, update = codec.read_update(message, payload, due)
         except WireError as error:
             self.count(error)
             lease = min(message.lease, _MOST_LEASE)

@@ -8,9 +8,10 @@ next begins.
 
 from __future__ import annotations
 
+import base64
 import json
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from fedtiny.engine.program import Program
     from fedtiny.experiment.workload import Workload
     from fedtiny.server.storage import Database
+    from fedtiny.values import Masks
 
 EVALUATION = 1 << 62
 """Set in the lease ids of evaluations: ``EVALUATION | sitting << 32 | device``."""
@@ -54,12 +56,13 @@ class Way:
 
 @dataclass(eq=False)
 class Sitting:
-    """One way to adapt, one version of the model."""
+    """One way to adapt, one version of the model with the masks that it had."""
 
     number: int
     way: Way
     round: int
     version: int
+    masks: Masks
     closes_at: float
     leases: dict[int, Lease] = field(default_factory=dict)
     results: dict[int, Mapping[str, float]] = field(default_factory=dict)
@@ -107,7 +110,9 @@ class Sittings:
 
     # ---- beginning and closing
 
-    def begin_due(self, done: int, version: int, now: float) -> list[dict[str, Any]]:
+    def begin_due(
+        self, done: int, version: int, masks: Callable[[], Masks], now: float
+    ) -> list[dict[str, Any]]:
         """Begin what is due after ``done`` rounds; the rows of what closes for it."""
         run = self.work.experiment.run
         every = run.evaluate_every
@@ -117,7 +122,7 @@ class Sittings:
         idle = [s for s in self.open if not s.leases and not s.results]
         closed = [row for sitting in idle for row in self._close(sitting, now)]
         for at, way in enumerate(self.ways):
-            sitting = Sitting(done * len(self.ways) + at, way, done, version, NEVER)
+            sitting = Sitting(done * len(self.ways) + at, way, done, version, masks(), NEVER)
             if not self._is_stored(sitting):
                 self._begin(sitting, now)
         return closed
@@ -125,7 +130,7 @@ class Sittings:
     def _begin(self, sitting: Sitting, now: float) -> None:
         run = self.work.experiment.run
         self.models.keep(sitting.version)
-        self._store(sitting, _BEGUN, {})
+        self._store(sitting, _BEGUN, {"masks": _masks_to_json(sitting.masks)})
         if sitting.round == run.rounds:  # nothing follows that would close it
             sitting.closes_at = now + run.deadline
         self.open.append(sitting)
@@ -147,8 +152,9 @@ class Sittings:
             if device == _BEGUN:
                 way = self.ways[number % len(self.ways)]
                 deadline = now + self.work.experiment.run.deadline
+                masks = _masks_from_json(json.loads(measures).get("masks", []))
                 self.models.recall(version)
-                self.open.append(Sitting(number, way, round, version, deadline))
+                self.open.append(Sitting(number, way, round, version, masks, deadline))
             else:
                 self.open[-1].results[device] = json.loads(measures)
 
@@ -164,6 +170,7 @@ class Sittings:
     def _close(self, sitting: Sitting, now: float) -> Iterator[dict[str, Any]]:
         self.open.remove(sitting)
         self._store(sitting, _CLOSED, {})
+        self._forget_masks(sitting)
         if sitting.version not in self.versions:
             self.models.drop(sitting.version)
         if not sitting.results:
@@ -173,7 +180,7 @@ class Sittings:
         row = {"kind": "evaluation", "round": sitting.round, "time_s": now}
         yield row | {"name": sitting.way.name} | summary(scores, self.work.task.classes is not None)
 
-    def _store(self, sitting: Sitting, device: int, measures: Mapping[str, float]) -> None:
+    def _store(self, sitting: Sitting, device: int, measures: Mapping[str, Any]) -> None:
         self.database.connection.execute(
             "INSERT INTO evaluations (run, sitting, name, round, version, device, measures) "
             "VALUES (?, ?, ?, ?, ?, ?, ?)",
@@ -181,9 +188,18 @@ class Sittings:
              json.dumps(measures)),
         )  # fmt: skip
 
+    def _forget_masks(self, sitting: Sitting) -> None:
+        """Nobody judges under them any more."""
+        self.database.connection.execute(
+            "UPDATE evaluations SET measures = '{}' WHERE run = ? AND sitting = ? AND device = ?",
+            (self.run, sitting.number, _BEGUN),
+        )
+
     # ---- devices
 
-    def lease(self, device: int, card: DeviceCard, now: float) -> tuple[Lease, Way, Program] | None:
+    def lease(
+        self, device: int, card: DeviceCard, now: float
+    ) -> tuple[Lease, Instruction, Program] | None:
         """What a held-out device is to judge next, and with which Program."""
         deadline = now + self.work.experiment.run.deadline
         for sitting in self.open:
@@ -194,7 +210,7 @@ class Sittings:
             lease = Lease(id, device, sitting.round, sitting.version, deadline)
             sitting.leases[device] = lease
             sitting.closes_at = min(sitting.closes_at, deadline)
-            return lease, sitting.way, program
+            return lease, replace(sitting.way.instruction, masks=sitting.masks), program
         return None
 
     @staticmethod
@@ -228,6 +244,14 @@ class Sittings:
         sitting.results[update.device] = measures
         self._store(sitting, update.device, measures)
         return Receipt(update.lease, INVALID if flaw else ACCEPTED, flaw)
+
+
+def _masks_to_json(masks: Masks) -> list[tuple[float, str]]:
+    return [(density, base64.b64encode(blob).decode()) for density, blob in masks]
+
+
+def _masks_from_json(pairs: Iterable[tuple[float, str]]) -> Masks:
+    return tuple((density, base64.b64decode(text)) for density, text in pairs)
 
 
 def _scores(measures: Mapping[str, float]) -> list[float]:

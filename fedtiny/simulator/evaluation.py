@@ -19,7 +19,7 @@ from fedtiny.experiment.schema import Evaluation
 from fedtiny.experiment.workload import Workload
 from fedtiny.simulator.fleet import Fleet
 from fedtiny.simulator.visits import Workers
-from fedtiny.values import Instruction
+from fedtiny.values import Instruction, Masks
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Float32, Int64
@@ -50,10 +50,11 @@ class Adaptation:
             raise RunError(f"evaluation {name!r} fits no held-out device: {reasons}")
         return cls(name, _resized(workload.task, name, asked), instruction, programs)
 
-    def run(self, workers: Workers, model: Float32) -> dict[str, Any]:
+    def run(self, workers: Workers, model: Float32, masks: Masks = ()) -> dict[str, Any]:
         """Means over devices with 95 % intervals: a row of the history."""
+        asked = replace(self.instruction, masks=masks) if masks else self.instruction
         parts = [
-            workers.evaluate(program, self.task, self.instruction, model, devices)
+            workers.evaluate(program, self.task, asked, model, devices)
             for program, devices in self.programs
         ]
         columns = ([getattr(part, f.name) for part in parts] for f in fields(Scores))

@@ -27,6 +27,7 @@ from fedtiny.engine import native
 from fedtiny.errors import RunError
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.workload import Workload
+from fedtiny.masks import remembered
 from fedtiny.registry.cost import visit_cost
 from fedtiny.rounds import machine
 from fedtiny.rounds.content import OpenRound
@@ -63,9 +64,12 @@ from fedtiny.simulator.visits import (
     Workers,
     in_pieces,
 )
+from fedtiny.strategies import calls
 from fedtiny.strategies.base import Round
+from fedtiny.tensors import FLOAT_BYTES
 from fedtiny.values import ACCEPTED, DUPLICATE, LATE
-from fedtiny.wire.visit import VisitBytes
+from fedtiny.wire.vectors import mask_name
+from fedtiny.wire.visit import VisitBytes, fetch_bytes
 
 if TYPE_CHECKING:
     from fedtiny.engine.program import Program
@@ -249,7 +253,8 @@ class Simulation:
         )
         self.sessions.apply(devices, Happens.FETCHED, self.standing.now)
         lost = self._drop_out(command)
-        seconds, carried, joules = self._costs(devices, lost)
+        carried = self._carried(devices)
+        seconds, joules = self._costs(devices, carried, lost)
         ends_at = self.standing.now + seconds
         arrives = ~lost & (ends_at < command.deadlines)
         self.standing.flights = self.standing.flights.merge(
@@ -260,8 +265,8 @@ class Simulation:
         )  # fmt: skip
         spent = self.standing.ledger.open
         spent.leases += devices.size
-        spent.bytes_down += int((carried.work + carried.receipt * arrives).sum())
-        spent.bytes_up += int((carried.requests + carried.update * arrives).sum())
+        spent.bytes_down += int(_down(carried, arrives).sum())
+        spent.bytes_up += int(_up(carried, arrives).sum())
         spent.energy_j += float(joules.sum())
 
     def _drop_out(self, command: Grant) -> Bools:
@@ -274,27 +279,52 @@ class Simulation:
         )
         return np.asarray(draws.uniform(words[:, window]) < share)
 
-    def _costs(self, devices: Int64, lost: Bools) -> tuple[Float64, VisitBytes, Float64]:
-        """Seconds, bytes and joules of each visit; who is lost sends no update."""
+    def _carried(self, devices: Int64) -> VisitBytes:
+        """The bytes of each visit; who holds the mask of this round already, or the model, does
+        not fetch it."""
+        columns = np.zeros((devices.size, len(VisitBytes._fields)), np.int64)
+        for profile, at in self.fleet.split(devices):
+            assert profile.program is not None
+            columns[at] = self.work.visit_bytes(profile.program, self.open.instruction)
+            if self.work.prunes:
+                columns[at] -= self._held(profile.program, devices[at])
+        return VisitBytes(*columns.T)
+
+    def _held(self, program: Program, devices: Int64) -> Int64:
+        """What of a visit's bytes each device saves by what it holds; from now on it holds all."""
+        blob, stands = self.open.instruction.of(program.density).mask, self.standing
+        visit = self.work.visit_bytes(program, self.open.instruction)
+        floats = remembered(blob, self.layout).count if blob else self.layout.size
+        up, down = fetch_bytes(FLOAT_BYTES * floats, compared=True)
+        mask = VisitBytes(0, 0, 0, 0, visit.mask, visit.mask_requests)
+        model = b"%d " % stands.version + (blob or b"")
+        saved = np.zeros((devices.size, len(mask)), np.int64)
+        things = [(stands.models, model, VisitBytes(down, up, 0, 0))]
+        things += [(stands.masks, blob, mask)] if blob else []
+        for held, thing, fetched in things:
+            name = np.frombuffer(mask_name(thing), np.uint64)[0]
+            saved[held[devices] == name] += np.array(fetched)
+            held[devices] = name
+        return saved
+
+    def _costs(self, devices: Int64, carried: VisitBytes, lost: Bools) -> tuple[Float64, Float64]:
+        """Seconds and joules of each visit; who is lost sends no update."""
         macs = np.zeros(devices.size)
         samples = np.zeros(devices.size)
-        columns = np.zeros((devices.size, len(VisitBytes._fields)), np.int64)
         for profile, at in self.fleet.split(devices):
             assert profile.program is not None
             counts, footprint = self._counts_of(devices[at]), profile.program.footprint
             macs[at] = self.open.instruction.macs(counts, footprint)
             samples[at] = self.open.instruction.used(counts, footprint.batch)[1]
-            columns[at] = self.work.visit_bytes(profile.program, self.open.instruction)
-        carried = VisitBytes(*columns.T)
         cost = visit_cost(
             self.fleet.boards.take(devices),
             macs=macs,
-            download_bytes=carried.work + carried.receipt * ~lost,
-            upload_bytes=carried.requests + carried.update * ~lost,
+            download_bytes=_down(carried, ~lost),
+            upload_bytes=_up(carried, ~lost),
             samples=samples,
             sample_period_s=self.experiment.data.sample_period,
         )
-        return cost.seconds, carried, cost.joules
+        return cost.seconds, cost.joules
 
     def _counts_of(self, devices: Int64) -> dict[str, Int64]:
         return {part: column[devices] for part, column in self.work.counts.items()}
@@ -309,12 +339,19 @@ class Simulation:
                 leases, devices = command.leases[piece], command.devices[piece]
                 done = self.workers.visit(self._cohort(profile.program, leases, devices))
                 self.visited.append(done)
+                self._correct_bytes(profile.program, done, leases.size - len(done.refused))
                 refused.append(leases[list(done.refused)])
                 reasons += done.reasons
         bad = np.concatenate(refused)
         self.standing.ledger.refuse(reasons)
         good = command.leases[~np.isin(command.leases, bad)] if bad.size else command.leases
         self._tell(Folded(self.standing.now, good, bad, reasons))
+
+    def _correct_bytes(self, program: Program, done: Visited, accepted: int) -> None:
+        """Where updates grow they were counted with their longest form, until they were made."""
+        if self.open.instruction.grow:
+            bound = self.work.visit_bytes(program, self.open.instruction).update
+            self.standing.ledger.open.bytes_up += done.grown_bytes - accepted * bound
 
     def _cohort(self, program: Program, leases: Int64, devices: Int64) -> Cohort:
         _, used = self.open.instruction.used(self._counts_of(devices), program.batch)
@@ -336,7 +373,9 @@ class Simulation:
 
     def _commit(self, command: Commit) -> None:
         stands = self.standing
-        done = self.open.conclude([each.part for each in self.visited], command.failed)
+        measures = reduce(Measures.merge, (each.measures for each in self.visited), Measures())
+        parts = [each.part for each in self.visited]
+        done = self.open.conclude(parts, measures, command.failed)
         stands.model, stands.state = done.model, done.state
         self._tell(Committed(stands.now, done.changed))
         stands.round, stands.version = command.round + 1, stands.version + done.changed
@@ -345,32 +384,36 @@ class Simulation:
         self._row = {
             "kind": "round", "round": command.round, "time_s": stands.now,
             "version": stands.version,
-            **stands.ledger.close(command.failed), **self._figures(),
+            **stands.ledger.close(command.failed), **self._figures(measures),
         }  # fmt: skip
         self.append(self._row)
         every = self.experiment.run.evaluate_every
         if stands.round == self.rules.rounds or (every and stands.round % every == 0):
             self._evaluate(stands.round)
 
-    def _figures(self) -> dict[str, Any]:
-        """The mean training loss of the round, or what it measured."""
+    def _figures(self, measures: Measures) -> dict[str, Any]:
+        """The mean training loss of the round, or what it measured; and what its strategy tells."""
         steps = sum(each.steps for each in self.visited)
         loss_sum = math.fsum(each.loss_sum for each in self.visited)
         is_told = bool(steps) and math.isfinite(loss_sum)
         figures: dict[str, Any] = {"loss": loss_sum / steps if is_told else None}
         if self.visited and not self.open.trains:
-            merged = reduce(Measures.merge, (each.measures for each in self.visited))
-            figures["measures"] = merged.values()
-        return figures
+            figures["measures"] = measures.values()
+        told = calls.telemetry(
+            self.work.strategy, self.open.round, self.standing.model, self.standing.state
+        )
+        return figures | ({"telemetry": told} if told else {})
 
     def _done(self, command: Done) -> None:
         self.finished = True
 
     def _evaluate(self, rounds_done: int) -> None:
+        turn = Round(rounds_done, self.rules.rounds)
+        masks = calls.masks(self.work.strategy, turn, self.standing.state, self.layout)
         for adaptation in self.adaptations:
             row = {"kind": "evaluation", "round": rounds_done, "time_s": self.standing.now}
             row["name"] = adaptation.name
-            self.append(row | adaptation.run(self.workers, self.standing.model))
+            self.append(row | adaptation.run(self.workers, self.standing.model, masks))
 
 
 _ACTIONS: dict[type[Command], Callable[[Simulation, Any], None]] = {
@@ -381,6 +424,16 @@ _ACTIONS: dict[type[Command], Callable[[Simulation, Any], None]] = {
     Commit: Simulation._commit,
     Done: Simulation._done,
 }
+
+
+def _down(carried: VisitBytes, arrives: Bools) -> Int64:
+    """Bytes to each device; who never arrives gets no receipt."""
+    return np.asarray(carried.work + carried.mask + carried.receipt * arrives)
+
+
+def _up(carried: VisitBytes, arrives: Bools) -> Int64:
+    """Bytes from each device; who never arrives sends no update."""
+    return np.asarray(carried.requests + carried.mask_requests + carried.update * arrives)
 
 
 def _devices(form: DeviceForm, work: Workload, standing: Standing) -> tuple[Workers, Sessions]:

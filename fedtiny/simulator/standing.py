@@ -15,6 +15,8 @@ from fedtiny.simulator.visits import Personal
 from fedtiny.strategies import calls
 
 if TYPE_CHECKING:
+    import numpy.typing as npt
+
     from fedtiny.experiment.workload import Workload
     from fedtiny.strategies.base import State
     from fedtiny.tensors import Float32, Int8
@@ -22,12 +24,16 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False)
 class Standing:
-    """``states`` are those of the devices' sessions; ``version`` is that of the model."""
+    """``states`` are those of the devices' sessions; ``masks`` and ``models`` name the mask and the
+    model that each device holds, 0 before the first (no columns where nothing is pruned);
+    ``version`` is the model's."""
 
     model: Float32
     state: State
     states: Int8
     personal: Personal | None
+    masks: npt.NDArray[np.uint64]
+    models: npt.NDArray[np.uint64]
     round: int = 0
     version: int = 0
     now: float = 0.0
@@ -44,6 +50,8 @@ class Standing:
             state=calls.start(work.strategy, work.layout, work.initial),
             states=np.zeros(devices, np.int8),
             personal=Personal.empty(ranges, devices) if ranges else None,
+            masks=np.zeros(devices if work.prunes else 0, np.uint64),
+            models=np.zeros(devices if work.prunes else 0, np.uint64),
         )
 
     @classmethod
@@ -59,6 +67,8 @@ class Standing:
             personal=Personal(ranges, arrays["personal"], arrays["personal.known"])
             if ranges
             else None,
+            masks=arrays["masks"],
+            models=arrays["models"],
             round=checkpoint.round,
             version=int(values["version"]),
             now=float(values["now"]),
@@ -73,7 +83,10 @@ class Standing:
 
     def checkpoint(self) -> Checkpoint:
         """All of it, in arrays and plain values."""
-        arrays: dict[str, np.ndarray[Any, Any]] = {"model": self.model, "sessions": self.states}
+        arrays: dict[str, np.ndarray[Any, Any]] = {
+            "model": self.model, "sessions": self.states, "masks": self.masks,
+            "models": self.models,
+        }  # fmt: skip
         arrays |= {f"flights.{f.name}": getattr(self.flights, f.name) for f in fields(Flights)}
         arrays |= {f"state.{k}": v for k, v in self.state.items() if isinstance(v, np.ndarray)}
         arrays |= {f"drop_out.{name}": getattr(self.drop_out, name) for name in ("devices", "out")}

@@ -20,12 +20,15 @@ from fedtiny.engine.native import Status
 from fedtiny.engine.program import Program
 from fedtiny.errors import DataError, UpdateError
 from fedtiny.experiment.evaluation import Scores
-from fedtiny.fold import Total
+from fedtiny.fold import Total, covered
+from fedtiny.masks import remembered
 from fedtiny.rounds.content import OpenRound, Part
 from fedtiny.rounds.measures import Measures
 from fedtiny.values import Instruction, Ranges, Update, coordinates, length
+from fedtiny.wire.visit import update_bytes
 
 if TYPE_CHECKING:
+    from fedtiny.masks import Mask
     from fedtiny.tensors import Bools, Float32, Float64, Int64
 
 
@@ -46,11 +49,16 @@ class Cohort:
         columns = {n: getattr(self, n)[at] for n in ("leases", "devices", "samples", "weights")}
         return replace(self, **columns)
 
-    def update(self, at: int, values: bytes, ranges: Ranges) -> Update:
+    @property
+    def instruction(self) -> Instruction:
+        """What its Program is asked to do."""
+        return self.open.instruction.of(self.program.density)
+
+    def update(self, at: int, done: Outcome) -> Update:
         """What one of the devices sends back."""
         return Update(
             int(self.leases[at]), int(self.devices[at]), self.open.round.t, self.version,
-            int(self.samples[at]), values, ranges,
+            done.samples, done.values, done.ranges, done.measures, done.mask, done.places,
         )  # fmt: skip
 
 
@@ -58,7 +66,8 @@ class Cohort:
 class Visited:
     """What a cohort gave: a part of the round, or what it measured, and the losses of all steps.
 
-    ``refused`` are positions, each with its reason.
+    ``refused`` are positions, each with its reason; ``grown_bytes`` those of the updates of a round
+    that grows, whose length only their content tells.
     """
 
     part: Part
@@ -67,6 +76,7 @@ class Visited:
     reasons: tuple[str, ...] = ()
     loss_sum: float = 0.0
     steps: int = 0
+    grown_bytes: int = 0
 
 
 class Workers(Protocol):
@@ -140,7 +150,7 @@ class ObjectWorkers:
 
     def visit(self, cohort: Cohort) -> Visited:
         """Make the visits; fold what they send back, or merge what they measure."""
-        part, measures = cohort.open.nothing, Measures()
+        part, measures, grown_bytes = cohort.open.nothing, Measures(), 0
         done: dict[int, Outcome] = {}
         refused: dict[int, str] = {}
         for at in range(cohort.devices.size):
@@ -148,7 +158,8 @@ class ObjectWorkers:
                 found = self._visit(cohort, at)
                 if not cohort.open.trains:
                     measures = measures.merge(Measures.of(found.measures))
-                part = cohort.open.add(part, cohort.update(at, found.values, found.ranges))
+                part = cohort.open.add(part, cohort.update(at, found))
+                grown_bytes += _grown_bytes(cohort, at, found)
                 done[at] = found
             except (DataError, UpdateError) as error:
                 refused[at] = str(error)
@@ -156,14 +167,15 @@ class ObjectWorkers:
         steps = sum(int(found.measures.get("steps", 0)) for found in done.values())
         losses = np.array([found.measures.get("loss_sum", 0.0) for found in done.values()])
         return Visited(
-            part, measures, tuple(refused), tuple(refused.values()), float(losses.sum()), steps
-        )
+            part, measures, tuple(refused), tuple(refused.values()), float(losses.sum()), steps,
+            grown_bytes,
+        )  # fmt: skip
 
     def refusal(self, cohort: Cohort, at: int) -> str:
         """Why a visit that trains would be refused; "" if it would not."""
         try:
             found = self._visit(cohort, at)
-            cohort.open.add(cohort.open.nothing, cohort.update(at, found.values, found.ranges))
+            cohort.open.add(cohort.open.nothing, cohort.update(at, found))
         except (DataError, UpdateError) as error:
             return str(error)
         return ""
@@ -231,8 +243,8 @@ class ColumnWorkers:
 
     def visit(self, cohort: Cohort) -> Visited:
         """Make the visits; fold what they send back, or merge what they measure."""
-        round, t = cohort.open, cohort.open.round.t
-        if not round.trains:
+        round, t, asked = cohort.open, cohort.open.round.t, cohort.instruction
+        if not round.trains or asked.grow:
             return self._objects.visit(cohort)
         try:
             samples = self.task.native(self.run, t, cohort.devices)
@@ -240,9 +252,9 @@ class ColumnWorkers:
             return self._objects.visit(cohort)
         rows = self._rows(cohort.devices, round.model)
         done = self._call(cohort.program).run(
-            round.instruction, samples, round.model,
-            self.run, t, cohort.devices, rule=round.rule, weight=cohort.weights,
-            personal=rows, keep_vectors=round.strategy.needs == "all",
+            asked, samples, round.model,
+            self.run, t, cohort.devices, rule=round.rule, weight=cohort.weights, personal=rows,
+            mask=_mask(cohort.program, asked), keep_vectors=round.strategy.needs == "all",
         )  # fmt: skip
         ok = done.outcomes["status"] == 0
         if rows is not None and self.personal is not None:
@@ -276,9 +288,10 @@ class ColumnWorkers:
             samples = task.native(self.run, 0, devices)
         except DataError:  # one device's samples are bad: the objects find out whose
             return self._objects.evaluate(program, task, instruction, model, devices)
+        asked = instruction.of(program.density)
         done = self._call(program).run(
-            instruction, samples, model, self.run, 0, devices,
-            personal=self._rows(devices, model),
+            asked, samples, model, self.run, 0, devices,
+            personal=self._rows(devices, model), mask=_mask(program, asked),
         )  # fmt: skip
         before, after = done.outcomes["before"], done.outcomes["after"]
         after = after if instruction.phases else before
@@ -313,12 +326,27 @@ class ColumnWorkers:
         return self._objects.refusal(cohort, at) or Status(status).meaning
 
 
+def _mask(program: Program, asked: Instruction) -> Mask | None:
+    """The live coordinates of a Program with a density."""
+    return remembered(asked.mask, program.layout) if asked.mask is not None else None
+
+
+def _grown_bytes(cohort: Cohort, at: int, done: Outcome) -> int:
+    asked = cohort.instruction
+    if not asked.grow:
+        return 0
+    return update_bytes(cohort.update(at, done), cohort.open.size, asked)
+
+
 def _part(cohort: Cohort, sums: Int64 | None, vectors: Float32 | None, ok: Bools) -> Part:
     """What C has folded, or the updates where it has kept them."""
-    ranges = cohort.program.sent_ranges(cohort.open.instruction)
+    asked, rule = cohort.instruction, cohort.open.rule
+    ranges, mask = cohort.program.sent_ranges(asked), _mask(cohort.program, asked)
     if vectors is None:
         assert sums is not None
-        return Total.from_sums(cohort.open.rule, sums, ranges, cohort.weights[ok])
-    values = vectors[:, coordinates(ranges)]
-    done = np.flatnonzero(ok).tolist()
-    return tuple(cohort.update(at, values[at].tobytes(), ranges) for at in done)
+        return Total.from_sums(rule, sums, ranges, cohort.weights[ok], mask)
+    values = vectors[:, covered((ranges, mask))]
+    return tuple(
+        cohort.update(at, Outcome(values[at].tobytes(), ranges, int(cohort.samples[at]), mask=mask))
+        for at in np.flatnonzero(ok).tolist()
+    )

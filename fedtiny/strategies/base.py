@@ -3,31 +3,32 @@
 A round goes like this. `Strategy.ask` says what the cohort is to do. Each answer counts with
 `Strategy.weight`. With ``needs = "sum"`` the weighted deltas are folded exactly (`fedtiny.fold`)
 and `Strategy.finish` gets their Total; with ``needs = "all"`` it gets every Update, in the order
-of their devices. `finish` returns the next model and the next state.
+of their devices. `finish` returns the next model and the next state. Of a round that does not
+train, `Strategy.observe` gets what was measured instead.
 
 Strategies are pure: what they must remember between rounds is in the State, which is stored with
-every commit. They draw nothing and read no clock.
+every commit. They draw by the counter generator alone and read no clock.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from fedtiny import elementary
 from fedtiny.errors import StrategyError
-from fedtiny.fold import FoldRule, Total, delta_of
-from fedtiny.values import Instruction, Layout, Phase, Sgd, Update, coordinates
+from fedtiny.fold import FoldRule, Total, covered, delta_of
+from fedtiny.values import Instruction, Layout, Masks, Phase, Sgd, Update
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Float32, Float64
 
-State = Mapping[str, npt.NDArray[np.float64] | float]
-"""What a strategy remembers: float64 arrays and numbers by name."""
+State = Mapping[str, npt.NDArray[np.float64] | npt.NDArray[np.uint8] | float]
+"""What a strategy remembers: float64 arrays, uint8 arrays (bits) and numbers by name."""
 
 Contribution = Total | Iterable[Update]
 """What `Strategy.finish` gets: a Total, or for ``needs = "all"`` every Update."""
@@ -44,6 +45,33 @@ class Round:
     def left(self) -> float:
         """The share of the run that is still to come: 1 at first, never 0."""
         return 1.0 - self.t / self.T
+
+
+@dataclass(frozen=True, eq=False)
+class Observed:
+    """What a round that does not train has come to: the measures, and the pooled statistics.
+
+    ``total`` is there if candidates were calibrated: its mean is a row of statistics for each.
+    """
+
+    total: Total | None = None
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class FleetFacts:
+    """What a strategy that prunes must know of the Programs of its fleet.
+
+    ``prunable`` names the parameters that can be pruned. ``densities`` are those of the Programs,
+    ascending, each once. ``tracked`` names the running statistics: mean, var, mean, var, ... in the
+    order of their operations. ``seed`` is that of the run, for what is drawn.
+    """
+
+    prunable: tuple[str, ...] = ()
+    densities: tuple[float, ...] = (1.0,)
+    tracked: tuple[str, ...] = ()
+    layout: Layout = field(default_factory=lambda: Layout(()))
+    seed: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,9 +94,24 @@ class Strategy:
         require(self, "cohort", self.cohort >= 1, "at least 1")
         require(self, "update_clip", self.update_clip >= 0, "0 (off) or a norm")
 
+    def fitted(self, fleet: FleetFacts) -> Self:
+        """The same strategy for these Programs; called once, before anything else."""
+        return self
+
+    def bucket(self, layout: Layout) -> int:
+        """The most coordinates that one growth may return: the Programs have memory for them."""
+        return 0
+
     def start(self, layout: Layout, model: Float32) -> State:
         """The state before the first round."""
         return {}
+
+    def masks(self, state: State) -> Masks:
+        """The mask of each density below 1 in the fleet; none if nothing is pruned.
+
+        Every round that trains or evaluates has them: `ask` leaves them out.
+        """
+        return ()
 
     def ask(self, round: Round, state: State) -> Instruction:
         """What the devices of this round are asked to do."""
@@ -87,6 +130,19 @@ class Strategy:
         the updates.
         """
         raise NotImplementedError
+
+    def observe(
+        self, round: Round, model: Float32, seen: Observed, state: State
+    ) -> tuple[Float32, State]:
+        """The next model and state after a round that did not train; by default the same ones.
+
+        A model that stays is the very array that was given.
+        """
+        return model, state
+
+    def telemetry(self, round: Round, model: Float32, state: State) -> Mapping[str, float]:
+        """What the history tells of the round, by name: the model and the state after it."""
+        return {}
 
     @property
     def fold_rule(self) -> FoldRule:
@@ -231,7 +287,7 @@ def deltas(updates: Iterable[Update], model: Float32) -> Float64:
     rows = []
     for update in updates:
         row = np.full(model.size, np.nan)
-        trained = coordinates(update.ranges)
+        trained = covered(update.coverage)
         row[trained] = delta_of(update, model, model.size)[trained]
         rows.append(row)
     return np.array(rows)

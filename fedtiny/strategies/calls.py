@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from fedtiny.errors import StrategyError, UpdateError
+from fedtiny.errors import StrategyError, UpdateError, WireError
 from fedtiny.fold import FoldRule
+from fedtiny.masks import remembered
 from fedtiny.strategies.base import Round, Strategy
+from fedtiny.tensors import FLOAT_BYTES
 from fedtiny.values import (
     CALIBRATE,
     EVALUATE,
@@ -25,35 +28,75 @@ from fedtiny.values import (
     SUPPORT,
     TRAIN,
     VALUES,
+    VOTES,
     Instruction,
     Layout,
+    Masks,
     Phase,
 )
 
 if TYPE_CHECKING:
-    from fedtiny.strategies.base import Contribution, State
+    from fedtiny.strategies.base import Contribution, FleetFacts, Observed, State
     from fedtiny.tensors import Float32, Float64
 
-KINDS, RETURNS, PARTS = (TRAIN, EVALUATE, CALIBRATE, SCORE), (VALUES, GRADIENT), (SUPPORT, QUERY)
+KINDS, PARTS = (TRAIN, EVALUATE, CALIBRATE, SCORE), (SUPPORT, QUERY)
+RETURNS = (VALUES, GRADIENT, VOTES)
 
 Result = TypeVar("Result")
 
 
+def fitted(strategy: Strategy, fleet: FleetFacts) -> Strategy:
+    """The strategy, fitted to the Programs of its fleet."""
+    result = _call(strategy, "fitted", _BEFORE, lambda: strategy.fitted(fleet))
+    if not isinstance(result, Strategy):
+        raise _wrong(strategy, "fitted", _BEFORE, f"a Strategy, not {type(result).__name__}")
+    return result
+
+
+def bucket(strategy: Strategy, layout: Layout) -> int:
+    """The most coordinates that one of its growths may return."""
+    most = _call(strategy, "bucket", _BEFORE, lambda: strategy.bucket(layout))
+    if not isinstance(most, Integral) or most < 0:
+        raise _wrong(strategy, "bucket", _BEFORE, f"an integer >= 0, not {most!r}")
+    return int(most)
+
+
 def start(strategy: Strategy, layout: Layout, model: Float32) -> State:
     """Its state before the first round."""
-    state = _call(strategy, "start", "before round 0", lambda: strategy.start(layout, model))
-    return _checked_state(strategy, "before round 0", state)
+    state = _call(strategy, "start", _BEFORE, lambda: strategy.start(layout, model))
+    return _checked_state(strategy, _BEFORE, state)
 
 
 def ask(strategy: Strategy, round: Round, state: State, layout: Layout) -> Instruction:
-    """Its instruction for the round, which devices with this layout can carry out."""
+    """Its instruction for the round, with its masks; devices with this layout can carry it out."""
     when = _when(round)
     asked = _call(strategy, "ask", when, lambda: strategy.ask(round, state))
     if not isinstance(asked, Instruction):
         raise _wrong(strategy, "ask", when, f"an Instruction, not {type(asked).__name__}")
-    for flaw in _flaws(asked, layout):
+    known = masks(strategy, round, state, layout)
+    for flaw in (*_flaws(asked, layout), *_pruning_flaws(asked, bool(known), strategy, layout)):
         raise StrategyError(f"{type(strategy).__name__}.ask {when}: {flaw}")
-    return asked
+    return replace(asked, masks=known) if asked.kind in (TRAIN, EVALUATE) else asked
+
+
+def masks(strategy: Strategy, round: Round, state: State, layout: Layout) -> Masks:
+    """Its mask of each density, which devices with this layout can read."""
+    when = _when(round)
+    given = _call(
+        strategy, "masks", when,
+        lambda: tuple((float(density), bytes(blob)) for density, blob in strategy.masks(state)),
+    )  # fmt: skip
+    densities = [density for density, _ in given]
+    if densities != sorted(set(densities)) or not all(0 < density < 1 for density in densities):
+        needed = f"densities that ascend between 0 and 1, each once; they are {densities}"
+        raise _wrong(strategy, "masks", when, needed)
+    for density, blob in given:
+        try:
+            remembered(blob, layout)
+        except WireError as error:
+            needed = f"blobs of masks; that of density {density:g} is none: {error}"
+            raise _wrong(strategy, "masks", when, needed) from None
+    return given
 
 
 def _flaws(asked: Instruction, layout: Layout) -> Iterator[str]:
@@ -74,6 +117,40 @@ def _flaws(asked: Instruction, layout: Layout) -> Iterator[str]:
     for name, vector in vectors.items():
         if len(vector) != layout.nbytes:
             yield f"{name} has {len(vector):,} B; the model has {layout.nbytes:,} B of float32"
+
+
+def _pruning_flaws(
+    asked: Instruction, pruned: bool, strategy: Strategy, layout: Layout
+) -> Iterator[str]:
+    if asked.masks:
+        yield "masks are given; leave them out, they are those of masks(state)"
+    if asked.grow or asked.returns == VOTES:
+        yield from _growth_flaws(asked, pruned, bucket(strategy, layout), layout)
+    if asked.pools and not layout.statistics_floats:
+        yield "candidates are to be calibrated, but no normalisation of the model tracks statistics"
+    if asked.pools and strategy.needs == "all":
+        yield 'candidates are to be calibrated; what they give can only be summed: needs = "sum"'
+    expected = FLOAT_BYTES * len(asked.candidates) * layout.statistics_floats
+    if asked.statistics is not None and (asked.kind, len(asked.statistics)) != (SCORE, expected):
+        yield (
+            f"statistics has {len(asked.statistics):,} B in a round of kind {asked.kind!r}; to "
+            f"score {len(asked.candidates):,} candidates takes {expected:,} B"
+        )
+
+
+def _growth_flaws(asked: Instruction, pruned: bool, most: int, layout: Layout) -> Iterator[str]:
+    sizes = {p.name: p.size for p in layout.parameters}
+    names = [name for name, _ in asked.grow]
+    if asked.kind != TRAIN or not asked.grow or not pruned:
+        yield f"grow = {asked.grow} of a round of kind {asked.kind!r}; it takes masks to grow from"
+    elif len(set(names)) != len(names) or not set(names) <= set(sizes):
+        yield f"grow names {names}; name parameters of the model, each once"
+    elif not all(0 < count <= sizes[name] for name, count in asked.grow):
+        yield f"grow = {asked.grow}; a parameter can grow by 1 up to its size"
+    elif sum(count for _, count in asked.grow) > most:
+        yield f"grow = {asked.grow}; the Programs have memory for bucket(layout) = {most:,} in all"
+    elif asked.sends_gradient and asked.phases[-1].steps != 1:
+        yield f"phases[-1].steps = {asked.phases[-1].steps}; what grows is found in 1 step"
 
 
 def _phases_flaws(asked: Instruction, layout: Layout) -> Iterator[str]:
@@ -131,21 +208,54 @@ def finish(
     strategy: Strategy, round: Round, model: Float32, contribution: Contribution, state: State
 ) -> tuple[Float32, State]:
     """Its next model (float32, finite, of the same size) and its next state."""
-    when = _when(round)
-    result = _call(
-        strategy, "finish", when, lambda: strategy.finish(round, model, contribution, state)
+    return _next(
+        strategy, "finish", round, model,
+        lambda: strategy.finish(round, model, contribution, state),
+    )  # fmt: skip
+
+
+def observe(
+    strategy: Strategy, round: Round, model: Float32, seen: Observed, state: State
+) -> tuple[Float32, State]:
+    """The same after a round that did not train."""
+    return _next(
+        strategy, "observe", round, model, lambda: strategy.observe(round, model, seen, state)
     )
+
+
+def _next(
+    strategy: Strategy, method: str, round: Round, model: Float32, call: Callable[[], object]
+) -> tuple[Float32, State]:
+    when = _when(round)
+    result = _call(strategy, method, when, call)
     if not isinstance(result, tuple) or len(result) != 2:
-        raise _wrong(strategy, "finish", when, "a pair (model, state)")
+        raise _wrong(strategy, method, when, "a pair (model, state)")
     next_model, next_state = np.asarray(result[0]), result[1]
     if next_model.shape != model.shape or next_model.dtype != np.float32:
         shape = f"{next_model.dtype} {next_model.shape}"
-        raise _wrong(strategy, "finish", when, f"a model of float32 {model.shape}, not {shape}")
+        raise _wrong(strategy, method, when, f"a model of float32 {model.shape}, not {shape}")
     bad = model.size - np.count_nonzero(np.isfinite(next_model))
     if bad:
         what = f"a finite model, but {bad:,} of {model.size:,} values are not"
-        raise _wrong(strategy, "finish", when, what)
+        raise _wrong(strategy, method, when, what)
     return next_model, _checked_state(strategy, when, next_state)
+
+
+def telemetry(
+    strategy: Strategy, round: Round, model: Float32, state: State
+) -> Mapping[str, float]:
+    """What the history tells of the round; ``model`` and ``state`` are those after it."""
+    when = _when(round)
+    told = _call(strategy, "telemetry", when, lambda: dict(strategy.telemetry(round, model, state)))
+    for name, value in told.items():
+        if not (isinstance(name, str) and isinstance(value, Real) and math.isfinite(value)):
+            raise _wrong(
+                strategy, "telemetry", when, f"finite numbers by name; {name!r} is {value!r}"
+            )
+    return {name: float(value) for name, value in told.items()}
+
+
+_BEFORE = "before round 0"
 
 
 def _when(round: Round) -> str:
@@ -166,12 +276,11 @@ def _checked_state(strategy: Strategy, when: str, state: object) -> State:
     if not isinstance(state, Mapping):
         raise _wrong(strategy, "state", when, f"a mapping, not {type(state).__name__}")
     for name, value in state.items():
-        is_array = isinstance(value, np.ndarray) and value.dtype == np.float64
+        is_array = isinstance(value, np.ndarray) and value.dtype in (np.float64, np.uint8)
         if not isinstance(name, str) or not (is_array or isinstance(value, int | float)):
             kind = getattr(value, "dtype", type(value).__name__)
-            raise _wrong(
-                strategy, "state", when, f"float64 arrays or numbers by name; {name!r} is {kind}"
-            )
+            needed = f"float64 or uint8 arrays or numbers by name; {name!r} is {kind}"
+            raise _wrong(strategy, "state", when, needed)
     return state
 
 

@@ -16,6 +16,11 @@ TABLE: Mapping[str, str] = {
     "reptile": "fedtiny.strategies.reptile:Reptile",
     "tinyreptile": "fedtiny.strategies.tinyreptile:TinyReptile",
     "median": "fedtiny.strategies.median:Median",
+    "oneshot": "fedtiny.strategies.oneshot:OneShot",
+    "fedtiny": "fedtiny.strategies.fedtiny:FedTiny",
+    "fedrts": "fedtiny.strategies.fedrts:FedRTS",
+    "feddst": "fedtiny.strategies.feddst:FedDST",
+    "sap": "fedtiny.strategies.sap:SAP",
     "joint": "fedtiny.strategies.joint:Joint",
     "none": "fedtiny.strategies.none:NoTraining",
 }

@@ -1,8 +1,8 @@
 """Domain values to messages and back; what is read has been checked, or WireError says why not.
 
 A lease's deadline travels as a duration, for a device may have no clock: that of a lease which was
-read counts from the moment of the answer, until `Work.since` puts it on a clock. Vectors in
-instructions travel as digests: `detach` takes them out, `resolve` puts them back.
+read counts from the moment of the answer, until `Work.since` puts it on a clock. Vectors and masks
+in instructions travel as digests: `detach` takes them out, `resolve` puts them back.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from fedtiny.values import (
     TRAIN,
     UNKNOWN,
     VALUES,
+    VOTES,
     DeviceCard,
     Instruction,
     Lease,
@@ -41,14 +42,23 @@ from fedtiny.values import (
 )
 from fedtiny.wire.checks import at_most, one_of, present, sized, text, within
 from fedtiny.wire.pb import fleet_pb2 as pb
-from fedtiny.wire.vectors import lay_over, read_vector, write_delta, write_vector
+from fedtiny.wire.vectors import (
+    Due,
+    Values,
+    given_mask,
+    lay_over,
+    mask_name,
+    read_vector,
+    write_delta,
+    write_values,
+)
 
 __all__ = [
     "CHUNK_BYTES", "OLDEST", "PROTOCOL",
-    "Answer", "ComeBack", "Dismissed", "Manifest", "Work",
-    "detach", "digests_of", "lay_over", "read_answer", "read_card", "read_receipt", "read_update",
-    "read_vector", "resolve", "submit_requests", "write_answer", "write_card", "write_delta",
-    "write_receipt", "write_update", "write_vector",
+    "Answer", "ComeBack", "Dismissed", "Due", "Manifest", "Work",
+    "detach", "digests_of", "given_mask", "lay_over", "mask_name", "read_answer", "read_card",
+    "read_receipt", "read_update", "read_vector", "resolve", "submit_requests", "write_answer",
+    "write_card", "write_delta", "write_receipt", "write_update", "write_values",
 ]  # fmt: skip
 
 PROTOCOL, OLDEST = 1, 1
@@ -65,6 +75,7 @@ _MOST_ID, _MOST_COUNT, _MOST_BYTES, _MOST_RATE = 2**63 - 1, 2**40, 2**48, 1e18
 _KINDS = (TRAIN, EVALUATE, CALIBRATE, SCORE)
 _STATUSES = (ACCEPTED, DUPLICATE, LATE, STALE, INVALID, UNKNOWN)
 _PARTS = (SUPPORT, QUERY)
+_RETURNS = (VALUES, GRADIENT, VOTES)
 
 
 # ---- answers ---------------------------------------------------------------------------------
@@ -198,18 +209,18 @@ def _read_manifest(kind: str, message: pb.Manifest) -> Manifest:
 
 
 def digests_of(instruction: Instruction) -> list[bytes]:
-    """The blobs that a detached instruction needs, each once."""
+    """The blobs that a detached instruction needs, each once: masks first, for they may be here."""
+    masks = [blob for _, blob in instruction.masks]
     vectors = [c for c in instruction.candidates if isinstance(c, bytes)]
-    if instruction.correction is not None:
-        vectors.append(instruction.correction)
-    return list(dict.fromkeys(vectors))
+    vectors += filter(None, (instruction.correction, instruction.statistics))
+    return list(dict.fromkeys([*masks, *vectors]))
 
 
 def detach(instruction: Instruction) -> tuple[Instruction, dict[bytes, bytes]]:
-    """The instruction with digests in place of its vectors, and the vectors by digest."""
-    vectors = {hashlib.sha256(vector).digest(): vector for vector in digests_of(instruction)}
-    digests = {vector: digest for digest, vector in vectors.items()}
-    return resolve(instruction, digests), vectors
+    """The instruction with digests in place of its blobs, and the blobs by digest."""
+    blobs = {hashlib.sha256(blob).digest(): blob for blob in digests_of(instruction)}
+    digests = {blob: digest for digest, blob in blobs.items()}
+    return resolve(instruction, digests), blobs
 
 
 def resolve(instruction: Instruction, blobs: Mapping[bytes, bytes]) -> Instruction:
@@ -217,11 +228,13 @@ def resolve(instruction: Instruction, blobs: Mapping[bytes, bytes]) -> Instructi
     missing = [digest.hex()[:16] for digest in digests_of(instruction) if digest not in blobs]
     if missing:
         raise WireError("digest", f"the instruction needs the vectors {missing}, not fetched yet")
-    correction, candidates = instruction.correction, instruction.candidates
+    correction, statistics = instruction.correction, instruction.statistics
     return replace(
         instruction,
         correction=None if correction is None else blobs[correction],
-        candidates=tuple(blobs[c] if isinstance(c, bytes) else c for c in candidates),
+        statistics=None if statistics is None else blobs[statistics],
+        candidates=tuple(blobs[c] if isinstance(c, bytes) else c for c in instruction.candidates),
+        masks=tuple((density, blobs[mask]) for density, mask in instruction.masks),
     )
 
 
@@ -237,7 +250,18 @@ def _write_instruction(instruction: Instruction) -> pb.Instruction:
             pb.Candidate(seed=c) if isinstance(c, int) else pb.Candidate(digest=c)
             for c in instruction.candidates
         ],
+        mask=_write_mask(instruction),
+        grow=[pb.Growth(parameter=name, most=most) for name, most in instruction.grow],
+        statistics=instruction.statistics or b"",
     )
+
+
+def _write_mask(instruction: Instruction) -> pb.Mask | None:
+    """That of the one Program that the instruction goes to; see `Instruction.of`."""
+    if not instruction.masks:
+        return None
+    ((density, digest),) = instruction.masks
+    return pb.Mask(density=density, digest=digest)
 
 
 def _write_phase(phase: Phase) -> pb.Phase:
@@ -253,17 +277,32 @@ def _write_phase(phase: Phase) -> pb.Phase:
 
 
 def _read_instruction(message: pb.Instruction) -> Instruction:
-    correction = message.correction or None
     return Instruction(
         kind=one_of(message.kind, _KINDS, "kind of an instruction"),
         phases=tuple(map(_read_phase, at_most(message.phases, _MOST_PARTS, "phases"))),
-        returns=one_of(message.returns, (VALUES, GRADIENT), "result of an instruction"),
+        returns=one_of(message.returns, _RETURNS, "result of an instruction"),
         part=one_of(message.part, _PARTS, "part of the data"),
-        correction=correction and sized(correction, DIGEST_BYTES, "the digest of the correction"),
+        correction=_read_digest(message.correction, "the correction"),
         candidates=tuple(
             map(_read_candidate, at_most(message.candidates, MOST_NAMES, "candidates"))
         ),
+        masks=(_read_mask(message.mask),) if message.HasField("mask") else (),
+        grow=tuple(map(_read_growth, at_most(message.grow, MOST_NAMES, "growths"))),
+        statistics=_read_digest(message.statistics, "the statistics"),
     )
+
+
+def _read_digest(digest: bytes, what: str) -> bytes | None:
+    return sized(digest, DIGEST_BYTES, f"the digest of {what}") if digest else None
+
+
+def _read_mask(message: pb.Mask) -> tuple[float, bytes]:
+    density = within(message.density, 0, 1, "the density of a mask")
+    return density, sized(message.digest, DIGEST_BYTES, "the digest of a mask")
+
+
+def _read_growth(message: pb.Growth) -> tuple[str, int]:
+    return text(message.parameter, "the name of a parameter"), int(message.most)
 
 
 def _read_candidate(message: pb.Candidate) -> bytes | int:
@@ -330,14 +369,13 @@ def write_update(update: Update, run: bytes, base: bytes) -> pb.Update:
 
 
 def submit_requests(
-    update: Update, run: bytes, base: bytes, size: int, wait_s: float, form: str = "float32"
+    update: Update, run: bytes, base: bytes, payload: bytes, wait_s: float
 ) -> Iterator[pb.SubmitRequest]:
-    """An update of a model of ``size`` floats in chunks; each names the update that it is of.
+    """An update with the payload of `write_values` in chunks; each names the update it is of.
 
-    ``form`` is that of `write_vector`. What only measures has one empty chunk.
+    What only measures has one empty chunk.
     """
     head = write_update(update, run, base)
-    payload = write_vector(update.values, size, update.ranges, form) if update.nbytes else b""
     for offset in range(0, len(payload) or 1, CHUNK_BYTES):
         yield pb.SubmitRequest(
             update=head, chunk=payload[offset : offset + CHUNK_BYTES], offset=offset,
@@ -345,13 +383,11 @@ def submit_requests(
         )  # fmt: skip
 
 
-def read_update(
-    message: pb.Update, payload: bytes, size: int, most_bytes: int
-) -> tuple[bytes, bytes, Update]:
-    """The run, the digest of the base, and the update to a model of ``size`` floats.
+def read_update(message: pb.Update, payload: bytes, due: Due) -> tuple[bytes, bytes, Update]:
+    """The run, the digest of the base, and the update.
 
-    Raises WireError: besides what is malformed, if the payload is longer than ``most_bytes`` or
-    no vector of the model, a number is not finite, or values are made of no samples.
+    Raises WireError: besides what is malformed, if the payload is not what is `Due`, or values are
+    made of no samples.
     """
     present(message, "lease", "device", "version", "samples")
     run = sized(message.run, RUN_BYTES, "the run")
@@ -360,10 +396,10 @@ def read_update(
     if message.samples > _MOST_COUNT or (payload and not message.samples):
         raise WireError("count", f"an update of {message.samples:,} samples")
     measures = _read_measures(message.measures)
-    ranges, values = read_vector(payload, size, most_bytes) if payload else ((), b"")
+    found = read_vector(payload, due) if payload else Values()
     return run, base, Update(
-        lease, message.device, round_of(lease), message.version, message.samples, values, ranges,
-        measures,
+        lease, message.device, round_of(lease), message.version, message.samples, found.values,
+        found.ranges, measures, found.mask, found.places,
     )  # fmt: skip
 
 

@@ -1,9 +1,9 @@
 """The bytes of a visit: the same in a simulation as on the wire.
 
 Of a visit are: the answer with its work, inside the reply that it came in; the requests for the
-model and their replies; the requests that bring the update; the rest of the reply that brings the
-receipt. Of none are: check-ins, answers without work, the Program (fetched once), enrolment, and
-what gRPC, TLS and TCP put around messages.
+model, the mask and the vectors of the instruction, and their replies; the requests that bring the
+update; the rest of the reply that brings the receipt. Of none are: check-ins, answers without work,
+the Program (fetched once), enrolment, and what gRPC, TLS and TCP put around messages.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedtiny.tensors import FLOAT_BYTES
-from fedtiny.values import ACCEPTED, Instruction, Lease, Receipt, Update, length
+from fedtiny.values import ACCEPTED, VOTES, Instruction, Lease, Receipt, Update
 from fedtiny.wire.codec import (
     CHUNK_BYTES,
     DIGEST_BYTES,
@@ -21,14 +21,16 @@ from fedtiny.wire.codec import (
     Manifest,
     Work,
     detach,
+    digests_of,
     write_answer,
     write_receipt,
     write_update,
 )
 from fedtiny.wire.pb import fleet_pb2 as pb
-from fedtiny.wire.vectors import head_bytes
+from fedtiny.wire.vectors import field_bytes, given_mask, sparse_bytes, vector_bytes, write_values
 
 if TYPE_CHECKING:
+    from fedtiny.masks import Mask
     from fedtiny.values import Ranges
 
 _NO_RUN, _NO_DIGEST = bytes(RUN_BYTES), bytes(DIGEST_BYTES)
@@ -38,48 +40,79 @@ class VisitBytes(NamedTuple):
     """What one visit carries, in bytes; or columns of them.
 
     Attributes:
-        work: Down: the answer with the work, and the whole model.
-        requests: Up: the requests for the model.
-        update: Up: the update, its values as float32. A device that drops out never sends it.
+        work: Down: the answer with the work, the whole model, the vectors of the instruction.
+        requests: Up: the requests for the model and those vectors.
+        update: Up: the update, its values as float32; of what grows or may have moved its mask,
+            the most that it can be. A device that drops out never sends it.
         receipt: Down: the replies to the update, which is accepted.
+        mask: Down: the mask. Only a device that does not hold it fetches it.
+        mask_requests: Up: the requests for the mask.
     """
 
     work: int
     requests: int
     update: int
     receipt: int
+    mask: int = 0
+    mask_requests: int = 0
 
     @property
     def down(self) -> int:
-        """To a device that does not drop out."""
-        return self.work + self.receipt
+        """To a device that does not drop out, and does not hold the mask."""
+        return self.work + self.receipt + self.mask
 
     @property
     def up(self) -> int:
-        """From a device that does not drop out."""
-        return self.requests + self.update
+        """From a device that does not drop out, and does not hold the mask."""
+        return self.requests + self.update + self.mask_requests
 
 
 @lru_cache(maxsize=64)
 def visit_bytes(
-    instruction: Instruction, size: int, ranges: Ranges, measures: tuple[str, ...]
+    instruction: Instruction,
+    size: int,
+    ranges: Ranges,
+    measures: tuple[str, ...],
+    mask: Mask | None = None,
 ) -> VisitBytes:
     """What a visit carries that carries out an instruction on a model of ``size`` floats.
 
-    ``ranges`` are the coordinates that come back, ``measures`` the names of what is measured. The
-    numbers in the messages make no difference.
+    ``ranges`` are the coordinates that come back, ``measures`` the names of what is measured,
+    ``mask`` is that of the instruction, which is for one Program (`Instruction.of`). The numbers
+    in the messages make no difference.
     """
     update = Update(0, 0, 0, 0, 0, measures=dict.fromkeys(measures, 0.0))
-    values = FLOAT_BYTES * length(ranges)
-    payload = head_bytes(size, ranges) + _field(values) if values else 0
-    requests, replies = fetch_bytes(FLOAT_BYTES * size)
+    payload = _payload_bytes(instruction, size, ranges, mask)
+    requests, replies = fetch_bytes(FLOAT_BYTES * (mask.count if mask else size), compared=True)
+    blobs = [fetch_bytes(len(blob)) for blob in digests_of(instruction)]
+    mask_requests, mask_replies = blobs.pop(0) if mask else (0, 0)
     more = len(_chunks(payload)) - 1
     return VisitBytes(
-        work=answer_bytes(write_answer(_some_work(instruction))) + replies,
-        requests=requests,
-        update=_update_bytes(write_update(update, _NO_RUN, _NO_DIGEST), payload),
+        work=answer_bytes(write_answer(_some_work(instruction))) + replies
+        + sum(down for _, down in blobs),
+        requests=requests + sum(up for up, _ in blobs),
+        update=_request_bytes(write_update(update, _NO_RUN, _NO_DIGEST), payload),
         receipt=receipt_bytes(Receipt(0, ACCEPTED)) + more * _MORE.ByteSize(),
-    )
+        mask=mask_replies,
+        mask_requests=mask_requests,
+    )  # fmt: skip
+
+
+def _payload_bytes(asked: Instruction, size: int, ranges: Ranges, mask: Mask | None) -> int:
+    """The longest vector that such an instruction brings back."""
+    if not ranges:
+        return 0
+    if asked.grow and asked.sends_gradient:
+        most = sum(count for _, count in asked.grow)
+        return sparse_bytes(size, most, valued=asked.returns != VOTES)
+    whole = ranges[-1][1] if asked.pools else size
+    return vector_bytes(whole, ranges, mask, own=bool(asked.grow))
+
+
+def update_bytes(update: Update, size: int, asked: Instruction) -> int:
+    """Bytes of the requests that bring this update to a model of ``size``."""
+    payload = write_values(update, size, given=given_mask(update, asked))
+    return _request_bytes(write_update(update, _NO_RUN, _NO_DIGEST), len(payload))
 
 
 _MORE = pb.SubmitReply(received=0)
@@ -112,11 +145,11 @@ def share(message: Any) -> int:
 
 def answer_bytes(answer: pb.Answer) -> int:
     """Bytes of an answer as it stands in a reply; 0 if it has no work."""
-    return _field(answer.ByteSize()) if answer.HasField("work") else 0
+    return field_bytes(answer.ByteSize()) if answer.HasField("work") else 0
 
 
 def _answer_field(reply: pb.SubmitReply) -> int:
-    return _field(reply.answer.ByteSize()) if reply.HasField("answer") else 0
+    return field_bytes(reply.answer.ByteSize()) if reply.HasField("answer") else 0
 
 
 def receipt_bytes(receipt: Receipt) -> int:
@@ -125,26 +158,21 @@ def receipt_bytes(receipt: Receipt) -> int:
     return int(reply.ByteSize())
 
 
-def fetch_bytes(nbytes: int) -> tuple[int, int]:
-    """Bytes of the requests and of the replies that bring a model of so many."""
-    chunks = _chunks(nbytes)
-    request = pb.FetchRequest(digest=_NO_DIGEST, offset=0, have=_NO_DIGEST).ByteSize()
+def fetch_bytes(nbytes: int, compared: bool = False) -> tuple[int, int]:
+    """Bytes of the requests and of the replies that bring so many; models are ``compared``."""
+    chunks, have = _chunks(nbytes), _NO_DIGEST if compared else b""
+    request = pb.FetchRequest(digest=_NO_DIGEST, offset=0, have=have).ByteSize()
     reply = pb.FetchReply(total=0).ByteSize()
-    return request * len(chunks), reply * len(chunks) + sum(map(_field, chunks))
+    return request * len(chunks), reply * len(chunks) + sum(map(field_bytes, chunks))
 
 
-def _update_bytes(head: pb.Update, payload: int) -> int:
+def _request_bytes(head: pb.Update, payload: int) -> int:
     """Bytes of the requests that bring an update with a payload of so many."""
     chunks = _chunks(payload)
     request = pb.SubmitRequest(update=head, offset=0, total=0, wait_s=0.0).ByteSize()
-    return int(request) * len(chunks) + sum(map(_field, chunks))
+    return int(request) * len(chunks) + sum(map(field_bytes, chunks))
 
 
 def _chunks(nbytes: int) -> list[int]:
     """The lengths of the chunks of so many bytes; one at least, be it empty."""
     return [min(CHUNK_BYTES, nbytes - at) for at in range(0, nbytes or 1, CHUNK_BYTES)]
-
-
-def _field(nbytes: int) -> int:
-    """Bytes of a field of so many: a tag, their number seven bits at a time, themselves."""
-    return 1 + -(-max(1, nbytes.bit_length()) // 7) + nbytes if nbytes else 0

@@ -29,6 +29,7 @@ from fedtiny.durable import write_whole
 from fedtiny.engine.compile import compile
 from fedtiny.engine.program import Program
 from fedtiny.engine.zoo import mlp
+from fedtiny.masks import remembered
 from fedtiny.rounds.coordinator import Coordinator
 from fedtiny.rounds.journal import MemoryJournal
 from fedtiny.rounds.machine import Rules
@@ -71,12 +72,20 @@ class SmallFleet:
         self.coordinator = Coordinator(
             rules, self.strategy, self.program.layout, initial, MemoryJournal(), self.devices
         )
+        self.density = self.program.density
         self.key = Ed25519PrivateKey.generate()
         self.blobs = {bytes.fromhex(self.program.digest): self.program.image}
         self.calls: list[Any] = []
         self.payloads: dict[int, bytes] = {}
         self.receipts: list[Receipt] = []
         self.lock = threading.Lock()
+
+    @property
+    def due(self) -> codec.Due:
+        """What the open round takes."""
+        open = self.coordinator.open
+        masks = {codec.mask_name(b): remembered(b, open.layout) for _, b in open.instruction.masks}
+        return codec.Due(open.size, 1 << 20, masks, open.layout)
 
     @property
     def signer(self) -> bytes:
@@ -121,8 +130,7 @@ class SmallFleet:
             self.payloads[request.update.lease] = payload
             if len(payload) < request.total:
                 return pb.SubmitReply(received=len(payload))
-            size = self.program.layout.size
-            _, _, update = codec.read_update(request.update, payload, size, 1 << 20)
+            _, _, update = codec.read_update(request.update, payload, self.due)
             (receipt,) = self.coordinator.submit(0.0, [update])
             self.receipts.append(receipt)
             answer = self._answer(_device(context))
@@ -150,8 +158,12 @@ class SmallFleet:
         if isinstance(found, float):
             return codec.ComeBack(0.05)
         lease, instruction = found
+        instruction = instruction.of(self.density)
         detached, vectors = codec.detach(instruction)
         model = self.coordinator.model.tobytes()
+        if instruction.mask:
+            live = remembered(instruction.mask, self.coordinator.layout).bools
+            model = self.coordinator.model[live].tobytes()
         self.blobs |= vectors | {hashlib.sha256(model).digest(): model}
         return codec.Work(
             RUN, SEED, lease, 100.0, detached,

@@ -14,7 +14,7 @@ import pytest
 
 from fedtiny.agent.faults import NoAnswerError
 from fedtiny.agent.grpc_link import GrpcLink
-from fedtiny.agent.store import Store
+from fedtiny.agent.store import Origin, Store
 from fedtiny.device.link import Link
 from fedtiny.errors import IdentityError, ImageError
 from fedtiny.registry.profiles import board
@@ -22,7 +22,7 @@ from fedtiny.strategies.fedavg import FedAvg
 from fedtiny.values import Instruction, Lease, Phase, Sgd, Update
 from fedtiny.wire import codec
 from fedtiny.wire.pb import fleet_pb2 as pb
-from tests.agent.small_fleet import PROGRAM, SmallFleet, agent_of, joined, served
+from tests.agent.small_fleet import PROGRAM, RUN, SmallFleet, agent_of, joined, served
 
 
 @contextmanager
@@ -107,6 +107,8 @@ def test_a_difference_to_the_last_model_may_come(tmp_path: Path) -> None:
         model = np.frombuffer(link.fetch(first.version), np.float32).copy()
         model[3] += 1.0  # so only one coordinate of the next model differs
         update = Update(first.id, 0, 0, first.version, 8, model.tobytes(), ((0, model.size),))
+        assert link.work
+        link.origin = Origin(RUN, link.work.model.digest, model.size)
         link.submit(update)
         before = dict(link.traffic.today)
         assert link.fetch(asked(link).version) == fleet.model.tobytes()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,17 +15,45 @@ from hypothesis import strategies as st
 from fedtiny.agent.blobs import Blobs
 from fedtiny.agent.store import Held, Origin, Store, Trained, locate
 from fedtiny.errors import RunError
+from fedtiny.masks import Mask
 from fedtiny.values import Update
 
 UPDATE = Update(3 << 32, 5, 3, 2, 80, b"\0\0\x80?" * 2, ((1, 3),), {"loss_sum": 0.5})
 HELD = Held(UPDATE, Origin(b"run-of-8", b"\7" * 32, 9), b"abcd")
 
 
-def test_a_held_update_comes_back_as_it_was(tmp_path: Path) -> None:
-    Store(tmp_path).hold(HELD)
-    assert Store(tmp_path).held() == HELD
+MASK = Mask(9, b"\x05\x01")
+MASKED = Held(replace(UPDATE, mask=MASK), Origin(b"run-of-8", b"\7" * 32, 9, b"8 bytes."), b"abcd")
+GROWN = Held(replace(UPDATE, ranges=((0, 9),), places=bytes(4) + b"\2\0\0\0"), HELD.origin, b"")
+
+
+@pytest.mark.parametrize("held", [HELD, MASKED, GROWN, replace(GROWN, personal=b"abcd")])
+def test_a_held_update_comes_back_as_it_was(tmp_path: Path, held: Held) -> None:
+    Store(tmp_path).hold(held)
+    assert Store(tmp_path).held() == held
     Store(tmp_path).drop_held()
     assert Store(tmp_path).held() is None
+
+
+def test_what_an_agent_of_an_earlier_release_has_kept_is_read(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.hold(HELD)
+    head, body = store.read("held") or ({}, b"")
+    store.write(
+        "held", {k: v for k, v in head.items() if k not in ("mask", "places", "given")}, body
+    )
+    assert store.held() == HELD
+    trained = Trained(b"\1" * 32, b"run-of-8", 3, bytes(36))
+    store.keep_trained(trained)
+    head, body = store.read("trained") or ({}, b"")
+    store.write("trained", {k: v for k, v in head.items() if k != "mask"}, body)
+    assert store.trained() == trained
+
+
+def test_a_trained_model_is_kept_with_its_mask(tmp_path: Path) -> None:
+    trained = Trained(b"\1" * 32, b"run-of-8", 3, bytes(12), MASK.blob)
+    Store(tmp_path).keep_trained(trained)
+    assert Store(tmp_path).trained() == trained
 
 
 @settings(max_examples=60, deadline=None)

@@ -188,6 +188,27 @@ def test_a_client_is_judged_on_every_class_and_on_what_came_later() -> None:
         assert all(DIARY.label[row] != DIARY.label[row - 1] for row in touching)
 
 
+@given(law_of_any, st.integers(0, 200), st.integers(0, 2**64 - 1))
+def test_public_samples_are_training_samples_that_no_device_owns(
+    law: tuple[Callable[..., Partition], dict[str, Any]], public: int, run: int
+) -> None:
+    kind, values = law
+    public = min(public, 179)
+    task = kind(SPLIT, 12, held_out=3, public=public, **values)
+    x, label = task.public_samples(run)
+    rows = task._public_rows(run)
+    assert (len(x), len(set(rows.tolist()))) == (public, public)
+    np.testing.assert_array_equal(label, SPLIT.label[rows])
+    assert not SPLIT.split[rows].any()
+    owned = rows_of(task, range(12), run)
+    assert sorted([*owned.tolist(), *rows.tolist()]) == list(range(len(SPLIT.label)))
+
+
+def test_other_runs_have_other_public_samples() -> None:
+    task = LabelSkew(PLAIN, 5, public=30)
+    assert set(task._public_rows(1).tolist()) != set(task._public_rows(2).tolist())
+
+
 @pytest.mark.parametrize(
     ("law", "data", "values", "message"),
     [
@@ -198,6 +219,9 @@ def test_a_client_is_judged_on_every_class_and_on_what_came_later() -> None:
         (Shards, PLAIN, {"shards": 0}, "shards = 0"),
         (QuantitySkew, PLAIN, {"sigma": -1.0}, "sigma = -1.0"),
         (QuantitySkew, PLAIN, {"sigma": float("nan")}, "sigma = nan"),
+        (LabelSkew, PLAIN, {"public": -1}, "public = -1 must be 0 or more"),
+        (Shards, SPLIT, {"public": 180}, "public = 180 .* fewer than the 180 training samples"),
+        (Clients, PEOPLE, {"public": 3}, "public = 3, but clients own all of their samples"),
         (Clients, PEOPLE, {"support": -1}, "support = -1"),
         (Clients, PLAIN, {}, "5 devices need .*; the data has 0"),
         (Clients, SPLIT_PEOPLE, {"held_out": 4}, "4 held-out devices .* has 3"),

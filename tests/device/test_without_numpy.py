@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from fedtiny.engine import native
+from fedtiny.engine.builder import Net
 from fedtiny.engine.compile import compile
 from fedtiny.engine.zoo import mlp
 from fedtiny.values import Sgd
@@ -62,9 +63,58 @@ print(json.dumps({
 """
 
 
-def device(image: Path, loss: str, numpy: str) -> dict[str, Any]:
+# What a device does with a pruned Program: it trains under a mask from a compact vector, grows,
+# readjusts its mask, and calibrates and scores candidates.
+PRUNED_DEVICE = """
+import json, sys
+from dataclasses import replace
+if sys.argv[3] == "without":
+    sys.modules["numpy"] = None
+from fedtiny import pruning, rng
+from fedtiny.device.learner import Key, Learner
+from fedtiny.engine.program import Program
+from fedtiny.tensors import floats
+from fedtiny.values import Instruction, Phase
+
+program = Program(open(sys.argv[1], "rb").read())
+learner = Learner(program, "native")
+key = Key(run=7, round=2, device=5)
+x = [rng.uniform(w, -1.0, 1.0) for w in rng.words(7, 2, 1, rng.Purpose.TASK, 33)]
+y = [rng.below(w, 4) for w in rng.words(7, 2, 2, rng.Purpose.TASK, 11)]
+samples = learner.samples(x, y)
+base = program.initial(3)
+counts = pruning.candidate_counts(program.layout, program.prunable, program.density, 4)
+mask = pruning.largest(base, program.layout, counts)
+train = Instruction(phases=(Phase(0.1, 6, shuffle=True),), masks=((program.density, mask.blob),))
+weights = floats(base)
+compact = [weights[i] for i in mask.coordinates(((0, mask.size),))]
+grow = replace(train, phases=(Phase(0.1), Phase(0.0, 1)), grow=((program.prunable[0], 4),))
+asked = {
+    "train": train,
+    "grow": replace(grow, returns="gradient"),
+    "vote": replace(grow, returns="votes"),
+    "readjust": grow,
+    "gradient": replace(train, phases=(Phase(0.1, 1),), returns="gradient"),
+    "evaluate": replace(train, kind="evaluate"),
+    "calibrate": Instruction("calibrate", candidates=(0, 1, 9)),
+}
+told, statistics = {}, b""
+for name, one in asked.items():
+    start = base if one.candidates else floats(compact)
+    done = learner.visit(one, start, lambda part: samples, key)
+    told[name] = (done.values.hex(), done.ranges, done.samples, dict(done.measures),
+                  done.mask and done.mask.blob.hex(), done.places and done.places.hex())
+    statistics = done.values
+score = Instruction("score", candidates=(0, 1, 9), statistics=statistics)
+told["score"] = dict(learner.visit(score, base, lambda part: samples, key).measures)
+told["loaded"] = "numpy" in sys.modules and sys.modules["numpy"] is not None
+print(json.dumps(told))
+"""
+
+
+def device(image: Path, loss: str, numpy: str, script: str = DEVICE) -> dict[str, Any]:
     """What the device prints, with NumPy or without."""
-    command = [sys.executable, "-c", DEVICE, str(image), loss, numpy]
+    command = [sys.executable, "-c", script, str(image), loss, numpy]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
@@ -119,3 +169,21 @@ def test_a_visit_without_numpy_gives_the_same_bits(loss: str, tmp_path: Path) ->
     assert found == expected
     assert found["trained"] != found["initial"]
     assert len(found["values"]) == 2 * 4 * program.layout.size
+
+
+def test_a_pruned_visit_without_numpy_gives_the_same_bits(tmp_path: Path) -> None:
+    if not native.available():
+        pytest.skip("the reference executor needs NumPy")
+    net = Net(3)
+    net.linear(net.relu(net.batch_norm(net.linear(net.input, 9), tracked=True)), 4)
+    program = compile(
+        net, loss="cross_entropy", ram="64KiB", batch=2, sgd=Sgd(0.9), density=0.4, bucket=4
+    )
+    image = tmp_path / "program.image"
+    image.write_bytes(program.image)
+    found = device(image, "cross_entropy", "without", PRUNED_DEVICE)
+    expected = device(image, "cross_entropy", "with", PRUNED_DEVICE)
+    assert (found.pop("loaded"), expected.pop("loaded")) == (False, True)
+    assert found == expected
+    assert found["readjust"][4] is not None
+    assert len(found["grow"][5]) == 4 * 4 * 2  # four places of four bytes, in hexadecimal

@@ -6,6 +6,8 @@
  * each one that passes in exactly the memory that it states. The sanitizers judge. Prints how many
  * were tried, passed and ran.
  */
+#define _POSIX_C_SOURCE 200112L
+
 #include "ft_runtime.h"
 
 #include <stdio.h>
@@ -126,11 +128,11 @@ static void change_operand(subject *s) {
 
 static void change_code(subject *s) {
   static const struct { uint8_t first, last; } ranges[] = {
-      {FT_OP_LINEAR, FT_OP_RESHAPE}, {FT_OP_CONV, FT_OP_AVG_POOL},
-      {FT_OP_AFFINE, FT_OP_FROZEN_NORMALIZE}, {FT_OP_MSE, FT_OP_WEIGHTED_CROSS_ENTROPY},
-      {FT_OP_LINEAR_DX, FT_OP_SLICE}, {FT_OP_CONV_DX, FT_OP_AVG_POOL_DX},
+      {FT_OP_LINEAR, FT_OP_RESHAPE}, {FT_OP_CONV, FT_OP_SPARSE_CONV},
+      {FT_OP_AFFINE, FT_OP_TRACKED_NORMALIZE}, {FT_OP_MSE, FT_OP_WEIGHTED_CROSS_ENTROPY},
+      {FT_OP_LINEAR_DX, FT_OP_SLICE}, {FT_OP_CONV_DX, FT_OP_SPARSE_CONV_DX},
       {FT_OP_AFFINE_DX, FT_OP_FROZEN_NORMALIZE_DX}, {FT_OP_ZERO, FT_OP_NORM_SCALE},
-      {FT_OP_LINEAR_UPDATE, FT_OP_GRADIENT_UPDATE}, {FT_OP_LINEAR_NORM, FT_OP_GRADIENT_NORM},
+      {FT_OP_LINEAR_UPDATE, FT_OP_SPARSE_CONV_UPDATE}, {FT_OP_LINEAR_NORM, FT_OP_SPARSE_CONV_NORM},
       {FT_OP_LINEAR_GRADIENT, FT_OP_AFFINE_GRADIENT}};
   const uint32_t range = below(sizeof ranges / sizeof *ranges);
   const uint32_t codes = ranges[range].last - ranges[range].first + 1u;
@@ -165,8 +167,8 @@ static void swap_ops(subject *s) {
 
 static void change_param(subject *s) {
   ft_param *p = &s->params[below(s->n_params)];
-  uint32_t *figures[] = {&p->vector_at, &p->count, &p->state_at};
-  uint32_t *at = figures[below(3)];
+  uint32_t *figures[] = {&p->vector_at, &p->count, &p->state_at, &p->pruned};
+  uint32_t *at = figures[below(4)];
   *at = odd_value(*at);
 }
 
@@ -174,15 +176,55 @@ static void change_group(subject *s) {
   ft_param *p = &s->params[below(s->n_params)];
   p->group = (uint8_t)below(32);
   for (uint32_t i = 0; i < s->n_ops; i++)
-    if (s->ops[i].code >= FT_OP_LINEAR_UPDATE && s->ops[i].code <= FT_OP_GRADIENT_UPDATE)
+    if (s->ops[i].code >= FT_OP_LINEAR_UPDATE && s->ops[i].code <= FT_OP_SPARSE_CONV_UPDATE)
       if (&s->params[s->ops[i].attr[0] % s->n_params] == p) s->ops[i].group = p->group;
+}
+
+/* The words of the pool, of which the first ones are the values. */
+static uint32_t pool_words(const subject *s) {
+  const ft_header *h = &s->image.header;
+  uint32_t escapes = 0, bits = 0;
+  for (uint32_t i = 0; i < s->n_params; i++) {
+    const ft_param *p = &s->params[i];
+    if (p->pruned) escapes += p->count / 65535, bits += p->count / 32 + (p->count % 32 != 0);
+  }
+  const uint32_t starts = h->n_pruned + 1u;
+  if (h->live_form == FT_BITMAP) return h->live_capacity + starts + bits;
+  return h->live_capacity + 2 * starts + (h->live_capacity + escapes + 1) / 2;
+}
+
+/* Places it behind so many dense floats, which are all trained. */
+static void place_pool(subject *s, uint32_t floats) {
+  ft_header *h = &s->image.header;
+  const uint32_t slots = h->trained_floats ? h->state_floats / h->trained_floats : 0;
+  if (h->live_form) h->live_at = floats;
+  h->param_floats = floats + (h->live_form ? pool_words(s) : 0);
+  h->trained_floats = floats + h->live_capacity;
+  h->state_floats = slots * h->trained_floats;
+}
+
+static uint32_t pruned_floats(const subject *s) {
+  uint32_t floats = 0;
+  for (uint32_t i = 0; i < s->n_params; i++)
+    if (s->params[i].pruned) floats += s->params[i].count;
+  return floats;
+}
+
+static void change_pool(subject *s) {
+  ft_header *h = &s->image.header;
+  if (!h->live_form) return;
+  const uint32_t floats = h->live_at, most = pruned_floats(s);
+  h->live_capacity = below(8) ? 1 + below(most) : odd_value(h->live_capacity) % (1u << 28);
+  h->live_form = (uint16_t)(1 + below(2));
+  h->bucket = below(most + 2);
+  place_pool(s, floats);
 }
 
 /* Every extent of one size becomes another, and everything is placed anew. */
 static void resize(subject *s) {
   ft_header *h = &s->image.header;
   const uint32_t from = s->tensors[below(s->n_tensors)].dims[below(2)], to = 1 + below(40);
-  uint32_t arena = 0, floats = 0;
+  uint32_t arena = 0, floats = 0, coordinates = 0;
   if (from == h->batch) h->batch = (uint16_t)to;
   for (uint32_t i = 0; i < s->n_tensors; i++) {
     ft_tensor *t = &s->tensors[i];
@@ -194,19 +236,22 @@ static void resize(subject *s) {
   for (uint32_t i = 0; i < s->n_params; i++) {
     const ft_tensor *t = &s->tensors[s->params[i].tensor % s->n_tensors];
     s->params[i].count = floats_of(t);
-    s->params[i].vector_at = s->params[i].state_at = t->offset / 4;
+    s->params[i].vector_at = coordinates, coordinates += floats_of(t);
+    s->params[i].state_at = s->params[i].pruned ? 0 : t->offset / 4;
   }
-  const uint32_t slots = h->trained_floats ? h->state_floats / h->trained_floats : 0;
   h->arena_bytes = arena;
-  h->param_floats = h->trained_floats = h->vector_floats = floats;
-  h->state_floats = slots * floats;
+  h->vector_floats = coordinates;
+  const uint32_t most = pruned_floats(s);
+  if (most) h->live_capacity = 1 + h->live_capacity % most;
+  if (h->bucket > most) h->bucket = most;
+  place_pool(s, floats);
 }
 
 static void mutate(subject *s) {
   static void (*const mutations[])(subject *) = {
       change_byte, change_word, change_half, change_harmless, move_tensor, change_extent,
       copy_tensor, change_operand, change_code, change_attribute, change_window, copy_op, swap_ops,
-      change_param, change_group, resize};
+      change_param, change_group, change_pool, resize};
   const uint32_t n = sizeof mutations / sizeof *mutations;
   for (uint32_t k = 1 + below(2) * below(8); k > 0; k--) mutations[below(n)](s);
 }
@@ -243,6 +288,7 @@ static ft_hyper some_hyper(uint32_t features) {
   if (features & FT_CLIP && below(2)) hyper.clip = 0.5f;
   if (features & FT_PROX && below(2)) hyper.prox = 0.1f;
   if (features & FT_CORRECTION && below(2)) hyper.flags = FT_USE_CORRECTION;
+  if (below(2)) hyper.flags |= FT_KEEP_STATISTICS;
   if (below(64) == 0) hyper.momentum = hyper.prox = hyper.clip = 1.0f, hyper.flags = 1;
   return hyper;
 }
@@ -253,10 +299,60 @@ static float read_all(const float *values, uint32_t count) {
   return sum;
 }
 
+static void *scratch_for(const ft_program *p) {
+  void *scratch = NULL;
+  const size_t bytes = ft_scratch_bytes(p);
+  if (bytes && posix_memalign(&scratch, 64, bytes)) exit(3);
+  return scratch;
+}
+
+/* Any mask; one that the pool has no room for leaves it empty. */
+static void load_mask(const ft_program *p, const ft_memory *memory) {
+  const uint32_t bytes = p->header->vector_floats / 8 + 1, density = 1 + below(16);
+  uint8_t *bits = block(bytes);
+  for (uint32_t i = 0; i < bytes; i++) bits[i] = 0;
+  for (uint32_t i = 0; i < 8 * bytes; i++) bits[i / 8] |= (uint8_t)(!below(density) << i % 8);
+  if (ft_load_mask(p, memory, bits)) {
+    for (uint32_t i = 0; i < bytes; i++) bits[i] = 0;
+    if (ft_load_mask(p, memory, bits)) exit(5);
+  }
+  free(bits);
+}
+
+static void exercise_live(const ft_program *p, const ft_memory *memory) {
+  float *values = numbers(ft_live_floats(p, memory));
+  ft_load_live(p, memory, values);
+  ft_store_live(p, memory, values);
+  free(values);
+}
+
+static void grow(const ft_program *p, const ft_memory *memory, const float *x, const void *y) {
+  const uint32_t n = p->header->n_pruned;
+  uint32_t *most = block(4 * (uint64_t)n), *found = block(4 * (uint64_t)n);
+  uint32_t left = p->header->bucket;
+  for (uint32_t k = 0; k < n; k++) left -= most[k] = below(left + 1);
+  ft_place *places = block((p->header->bucket - left) * sizeof *places);
+  ft_grow(p, memory, x, y, most, places, found);
+  free(most), free(found), free(places);
+}
+
+static void observe(const ft_program *p, const ft_memory *memory, const float *x) {
+  uint32_t count = 0;
+  for (uint32_t i = 0; i < p->header->n_forward; i++)
+    if (p->ops[i].code == FT_OP_TRACKED_NORMALIZE)
+      count += 2 * floats_of(&p->tensors[p->ops[i].t[1]]);
+  double *sums = block(count * sizeof *sums);
+  memset(sums, 0, count * sizeof *sums);
+  ft_observe(p, memory, x, sums);
+  free(sums);
+}
+
 static void exercise(const ft_program *p) {
   const ft_header *h = p->header;
   ft_memory memory = {block(4 * (uint64_t)h->param_floats), block(h->arena_bytes),
-                      h->state_floats ? block(4 * (uint64_t)h->state_floats) : NULL};
+                      h->state_floats ? block(4 * (uint64_t)h->state_floats) : NULL,
+                      scratch_for(p)};
+  load_mask(p, &memory);
   float *vector = numbers(h->vector_floats), loss = 0.0f;
   float *x = numbers(floats_of(&p->tensors[h->input]));
   void *y = labels_for(p);
@@ -272,7 +368,12 @@ static void exercise(const ft_program *p) {
   ft_calibrate(p, &memory, x, below(h->batch + 2u), moments);
   ft_store(p, &memory, vector);
   ft_store_gradient(p, &memory, vector);
-  free(memory.params), free(memory.arena), free(memory.state);
+  grow(p, &memory, x, y);
+  observe(p, &memory, x);
+  load_mask(p, &memory);
+  exercise_live(p, &memory);
+  ft_step(p, &memory, x, y, &hyper, &loss);
+  free(memory.params), free(memory.arena), free(memory.state), free(memory.scratch);
   free(vector), free(x), free(y), free(moments);
 }
 

@@ -2,7 +2,7 @@
 
 It makes images without the compiler. Of multilayer perceptrons: every tensor has its own place in
 the arena, unless `in_place` lets activations and gradients take the place of their operand. And of
-one small net with convolutions.
+two small nets with convolutions, one of which is pruned.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
+from math import prod
 
-ARENA, PARAMS, INPUT, LABELS = 0, 1, 2, 3
+ARENA, PARAMS, INPUT, LABELS, LIVE = 0, 1, 2, 3, 4
+GAPS, BITMAP = 1, 2
 NONE, ALWAYS = 0xFFFF, 0xFF
 MOMENTUM, CLIP, PROX, CORRECTION = 1, 2, 4, 8
 LINEAR, BIAS, RELU, TANH, SIGMOID, ADD, MSE, CROSS_ENTROPY = 1, 2, 3, 4, 5, 6, 64, 65
@@ -22,9 +24,28 @@ ZERO, LINEAR_NORM, BIAS_NORM, NORM_SCALE = 120, 160, 161, 121
 CONV, CONV_POOL, MAX_POOL, AVG_POOL, AFFINE, GROUP_NORMALIZE = 16, 17, 18, 19, 24, 26
 MASK_DX, CONV_DX, MAX_POOL_DX, AVG_POOL_DX, AFFINE_DX, GROUP_NORMALIZE_DX = 88, 96, 97, 98, 104, 106
 CONV_UPDATE, CONV_POOL_UPDATE, AFFINE_UPDATE, GRADIENT_UPDATE = 130, 131, 132, 133
+SPARSE_CONV, SPARSE_CONV_DX, SPARSE_CONV_UPDATE, TRACKED_NORMALIZE = 20, 99, 134, 29
+BATCH_NORMALIZE_DX = 105
 NORM_ABOVE, GRADIENT_ABOVE = 32, 64  # how far above its update's the code of each stands
 ACTIVATIONS = {"relu": (RELU, RELU_DX), "tanh": (TANH, TANH_DX), "sigmoid": (SIGMOID, SIGMOID_DX)}
 HEADER_BYTES, TENSOR_BYTES, PARAM_BYTES, OP_BYTES = 128, 24, 24, 40
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Room for live values, and the form of their index."""
+
+    capacity: int
+    form: int
+    bucket: int = 0
+
+    def words(self, counts: Sequence[int]) -> int:
+        """The words of the pool of parameters with so many weights."""
+        words = self.capacity + len(counts) + 1
+        if self.form == BITMAP:
+            return words + sum((count + 31) // 32 for count in counts)
+        gaps = self.capacity + sum(count // 65535 for count in counts)
+        return words + len(counts) + 1 + (gaps + 1) // 2
 
 
 @dataclass
@@ -39,6 +60,8 @@ class Image:
     params: list[bytes] = field(default_factory=list)
     ops: list[bytes] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
+    coordinates: int = 0
+    pruned: list[int] = field(default_factory=list)
 
     def tensor(self, region: int, *dims: int, dtype: int = 0, over: int | None = None) -> int:
         """A tensor in a new place of its region, or in the place of tensor `over`."""
@@ -52,18 +75,30 @@ class Image:
             offset, self.arena = self.arena, self.arena + size
         elif region == PARAMS:
             offset, self.floats = 4 * self.floats, self.floats + size // 4
+        elif region == LIVE:
+            offset = len(self.pruned)
         padded = (*dims, 1, 1, 1)[:4]
         self.tensors.append(struct.pack("<4B5I", dtype, region, len(dims), 0, offset, *padded))
         self.offsets.append(offset)
         return len(self.tensors) - 1
 
     def param(self, *dims: int, group: int = 0) -> int:
-        """A trained parameter, in the vector and the state where it is in the memory."""
+        """A trained parameter, in the state where it is in the memory."""
         at = self.floats
         tensor = self.tensor(PARAMS, *dims)
-        record = struct.pack("<H2B5I", tensor, group, 1, at, self.floats - at, at, 0, 0)
-        self.params.append(record)
+        self._record(tensor, group, self.floats - at, at, 0)
         return tensor
+
+    def weights(self, *dims: int, group: int = 0) -> int:
+        """A trained parameter that stands in the pool."""
+        tensor = self.tensor(LIVE, *dims)
+        self.pruned.append(prod(dims))
+        self._record(tensor, group, prod(dims), 0, len(self.pruned))
+        return tensor
+
+    def _record(self, tensor: int, group: int, count: int, state_at: int, pruned: int) -> None:
+        at, self.coordinates = self.coordinates, self.coordinates + count
+        self.params.append(struct.pack("<H2B5I", tensor, group, 1, at, count, state_at, pruned, 0))
 
     def op(
         self,
@@ -78,20 +113,24 @@ class Image:
         operands, attributes = (*tensors, *[NONE] * 8)[:8], (param, *words, *[0] * 9)[:10]
         self.ops.append(struct.pack("<4B18H", code, group, 0, 0, *operands, *attributes))
 
-    def bytes(self, forward: int, ends: Sequence[int]) -> bytes:
+    def bytes(self, forward: int, ends: Sequence[int], pool: Pool | None = None) -> bytes:
         """The image; `ends` are the input, the label, the output and the loss."""
         tables = [b"".join(t) for t in (self.tensors, self.params, self.ops)]
         starts = [HEADER_BYTES]
         for table in [*tables, b"{}"]:
             starts.append(starts[-1] + len(table))
         slots = sum(bool(self.features & bit) for bit in (MOMENTUM, PROX, CORRECTION))
-        figures = (self.arena, self.floats, slots * self.floats, self.floats, self.floats)
+        words, trained = pool.words(self.pruned) if pool else 0, self.floats
+        live = (0, 0, 0, 0, 0)
+        if pool:
+            live = (pool.capacity, self.floats, pool.form, len(self.pruned), pool.bucket)
+            trained += pool.capacity
+        figures = (self.arena, self.floats + words, slots * trained, trained, self.coordinates)
         counts = (len(self.tensors), len(self.params), len(self.ops), forward, self.batch)
-        tail = struct.pack(
-            "<32s5I10H5I20x", bytes(32), *figures, *counts, self.features, *ends, *starts[:4], 2
-        )
+        tail = struct.pack("<32s5I10H5I2I2HI4x", bytes(32), *figures, *counts, self.features,
+                           *ends, *starts[:4], 2, *live)  # fmt: skip
         body = tail + b"".join(tables) + b"{}"
-        head = struct.pack("<4s2H2I", b"FTI1", 2, 128, 16 + len(body), zlib.crc32(body))
+        head = struct.pack("<4s2H2I", b"FTI1", 3, 128, 16 + len(body), zlib.crc32(body))
         return head + body
 
 
@@ -212,16 +251,22 @@ def _codes(code: int, codes: int) -> int:
     return codes if code == CONV_POOL_UPDATE else NONE
 
 
+def _scale(net: Image, updates: Sequence[Update], codes: int = NONE) -> int:
+    """The tensor of the scale that clips them, if they are clipped."""
+    if not net.features & CLIP:
+        return NONE
+    norm, scale = net.tensor(ARENA, 1), net.tensor(ARENA, 1)
+    net.op(ZERO, norm)
+    for code, operands, w, words in updates:
+        shape = w if words else NONE  # of a convolution
+        net.op(code + NORM_ABOVE, *operands, norm, shape, _codes(code, codes),
+               group=0, words=words)  # fmt: skip
+    net.op(NORM_SCALE, norm, scale)
+    return scale
+
+
 def _update(net: Image, updates: Sequence[Update], codes: int) -> None:
-    scale = NONE
-    if net.features & CLIP:
-        norm, scale = net.tensor(ARENA, 1), net.tensor(ARENA, 1)
-        net.op(ZERO, norm)
-        for code, operands, w, words in updates:
-            shape = w if words else NONE  # of a convolution
-            net.op(code + NORM_ABOVE, *operands, norm, shape, _codes(code, codes),
-                   group=0, words=words)  # fmt: skip
-        net.op(NORM_SCALE, norm, scale)
+    scale = _scale(net, updates, codes)
     for record, (code, operands, w, words) in enumerate(updates):
         net.op(code, *operands, w, scale, _codes(code, codes), group=0, param=record, words=words)
 
@@ -234,3 +279,42 @@ def _update_by_buffers(net: Image, updates: Sequence[Update], codes: int) -> Non
         net.op(code + GRADIENT_ABOVE, *operands, buffer, NONE, _codes(code, codes),
                group=0, words=words)  # fmt: skip
         net.op(GRADIENT_UPDATE, NONE, buffer, w, group=0, param=record)
+
+
+# ---- a pruned net ------------------------------------------------------------------------------
+
+ROWS_STRIDED = (2, 1, 1, 1, 1, 1, 1, 0, 0)  # stride 2 x 1, padding 1 all around, one group
+ONE_TAP = (1, 1, 0, 0, 0, 0, 1, 0, 0)
+SLOW_EPS = (100, *struct.unpack("<2H", struct.pack("<f", 1e-5)))  # a tenth of the way
+ONLY_EPS = (0, *SLOW_EPS[1:])
+
+
+def pruned_net(pool: Pool, features: int = 0, batch: int = 3) -> bytes:
+    """6 x 5 pictures of two colours: a sparse convolution, a tracked normalisation, ReLU, a sparse
+    matrix, three classes. With CLIP in the features it is clipped."""
+    net = Image(batch, features)
+    x, label = net.tensor(INPUT, batch, 6, 5, 2), net.tensor(LABELS, batch, dtype=1)
+    w1, mean, var = net.weights(3, 3, 2, 4), net.param(4), net.param(4)
+    w2, b2 = net.weights(60, 3), net.param(3)
+    y, normal, kept = (net.tensor(ARENA, batch, 3, 5, 4) for _ in range(3))
+    rstd, logits = net.tensor(ARENA, 4), net.tensor(ARENA, batch, 3)
+    net.op(SPARSE_CONV, x, w1, NONE, y, words=ROWS_STRIDED)
+    net.op(TRACKED_NORMALIZE, y, mean, var, normal, rstd, words=SLOW_EPS)
+    net.op(RELU, normal, kept)
+    net.op(SPARSE_CONV, kept, w2, b2, logits, words=ONE_TAP)
+    forward = len(net.ops)
+    d_logits, total = net.tensor(ARENA, batch, 3), net.tensor(ARENA, 1)
+    d_kept, d_normal, d_y = (net.tensor(ARENA, batch, 3, 5, 4) for _ in range(3))
+    net.op(CROSS_ENTROPY, logits, label, d_logits, total)
+    net.op(SPARSE_CONV_DX, d_logits, w2, d_kept, words=ONE_TAP)
+    net.op(RELU_DX, d_kept, kept, d_normal)
+    net.op(BATCH_NORMALIZE_DX, d_normal, normal, rstd, d_y, words=ONLY_EPS)
+    updates: list[tuple[int, Update]] = [
+        (0, (SPARSE_CONV_UPDATE, (x, d_y), w1, ROWS_STRIDED)),
+        (3, (SPARSE_CONV_UPDATE, (kept, d_logits), w2, ONE_TAP)),
+        (4, (BIAS_UPDATE, (NONE, d_logits), b2, ())),
+    ]
+    scale = _scale(net, [update for _, update in updates])
+    for record, (code, operands, w, words) in updates:
+        net.op(code, *operands, w, scale, group=0, param=record, words=words)
+    return net.bytes(forward, (x, label, logits, total), pool)

@@ -105,9 +105,10 @@ def _activation(draw: Draw, net: Net, x: Value) -> Value:
 
 def _norm(draw: Draw, net: Net, x: Value) -> Value:
     channels, places = x.shape[-1], int(np.prod(x.shape[:-1]))
-    kind = draw(st.sampled_from(["frozen", "batch", "group"])) if places > 1 else "frozen"
+    kinds = ["frozen", "batch", "tracked", "group"] if places > 1 else ["frozen"]
+    kind = draw(st.sampled_from(kinds))
     if kind != "group":
-        return net.batch_norm(x, frozen=kind == "frozen")
+        return net.batch_norm(x, frozen=kind == "frozen", tracked=kind == "tracked")
     groups = draw(st.sampled_from([n for n in range(1, channels + 1) if channels % n == 0]))
     return net.group_norm(x, groups)
 
@@ -163,3 +164,19 @@ def trained(executor: Executor, program: Program, hypers: Sequence[Hyper]) -> tu
     executor.load(program.initial(1))
     losses = [executor.step(*samples(program, i), hyper) for i, hyper in enumerate(hypers)]
     return np.array(losses), np.frombuffer(executor.store(), np.float32)
+
+
+def drawn_live(program: Program, seed: int = 0, share: float = 1.0) -> Array:
+    """One bool a coordinate: of the weights that can be pruned that share of the capacity."""
+    layout = program.layout
+    prunable = np.concatenate([np.arange(*layout.ranges([name])[0]) for name in program.prunable])
+    count = int(share * program.capacity)
+    live = np.ones(layout.size, bool)
+    live[prunable] = False
+    live[np.random.default_rng(seed).choice(prunable, count, replace=False)] = True
+    return live
+
+
+def bits_of(live: Array) -> bytes:
+    """As a runtime takes a mask."""
+    return np.packbits(live, bitorder="little").tobytes()

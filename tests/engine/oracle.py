@@ -67,6 +67,17 @@ def _batch_normalize(eps: Scalars, x: Tensor) -> Tensor:
     return _last(F.batch_norm(_first(x), None, None, training=True, eps=eps.value), x.dim())
 
 
+def _tracked_normalize(scalars: Scalars, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
+    momentum = scalars.number / 1000
+    return _last(
+        F.batch_norm(_first(x), mean, var, None, None, True, momentum, scalars.value), x.dim()
+    )
+
+
+def _sparse_conv(window: Window, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+    return _linear(None, x, w, b) if w.dim() == 2 else _conv(window, x, w, b)
+
+
 def _frozen_normalize(eps: Scalars, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
     return _last(F.batch_norm(_first(x), mean, var, eps=eps.value), x.dim())
 
@@ -95,6 +106,8 @@ FUNCTIONS: dict[str, Function] = {
     "batch_normalize": _batch_normalize,
     "group_normalize": _group_normalize,
     "frozen_normalize": _frozen_normalize,
+    "sparse_conv": _sparse_conv,
+    "tracked_normalize": _tracked_normalize,
 }
 
 
@@ -135,12 +148,12 @@ class Oracle:
         """From the Program's initial values."""
         arrays = program.layout.unflatten(program.initial(seed))
         values = {name: torch.from_numpy(a).double() for name, a in arrays.items()}
-        for name in program.trained_names:
+        for name in set(program.trained_names).difference(program.tracked):
             values[name].requires_grad_()
         return cls(graph, program, values, rule)
 
     def __post_init__(self) -> None:
-        trained = [self.values[name] for name in self.program.trained_names]
+        trained = [value for value in self.values.values() if value.requires_grad]
         self.optimizer = torch.optim.SGD(
             trained, 1.0, self.rule.momentum, weight_decay=self.rule.weight_decay
         )

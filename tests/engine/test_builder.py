@@ -70,6 +70,28 @@ def test_running_statistics_are_frozen_and_start_as_the_identity() -> None:
     assert [state[f"n.{name}"][0] for name in last] == [0, 1, 1, 0]
 
 
+def test_tracked_statistics_have_a_group_of_their_own() -> None:
+    net = Net((2, 3), group="head")
+    net.batch_norm(net.input, tracked=True, momentum=0.25, name="n")
+    assert {name: group for name, (_, group) in parameters(net).items()} == {
+        "n.running_mean": "statistics", "n.running_var": "statistics", "n.weight": "head",
+        "n.bias": "head",
+    }  # fmt: skip
+    net.linear(net.input, 1)
+    program = compile(net, loss="mse", ram="64KiB")
+    assert program.tracked == ("n.running_mean", "n.running_var")
+    assert program.statistics_floats == 6
+    state = program.layout.unflatten(program.initial(3))
+    assert [state[f"n.{name}"][0] for name in ("running_mean", "running_var")] == [0, 1]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.0005, 1.001, -0.1, 0.1234])
+def test_a_momentum_is_a_number_of_thousandths(momentum: float) -> None:
+    net = Net((2, 3))
+    with pytest.raises(GraphError, match=rf"momentum of {momentum} .* from 0.001 to 1"):
+        net.batch_norm(net.input, tracked=True, momentum=momentum)
+
+
 def test_a_layer_named_twice_is_one_layer() -> None:
     net = Net(4)
     first = net.linear(net.input, 4, name="fc")

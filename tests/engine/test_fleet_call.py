@@ -36,7 +36,9 @@ from fedtiny.engine.runtime import build
 from fedtiny.engine.zoo import mlp
 from fedtiny.errors import DataError, ImageError, RunError
 from fedtiny.fold import FoldRule
+from fedtiny.masks import Mask
 from fedtiny.values import EVALUATE, GRADIENT, QUERY, SUPPORT, Instruction, Phase, Sgd
+from tests.engine.nets import drawn_live
 
 Array = npt.NDArray[Any]
 
@@ -87,10 +89,13 @@ def evaluate(executor: ReferenceExecutor, batch: int, x: Array, y: Array) -> tup
 
 
 def visit_by_hand(
-    program: Program, table: RowTable, visit: int, phases: Sequence[Phase], device: int
-) -> tuple[Array, list[float], tuple[float, int, int], tuple[float, int, int]]:
+    program: Program, table: RowTable, visit: int, phases: Sequence[Phase], device: int,
+    mask: Mask | None = None,
+) -> tuple[Array, list[float], tuple[float, int, int], tuple[float, int, int]]:  # fmt: skip
     """The trained vector, the losses of the steps, and the scores before and after."""
     executor = ReferenceExecutor(program.image)
+    if mask:
+        executor.load_mask(mask.bits)
     executor.load(base_of(program))
     query = table.samples(visit, QUERY)
     before = evaluate(executor, program.batch, *query)
@@ -318,6 +323,31 @@ def test_what_does_not_train_is_not_folded() -> None:
     assert np.flatnonzero(found.sums).tolist() == sorted(moved.tolist())
 
 
+def test_what_the_phases_do_not_send_is_not_folded() -> None:
+    """A step moves the running statistics whatever it trains; they are sent with all groups."""
+    net = Net((3, 3, 1))
+    value = net.relu(net.batch_norm(net.conv(net.input, 2, 2), tracked=True))
+    net.group = "head"
+    net.linear(value, 3)
+    program = compile(net, loss="cross_entropy", ram="64KiB", batch=2)
+    table = classes_table(np.random.default_rng(0).normal(size=(4, 9)), [0, 1, 2, 0], [0, 1, 2, 3],
+                          [0, 4, 4])  # fmt: skip
+    call, rule = FleetCall(program, POOL), FoldRule.for_round(1, 5.0)
+    moved = {}
+    for groups in ((), ("head",)):
+        instruction = Instruction(phases=(Phase(0.1, groups=groups),))
+        found = call.run(instruction, table, base_of(program), RUN, ROUND, [0], rule=rule,
+                         weight=np.ones(1))  # fmt: skip
+        assert found.sums is not None
+        moved[groups] = {
+            p.name for p in program.layout.parameters
+            if found.sums[p.offset : p.offset + p.size].any()
+        }  # fmt: skip
+    statistics = {"batch_norm1.running_mean", "batch_norm1.running_var"}
+    assert moved["head",] == {"linear1.weight", "linear1.bias"}
+    assert moved[()] >= statistics | moved["head",]
+
+
 # ---- gradients, corrections, personal coordinates --------------------------------------------
 
 
@@ -460,6 +490,80 @@ def test_programs_may_share_the_threads_of_a_pool() -> None:
         args = instruction, SINE, base_of(program), RUN, ROUND, np.arange(9)
         alone = FleetCall(program, POOL).run(*args, keep_vectors=True)
         np.testing.assert_array_equal(call.run(*args, keep_vectors=True).vectors, alone.vectors)
+
+
+# ---- pruned models ---------------------------------------------------------------------------
+
+
+def pruned_program() -> Program:
+    return compile(mlp([3, 20, 3]), loss="cross_entropy", ram="64KiB", batch=2, density=0.4,
+                   sgd=Sgd(momentum=0.9))  # fmt: skip
+
+
+def masks_of(program: Program) -> list[Mask]:
+    """Two masks, with all of the capacity and with half of it."""
+    return [Mask.of(drawn_live(program, seed, share)) for seed, share in ((1, 1.0), (2, 0.5))]
+
+
+def pruned_table() -> RowTable:
+    x = np.random.default_rng(0).normal(size=(9, 3))
+    rows = np.arange(9).repeat(2).tolist()
+    return classes_table(x, [row % 3 for row in rows], rows, [0, 5, 9, 15, 18])
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_pruned_visit_is_the_same_by_hand_under_every_mask(threads: int) -> None:
+    program, table, base = pruned_program(), pruned_table(), base_of(pruned_program())
+    call, rule = FleetCall(program, POOL, threads), FoldRule.for_round(2, 5.0)
+    call._least_visits = 1
+    phases = (Phase(0.1, steps=3, sgd=Sgd(momentum=0.9)), Phase(0.1, part=QUERY, shuffle=True))
+    for mask in masks_of(program) * 2:
+        found = call.run(
+            Instruction(phases=phases), table, np.where(mask.bools, base, np.float32(0)),
+            RUN, ROUND, [4, 5], mask=mask, rule=rule, weight=np.ones(2), keep_vectors=True,
+        )  # fmt: skip
+        assert found.vectors is not None
+        deltas = []
+        for visit, device in enumerate((4, 5)):
+            vector, losses, *_ = visit_by_hand(program, table, visit, phases, device, mask)
+            np.testing.assert_array_equal(found.vectors[visit], vector)
+            assert found.outcomes[visit]["loss_sum"] == sum(losses)
+            deltas.append(np.where(mask.bools, vector.astype(np.float64) - base, 0.0))
+        expected = sum(rule.terms(delta, 1.0) for delta in deltas)
+        np.testing.assert_array_equal(found.sums, expected)
+        np.testing.assert_array_equal(found.outcomes["moved"], np.abs(deltas).max(axis=1))
+
+
+def test_dead_and_untrained_coordinates_are_not_folded() -> None:
+    program = compile(mlp([3, 20, 3]), loss="cross_entropy", ram="64KiB", batch=2, density=0.4,
+                      plan="last:1")  # fmt: skip
+    mask = masks_of(program)[0]
+    found = FleetCall(program, POOL).run(
+        Instruction(phases=(Phase(0.1, steps=9),)), pruned_table(), base_of(program), RUN, ROUND,
+        [4, 5], mask=mask, rule=FoldRule.for_round(2, 5.0), weight=np.ones(2),
+    )  # fmt: skip
+    assert found.sums is not None
+    trained = np.zeros(program.layout.size, bool)
+    trained[program.layout["linear2.weight"].offset :] = True
+    moved = found.sums != 0
+    assert not moved[~(trained & mask.bools)].any()
+    assert moved[trained & mask.bools].mean() > 0.8  # a few hidden units are never active
+
+
+def test_a_mask_is_given_to_pruned_programs_alone() -> None:
+    args = pruned_table(), base_of(pruned_program()), RUN, ROUND, [4, 5]
+    phases = Instruction(phases=(Phase(0.1),))
+    pruned, dense = pruned_program(), compile(mlp([3, 20, 3]), loss="cross_entropy", ram="64KiB")
+    mask = masks_of(pruned)[0]
+    with pytest.raises(DataError, match=r"Program of density 0\.4 runs with the mask of that"):
+        FleetCall(pruned, POOL).run(phases, *args)
+    with pytest.raises(DataError, match="Program of density 1 runs without a mask"):
+        FleetCall(dense, POOL).run(phases, *args, mask=mask)
+    full = Mask.of(np.ones(pruned.layout.size, bool))
+    with pytest.raises(DataError, match="120 live weights and the Program memory for 48"):
+        FleetCall(pruned, POOL).run(phases, *args, mask=full)
+    with pytest.raises(DataError, match="mask has 9 coordinates and the model 143"):
+        FleetCall(pruned, POOL).run(phases, *args, mask=Mask.of(np.ones(9, bool)))
 
 
 # ---- the structures --------------------------------------------------------------------------

@@ -15,8 +15,9 @@ import pytest
 
 from fedtiny.engine.builder import Net
 from fedtiny.engine.compile import compile
+from fedtiny.engine.image import read_image, write_image
 from fedtiny.engine.native import check_image
-from fedtiny.engine.program import Program, read_image, write_image
+from fedtiny.engine.program import Program
 from fedtiny.engine.runtime import build
 from fedtiny.errors import ImageError
 from fedtiny.values import Sgd
@@ -30,7 +31,7 @@ IMAGE = handmade.mlp([3, 4, 5], "relu", "cross_entropy", batch=2)
 MSE_IMAGE = handmade.mlp([3, 4, 5], "relu", "mse", batch=2)
 CLIPPED = handmade.mlp([3, 4, 5], "relu", "cross_entropy", 2, handmade.CLIP)
 N_TENSORS, N_PARAMS, N_OPS = 13, 4, 10
-PARAMS = HEADER_BYTES + N_TENSORS * TENSOR_BYTES
+PARAMS = HEADER_BYTES + N_TENSORS * TENSOR_BYTES  # where their table stands
 X, W, B, Y, LOGITS, LABEL, GRADIENT, LOSS, DX = 0, 1, 2, 3, 7, 8, 9, 10, 11
 
 # Pooled convolution, group norm, affine, ReLU with a mask, depthwise convolution, mean, 3 classes.
@@ -53,7 +54,11 @@ def header(field: str) -> int:
     words = ["arena", "params", "state", "trained", "vector"]
     halves = ["n_tensors", "n_params", "n_ops", "n_forward", "batch", "features"]
     halves += ["input", "label", "output", "loss"]
-    tables = ["tensors_at", "params_at", "ops_at", "card_at", "card_bytes", "reserved"]
+    tables = ["tensors_at", "params_at", "ops_at", "card_at", "card_bytes"]
+    pool = {"live_capacity": 108, "live_at": 112, "live_form": 116, "n_pruned": 118, "bucket": 120,
+            "reserved": 124}  # fmt: skip
+    if field in pool:
+        return pool[field]
     if field in words:
         return 48 + 4 * words.index(field)
     return 68 + 2 * halves.index(field) if field in halves else 88 + 4 * tables.index(field)
@@ -71,10 +76,11 @@ def tensor(index: int, field: str, image: bytes = IMAGE) -> int:
     return table(image, "tensors_at") + TENSOR_BYTES * index + fields[field]
 
 
-def param(index: int, field: str) -> int:
+def param(index: int, field: str, image: bytes = IMAGE) -> int:
     """Byte offset of a field of a parameter record."""
-    fields = {"tensor": 0, "group": 2, "trained": 3, "vector_at": 4, "count": 8, "state_at": 12}
-    return PARAMS + PARAM_BYTES * index + (fields | {"reserved": 16})[field]
+    fields = {"tensor": 0, "group": 2, "trained": 3, "vector_at": 4, "count": 8, "state_at": 12,
+              "pruned": 16}  # fmt: skip
+    return table(image, "params_at") + PARAM_BYTES * index + (fields | {"reserved": 20})[field]
 
 
 def op(index: int, field: str, k: int = 0, image: bytes = IMAGE) -> int:
@@ -104,7 +110,7 @@ def status_of(image: bytes) -> str:
 
 DAMAGE: list[tuple[str, str, list[Edit]]] = [
     ("another magic", "FT_E_MAGIC", [(0, "B", 0x58)]),
-    ("a later version", "FT_E_VERSION", [(4, "H", 3)]),
+    ("a later version", "FT_E_VERSION", [(4, "H", 4)]),
     ("a longer header", "FT_E_VERSION", [(6, "H", 132)]),
     ("more bytes than there are", "FT_E_SIZE", [(8, "I", len(IMAGE) + 1)]),
     ("fewer bytes than a header", "FT_E_SIZE", [(8, "I", 127)]),
@@ -125,7 +131,11 @@ DAMAGE: list[tuple[str, str, list[Edit]]] = [
     ("more trained than parameters", "FT_E_HEADER", [(header("trained"), "I", 42)]),
     ("an empty batch", "FT_E_HEADER", [(header("batch"), "H", 0)]),
     ("more forward ops than ops", "FT_E_HEADER", [(header("n_forward"), "H", N_OPS + 1)]),
-    ("an unknown region", "FT_E_TENSOR", [(tensor(Y, "region"), "B", 4)]),
+    ("an unknown region", "FT_E_TENSOR", [(tensor(Y, "region"), "B", 5)]),
+    ("live weights without a pool", "FT_E_TENSOR", [(tensor(W, "region"), "B", handmade.LIVE)]),
+    ("a pool without a form", "FT_E_HEADER", [(header("live_capacity"), "I", 1)]),
+    ("a bucket without a pool", "FT_E_HEADER", [(header("bucket"), "I", 1)]),
+    ("a pool of nothing", "FT_E_HEADER", [(header("live_form"), "H", handmade.GAPS)]),
     ("a type that there is not", "FT_E_TENSOR", [(tensor(Y, "dtype"), "B", 2)]),
     ("integers among the parameters", "FT_E_TENSOR", [(tensor(W, "dtype"), "B", 1)]),
     ("integers as the loss", "FT_E_TENSOR", [(tensor(LOSS, "dtype"), "B", 1)]),
@@ -152,7 +162,8 @@ DAMAGE: list[tuple[str, str, list[Edit]]] = [
     ("a parameter in the arena", "FT_E_PARAM", [(param(0, "tensor"), "H", Y)]),
     ("group 32", "FT_E_PARAM", [(param(0, "group"), "B", 32)]),
     ("half trained", "FT_E_PARAM", [(param(0, "trained"), "B", 2)]),
-    ("a reserved byte of a parameter", "FT_E_PARAM", [(param(0, "reserved") + 7, "B", 1)]),
+    ("a reserved byte of a parameter", "FT_E_PARAM", [(param(0, "reserved") + 3, "B", 1)]),
+    ("a dense parameter in the pool", "FT_E_PARAM", [(param(0, "pruned"), "I", 1)]),
     ("a count that is not the size", "FT_E_PARAM", [(param(0, "count"), "I", 11)]),
     ("two in one place of the vector", "FT_E_PARAM", [(param(1, "vector_at"), "I", 11)]),
     ("two in one place of the memory", "FT_E_PARAM", [(tensor(B, "offset"), "I", 44)]),
@@ -266,6 +277,139 @@ CONV_DAMAGE: list[tuple[str, str, list[Edit]]] = [
 def test_each_damage_of_a_convolutional_net_has_its_status(status: str, edits: list[Edit]) -> None:
     assert status_of(CONV_NET) == "FT_OK"
     assert status_of(damaged(CONV_NET, *edits)) == status
+
+
+# 72 and 180 weights, of which 40 live. Dense floats: mean, var, bias, 11 in all; the pool: 40
+# values, twice 3 starts, 20 words of gaps. Tensors: 0 x, 1 label, 2 kernel, 3 mean, 4 var,
+# 5 matrix, 6 bias, 7 y, 8 normal, 9 kept, 10 rstd, 11 logits, 12 d_logits, 13 loss, 14 d_kept,
+# 15 d_normal, 16 d_y. Parameters: 0 kernel, 1 mean, 2 var, 3 matrix, 4 bias. Ops: 0 sparse_conv,
+# 1 tracked_normalize, 2 relu, 3 sparse_conv, 4 loss, 5 sparse_conv_dx, 6 relu_dx,
+# 7 batch_normalize_dx, 8, 9 sparse_conv_update, 10 bias_update.
+PRUNED = handmade.pruned_net(handmade.Pool(40, handmade.GAPS, bucket=212))
+BITMAP = handmade.pruned_net(handmade.Pool(40, handmade.BITMAP, bucket=212), features=15)
+WEIGHTS, MEAN, VAR, MATRIX, NORMAL, LOGITS_OF_PRUNED = 2, 3, 4, 5, 8, 11
+
+
+def live_op(index: int, field: str, k: int = 0) -> int:
+    return op(index, field, k, PRUNED)
+
+
+def live_tensor(index: int, field: str) -> int:
+    return tensor(index, field, PRUNED)
+
+
+def live_param(index: int, field: str) -> int:
+    return param(index, field, PRUNED)
+
+
+LIVE_DAMAGE: list[tuple[str, str, list[Edit]]] = [
+    ("an unknown index", "FT_E_HEADER", [(header("live_form"), "H", 3)]),
+    ("an index of another size", "FT_E_HEADER", [(header("live_form"), "H", handmade.BITMAP)]),
+    ("no form", "FT_E_HEADER", [(header("live_form"), "H", 0)]),
+    ("no room", "FT_E_HEADER", [(header("live_capacity"), "I", 0)]),
+    ("more room than memory", "FT_E_HEADER", [(header("live_capacity"), "I", 41),
+        (header("trained"), "I", 52)]),
+    ("more room than weights", "FT_E_HEADER", [(header("live_capacity"), "I", 253),
+        (header("params"), "I", 77 + 213 + 107), (header("trained"), "I", 11 + 253)]),
+    ("a pool that ends before the memory", "FT_E_HEADER", [(header("params"), "I", 78)]),
+    ("a pool behind the memory", "FT_E_HEADER", [(header("live_at"), "I", 78)]),
+    ("a pool over the dense parameters", "FT_E_TENSOR", [(header("live_at"), "I", 10),
+        (header("params"), "I", 76)]),
+    ("a bucket above all weights", "FT_E_HEADER", [(header("bucket"), "I", 253)]),
+    ("a reserved byte behind the bucket", "FT_E_HEADER", [(header("reserved"), "B", 1)]),
+    ("state for no live value", "FT_E_PARAM", [(header("trained"), "I", 50)]),
+    ("state for less than the pool", "FT_E_HEADER", [(header("trained"), "I", 39)]),
+    ("one pruned parameter less", "FT_E_TENSOR", [(header("n_pruned"), "H", 1)]),
+    ("one pruned parameter more", "FT_E_PARAM", [(header("n_pruned"), "H", 3)]),
+    ("an ordinal that is not the next", "FT_E_PARAM", [(live_param(3, "pruned"), "I", 1)]),
+    ("weights of another ordinal", "FT_E_PARAM", [(live_tensor(MATRIX, "offset"), "I", 0)]),
+    ("an ordinal behind the last", "FT_E_TENSOR", [(live_tensor(MATRIX, "offset"), "I", 2)]),
+    ("live weights with a place in the state", "FT_E_PARAM", [(live_param(3, "state_at"), "I", 1)]),
+    ("a pruned record of dense weights", "FT_E_PARAM", [(live_param(1, "pruned"), "I", 2)]),
+    ("a dense record of live weights", "FT_E_PARAM", [(live_param(3, "pruned"), "I", 0)]),
+    ("live integers", "FT_E_TENSOR", [(live_tensor(MATRIX, "dtype"), "B", 1)]),
+    ("live weights of one axis", "FT_E_TENSOR", [(live_tensor(MATRIX, "ndim"), "B", 1),
+        (live_tensor(MATRIX, "dim0"), "I", 180), (live_tensor(MATRIX, "dim1"), "I", 1)]),
+    ("a second tensor of an ordinal", "FT_E_TENSOR",
+        [(live_tensor(10, "region"), "B", handmade.LIVE),
+        (live_tensor(10, "ndim"), "B", 2), (live_tensor(10, "offset"), "I", 0)]),
+    ("live weights in a dense op", "FT_E_REGION", [(live_op(3, "code"), "B", handmade.LINEAR),
+        *((live_op(3, "attr", k), "H", 0) for k in range(1, 8))]),
+    ("dense weights in a sparse op", "FT_E_REGION", [(live_op(3, "t", 1), "H", 6)]),
+    ("live weights as an output", "FT_E_REGION", [(live_op(2, "t", 1), "H", MATRIX)]),
+    ("live weights as an input", "FT_E_REGION", [(live_op(2, "t", 0), "H", MATRIX)]),
+    ("live weights as the mean", "FT_E_REGION", [(live_op(1, "t", 1), "H", MATRIX)]),
+    ("groups of too many inputs", "FT_E_SHAPE", [(live_op(0, "attr", GROUPS), "H", 2)]),
+    ("a window of a matrix", "FT_E_SHAPE", [(live_op(3, "attr", STRIDE + 5), "H", 0),
+        (live_tensor(9, "dim3"), "I", 3)]),
+    ("a stride of a matrix", "FT_E_OP", [(live_op(3, "attr", STRIDE), "H", 0)]),
+    ("a pooling of a sparse convolution", "FT_E_OP", [(live_op(0, "attr", POOL_H), "H", 1)]),
+    ("a bias of another width", "FT_E_SHAPE", [(live_op(3, "t", 2), "H", MEAN)]),
+    ("outputs of another width", "FT_E_SHAPE", [(live_op(3, "t", 3), "H", 10)]),
+    ("an update of another record", "FT_E_OP", [(live_op(9, "attr"), "H", 0)]),
+    ("an update of another layer", "FT_E_SHAPE", [(live_op(9, "t", 2), "H", WEIGHTS)]),
+    ("an update of weights that do not train", "FT_E_REGION", [(live_param(3, "trained"), "B", 0)]),
+    ("a dense update of live weights", "FT_E_OP",
+        [(live_op(9, "code"), "B", handmade.LINEAR_UPDATE)]),
+    ("a mean that is no parameter", "FT_E_REGION", [(live_op(1, "t", 1), "H", 10)]),
+    ("a mean that does not train", "FT_E_REGION", [(live_param(1, "trained"), "B", 0)]),
+    ("a variance that does not train", "FT_E_REGION", [(live_param(2, "trained"), "B", 0)]),
+    ("one parameter for both", "FT_E_REGION", [(live_op(1, "t", 2), "H", MEAN)]),
+    ("a variance of another width", "FT_E_SHAPE", [(live_op(1, "t", 2), "H", 6)]),
+    ("an rstd in the output", "FT_E_REGION", [(live_tensor(10, "offset"), "I", 720)]),
+    ("more than all of the way", "FT_E_OP", [(live_op(1, "attr", NUMBER), "H", 1001)]),
+    ("none of the way", "FT_E_OP", [(live_op(1, "attr", NUMBER), "H", 0)]),
+    ("an eps below 0", "FT_E_OP", [(live_op(1, "attr", HIGH), "H", 0xBF80)]),
+    ("a norm that forgets rstd", "FT_E_OP", [(live_op(1, "t", 4), "H", NONE)]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "edits"), [row[1:] for row in LIVE_DAMAGE], ids=[r[0] for r in LIVE_DAMAGE]
+)
+def test_each_damage_of_a_pruned_net_has_its_status(status: str, edits: list[Edit]) -> None:
+    assert status_of(PRUNED) == status_of(BITMAP) == "FT_OK"
+    assert status_of(damaged(PRUNED, *edits)) == status
+
+
+def test_statistics_of_one_row_are_not_tracked() -> None:
+    """A single pixel of a single sample has no variance; two have one."""
+    assert status_of(tracked_pixels(1)) == "FT_E_SHAPE"
+    assert status_of(tracked_pixels(2)) == "FT_OK"
+
+
+def tracked_pixels(count: int) -> bytes:
+    """One sample of so many pixels, normalised, against targets."""
+    net = handmade.Image(batch=1)
+    x, label = (net.tensor(region, 1, count, 1) for region in (handmade.INPUT, handmade.LABELS))
+    mean, var = net.param(1), net.param(1)
+    y, dy = net.tensor(handmade.ARENA, 1, count, 1), net.tensor(handmade.ARENA, 1, count, 1)
+    rstd, total = net.tensor(handmade.ARENA, 1), net.tensor(handmade.ARENA, 1)
+    net.op(handmade.TRACKED_NORMALIZE, x, mean, var, y, rstd, words=handmade.SLOW_EPS)
+    net.op(handmade.MSE, y, label, dy, total)
+    return net.bytes(1, (x, label, y, total))
+
+
+def sparse_layer(inputs: int, outputs: int, groups: int = 1) -> bytes:
+    """One tap over a single pixel of two inputs; `inputs` are those of each weight."""
+    net = handmade.Image(batch=1)
+    x, label = net.tensor(handmade.INPUT, 1, 1, 1, 2), net.tensor(handmade.LABELS, 1, outputs)
+    y, dy = (net.tensor(handmade.ARENA, 1, 1, 1, outputs) for _ in range(2))
+    w, total = net.weights(1, 1, inputs, outputs), net.tensor(handmade.ARENA, 1)
+    net.op(handmade.SPARSE_CONV, x, w, NONE, y, words=(1, 1, 0, 0, 0, 0, groups, 0, 0))
+    net.op(handmade.MSE, y, label, dy, total)
+    return net.bytes(1, (x, label, y, total), handmade.Pool(1, handmade.GAPS))
+
+
+def test_a_sparse_layer_fits_into_the_tiles_of_a_host() -> None:
+    """8 * (outputs + 1 tap) <= 2^18: 2^15 - 1 outputs are the most."""
+    assert status_of(sparse_layer(2, 32_767)) == "FT_OK"
+    assert status_of(sparse_layer(2, 32_768)) == "FT_E_SHAPE"
+
+
+def test_a_sparse_layer_has_one_group() -> None:
+    assert status_of(sparse_layer(2, 2)) == "FT_OK"
+    assert status_of(sparse_layer(1, 2, groups=2)) == "FT_E_OP"
 
 
 def test_the_norm_of_a_convolution_needs_its_kernel() -> None:
@@ -388,6 +532,8 @@ def base_images() -> list[bytes]:
         handmade.conv_net(),
         handmade.conv_net(15, batch=1),
         handmade.conv_net(buffered=True),
+        handmade.pruned_net(handmade.Pool(40, handmade.GAPS, bucket=20)),
+        handmade.pruned_net(handmade.Pool(100, handmade.BITMAP, bucket=50), features=15),
         *map(without_card, [*programs, weighted]),
     ]
 

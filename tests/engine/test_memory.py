@@ -15,6 +15,7 @@ from fedtiny.engine.autodiff import differentiate, with_loss
 from fedtiny.engine.builder import Net
 from fedtiny.engine.compile import build, compile
 from fedtiny.engine.ir import ARENA, Graph
+from fedtiny.engine.kernels.norm import MOVING
 from fedtiny.engine.liveness import lifetimes, live_bytes
 from fedtiny.engine.memory import MemoryPlan, check_memory, plan_memory
 from fedtiny.engine.ops import TABLE
@@ -64,7 +65,8 @@ def test_so_is_a_plan_behind_all_passes(net: Net, loss: str, batch: int, minimis
     "net",
     [
         zoo.sine_mlp(), zoo.digits_mlp(), zoo.small_conv(), zoo.har_conv(), zoo.cifar_conv(),
-        zoo.ds_cnn(), zoo.resnet(), zoo.mobilenet_v2(),
+        zoo.ds_cnn(), zoo.resnet(), zoo.mobilenet_v2(), zoo.digits_bn(), zoo.omniglot_bn(),
+        zoo.vgg11(16), zoo.resnet18(16),
         *(zoo.omniglot_conv(norm=norm, pool=pool)
           for norm in ("none", "group", "frozen") for pool in (False, True)),
     ],
@@ -184,8 +186,9 @@ def test_poison_in_dead_bytes_changes_nothing(
 
     executor = ReferenceExecutor(program.image)
     executor.load(program.initial(1))
-    executor.step(*samples(program, 0), replace(hyper, lr=0.0))  # takes the samples
-    executor._hyper = hyper
+    idle = replace(hyper, lr=0.0, keep_statistics=True)
+    executor.step(*samples(program, 0), idle)  # takes the samples
+    executor._hyper, executor._statistics = hyper, MOVING
     lives, names = lifetimes(graph), list(graph.tensors)
     for index in range(len(graph.ops)):
         alive = np.zeros(len(executor.arena), bool)

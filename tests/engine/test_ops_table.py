@@ -26,9 +26,9 @@ def test_the_codes_are_those_of_the_runtime() -> None:
 
 def test_a_role_has_its_range_of_codes() -> None:
     ranges = {
-        ops.FORWARD: range(1, 64), ops.LOSS: range(64, 80), ops.BACKWARD: range(80, 121),
-        ops.SCALE: range(121, 122), ops.UPDATE: range(128, 160), ops.NORM: range(160, 192),
-        ops.GRADIENT: range(192, 224),
+        ops.FORWARD: range(1, 64), ops.TRACK: range(1, 64), ops.LOSS: range(64, 80),
+        ops.BACKWARD: range(80, 121), ops.SCALE: range(121, 122), ops.UPDATE: range(128, 160),
+        ops.NORM: range(160, 192), ops.GRADIENT: range(192, 224),
     }  # fmt: skip
     assert all(row.code in ranges[row.role] for row in TABLE.values())
 
@@ -78,6 +78,15 @@ def test_multiply_accumulates_are_counted_once_a_weight_and_place() -> None:
         Op("conv_gradient", ("x", "y", "w"), attributes=window),
     ):
         assert macs(op, known) == places * weights
+    linear = Window(groups=1)
+    known |= tensors(v=(3, 4, 5), m=(20, 7), z=(3, 7))
+    for op in (
+        Op("sparse_conv", ("v", "m", ""), ("z",), attributes=linear),
+        Op("sparse_conv_dx", ("z", "m"), ("v",), attributes=linear),
+        Op("sparse_conv_update", ("v", "z", "m"), attributes=linear),
+        Op("sparse_conv_norm", ("v", "z", "total", "m"), attributes=linear),
+    ):
+        assert macs(op, known) == 3 * 20 * 7
     pooled = Window(groups=2, kernel=(2, 3))
     forward = Op("conv_pool", ("x", "w", ""), ("p", "codes"), attributes=pooled)
     known |= tensors(codes=(3, 2))

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from fedtiny.engine.builder import Net
 from fedtiny.engine.compile import compile
-from fedtiny.engine.program import HEADER_BYTES, Program, read_image, with_checksum, write_image
+from fedtiny.engine.image import HEADER_BYTES, read_image, with_checksum, write_image
+from fedtiny.engine.program import Program
 from fedtiny.engine.zoo import sine_mlp
 from fedtiny.errors import DataError, FedtinyError, ImageError
 from fedtiny.values import Sgd
@@ -61,7 +62,7 @@ def test_each_kind_of_damage_has_its_message(program: Program) -> None:
     cases = {
         image[:50]: "at least 128 bytes; this one has 50",
         b"ELF!" + image[4:]: "not a Program image",
-        image[:4] + struct.pack("<H", 9) + image[6:]: "version 9, this runtime reads 2",
+        image[:4] + struct.pack("<H", 9) + image[6:]: "version 9, this runtime reads 3",
         image + b"\0": f"says {len(image)} bytes and has {len(image) + 1}",
         image[:-1] + b"!": "checksum",
     }

@@ -12,6 +12,7 @@ from fedtiny.engine.builder import Net
 from fedtiny.engine.ir import Op
 from fedtiny.engine.liveness import lifetimes, verify_updates
 from fedtiny.engine.rewriting import bufferable, buffered, makers, maskable, masked, run_again
+from fedtiny.engine.sparsity import prune
 from fedtiny.errors import GraphError
 from tests.engine.nets import image_nets, nets
 from tests.engine.passes import results, same_bits, training_graph
@@ -96,6 +97,23 @@ def test_an_op_that_runs_again_behind_the_update_of_its_parameter_is_found() -> 
     verify_updates(run_again(graph, {"relu61"}, graph.n_forward))
     with pytest.raises(GraphError, match=r"\(conv\) reads 'b.weight' behind its update"):
         verify_updates(run_again(graph, {"b"}, graph.n_forward))
+
+
+def test_a_tracked_normalisation_that_runs_again_moves_its_statistics_once() -> None:
+    net = Net((4, 3))
+    value = net.batch_norm(net.conv(net.input, 2, 2, name="a"), tracked=True, name="n")
+    net.linear(net.relu(value), 2)
+    graph = training_graph(net.graph(2))
+    again = run_again(graph, {"n.normal"}, graph.n_forward)
+    kinds = [op.kind for op in again.ops]
+    assert (kinds.count("tracked_normalize"), kinds.count("batch_normalize")) == (1, 1)
+    assert same_bits(results(again), results(graph))
+
+
+def test_the_gradient_of_a_sparse_layer_is_never_made_in_a_buffer() -> None:
+    dense = training_graph(deep_net().graph(2))
+    sparse = training_graph(prune(deep_net().graph(2), 0.5))
+    assert (list(bufferable(dense)), list(bufferable(sparse))) == (["b.weight"], [])
 
 
 def test_a_value_made_again_is_gone_meanwhile() -> None:

@@ -150,7 +150,7 @@ def test_a_vector_goes_into_a_module_and_comes_back(name: str) -> None:
     x = torch.randn(BATCH, *case[1])
     learner = Learner(program, "reference")
     learner.load(vector)
-    expected = module(x).detach().numpy()
+    expected = module.eval()(x).detach().numpy()
     np.testing.assert_allclose(np.asarray(learner.predict(x)), expected, rtol=1e-5, atol=1e-5)
 
 
@@ -216,14 +216,60 @@ def test_another_module_is_not_given_the_values() -> None:
         to_vector(nn.Linear(3, 4), program)
 
 
-def test_a_module_in_another_mode_is_told_apart() -> None:
-    module = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Flatten(), nn.Linear(8, 2))
-    program = Pair(module.eval(), (1, 4, 4), "mse").program
-    with pytest.raises(CompileError, match=r"1\.running_mean .* in the same mode"):
-        to_vector(module.train(), program)
-
-
 # ---- batch normalisation ---------------------------------------------------------------------
+
+
+def normalised(**how: float | bool) -> nn.Sequential:
+    norm = nn.BatchNorm2d(2, **how)  # type: ignore[arg-type]
+    return nn.Sequential(nn.Conv2d(1, 2, 3), norm, nn.ReLU(), nn.Flatten(), nn.Linear(8, 2))
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.25, 1.0])
+def test_running_statistics_and_predictions_are_those_of_torch(momentum: float) -> None:
+    pair = Pair(normalised(momentum=momentum), (1, 4, 4), "mse")
+    assert [p.group for p in pair.program.layout.parameters if "running" in p.name] == [
+        "statistics", "statistics",
+    ]  # fmt: skip
+    learner = Learner(pair.program, "native")
+    learner.load(to_vector(pair.module, pair.program))
+    for _ in range(10):
+        x, y = pair.samples()
+        pair.step(learner.executor, x, y)
+        pair.step_torch(x, y)
+    found = pair.program.layout.unflatten(np.asarray(learner.vector()))
+    for name in pair.program.tracked:
+        np.testing.assert_allclose(found[name], pair.judged()[name], rtol=1e-5, atol=1e-6)
+    expected = pair.judge.eval()(x.double()).detach().numpy()
+    np.testing.assert_allclose(np.asarray(learner.predict(x)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_norm_without_running_statistics_goes_by_the_batch_in_predictions_too() -> None:
+    pair = Pair(normalised(track_running_stats=False), (1, 4, 4), "mse")
+    assert pair.program.tracked == ()
+    learner = Learner(pair.program, "reference")
+    learner.load(to_vector(pair.module, pair.program))
+    x, _ = pair.samples()
+    expected = pair.module.eval()(x).detach().numpy()
+    np.testing.assert_allclose(np.asarray(learner.predict(x)), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_a_module_has_the_same_values_in_training_and_evaluation() -> None:
+    module = normalised()
+    program = Pair(module.eval(), (1, 4, 4), "mse").program
+    vector = to_vector(module, program)
+    np.testing.assert_array_equal(to_vector(module.train(), program), vector)
+
+
+def test_a_momentum_between_thousandths_is_refused() -> None:
+    with pytest.raises(CompileError, match=r"momentum of 0\.12345"):
+        Pair(normalised(momentum=0.12345), (1, 4, 4), "mse")
+
+
+def test_statistics_that_two_norms_would_move_are_refused() -> None:
+    norm = nn.BatchNorm2d(2)
+    twice = nn.Sequential(nn.Conv2d(1, 2, 3), norm, nn.ReLU(), norm, nn.Flatten(), nn.Linear(8, 2))
+    with pytest.raises(CompileError, match=r"two normalisations move 1\.running_mean"):
+        Pair(twice, (1, 4, 4), "mse")
 
 
 def test_folding_changes_no_output() -> None:

@@ -12,7 +12,7 @@ from fedtiny.data.partitions import LabelSkew
 from fedtiny.data.tasks import SineTask
 from fedtiny.errors import CompileError, DataError, ExperimentError, StrategyError
 from fedtiny.experiment import Experiment
-from fedtiny.experiment.schema import Budget, Evaluation
+from fedtiny.experiment.schema import Budget, Evaluation, Pretrain
 from fedtiny.registry.profiles import BOARDS, board
 from fedtiny.strategies.tinyreptile import TinyReptile
 
@@ -82,7 +82,7 @@ def test_a_small_experiment_has_sensible_defaults() -> None:
     assert experiment.seed == 0
     assert (experiment.fleet.devices, experiment.held_out) == (100, 10)
     assert experiment.fleet.availability == "always"
-    assert experiment.budget("cortex-m4") == Budget(256 * 1024, 1024 * 1024, 0, 1, "all")
+    assert experiment.budget("cortex-m4") == Budget(256 * 1024, 1024 * 1024, 0, 1, "all", 1.0)
 
 
 def test_over_selection_is_a_factor_or_measured() -> None:
@@ -211,10 +211,36 @@ def test_a_wrong_setting_is_blamed_on_the_command_line() -> None:
 # ---- devices ---------------------------------------------------------------------------------
 
 
+def test_each_profile_has_its_density() -> None:
+    classes = {"device": {"density": 0.03, "pi-4": {"density": 0.1}}}
+    shares = {"cortex-m4": 0.5, "pi-4": 0.25, "esp32-s3": 0.25}
+    experiment = Experiment.of({**BASE, **classes, "fleet": {"profiles": shares}})
+    densities = [experiment.budget(name).density for name in shares]
+    assert densities == [0.03, 0.1, 0.03]
+    assert experiment.densities == (0.03, 0.1)
+
+
+@pytest.mark.parametrize("density", [0, -0.1, 1.5, "much"])
+def test_a_density_is_a_share_of_the_weights(density: object) -> None:
+    with pytest.raises(ExperimentError, match=r"device.density = .* is not a number above 0, at"):
+        Experiment.of({**BASE, "device": {"density": density}})
+
+
+def test_pretraining_is_a_section_of_its_own() -> None:
+    assert Experiment.of(BASE).pretrain is None
+    assert "pretrain" not in Experiment.of(BASE).to_json()
+    given = Experiment.of({**BASE, "pretrain": {"steps": 40}})
+    assert given.pretrain == Pretrain(40, 0.05, 16)
+    again = Experiment.parse(given.to_toml())
+    assert (again.pretrain, again.digest) == (given.pretrain, given.digest)
+    with pytest.raises(ExperimentError, match=r"pretrain.epochs'; .*\[pretrain\] has steps, lr"):
+        Experiment.of({**BASE, "pretrain": {"epochs": 1}})
+
+
 def test_a_profile_overrides_the_general_budget() -> None:
     experiment = Experiment.parse(TEXT)
-    assert experiment.budget("cortex-m4") == Budget(262_144, 1_048_576, 24_576, 1, "all")
-    assert experiment.budget("pi-4") == Budget(64 * 2**20, 1_048_576, 24_576, 10, "all")
+    assert experiment.budget("cortex-m4") == Budget(262_144, 1_048_576, 24_576, 1, "all", 1.0)
+    assert experiment.budget("pi-4") == Budget(64 * 2**20, 1_048_576, 24_576, 10, "all", 1.0)
     assert experiment.profile("pi-4") == board("pi-4")
 
 

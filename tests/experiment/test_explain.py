@@ -1,10 +1,15 @@
 import pytest
+from rich.console import Console
 
+from fedtiny.console import show_explained
 from fedtiny.experiment import Experiment
-from fedtiny.experiment.explain import explain
+from fedtiny.experiment.explain import Pruning, explain
 from fedtiny.experiment.workload import Workload
 from fedtiny.registry.profiles import board
+from fedtiny.simulator.run import simulate
+from fedtiny.values import Instruction
 from fedtiny.wire.visit import visit_bytes
+from tests.simulator.experiments import PRUNED
 
 EXPERIMENT = Experiment.of(
     {
@@ -70,3 +75,70 @@ def test_a_program_that_is_too_large_for_the_board_is_told_with_the_numbers() ->
 def test_a_fleet_that_nothing_fits_is_explained_too() -> None:
     nothing = EXPERIMENT.override("device.reserve='1GiB'")
     assert [row.fits for row in explain(Workload.of(nothing))] == [False] * 4
+
+
+# ---- fleets that prune -----------------------------------------------------------------------
+
+
+PRUNES = Experiment.of(PRUNED)
+POOLS = {row.profile: row for row in explain(Workload.of(PRUNES))}
+
+
+def pruning(name: str) -> Pruning:
+    found = POOLS[name].pruning
+    assert found is not None
+    return found
+
+
+def test_a_dense_profile_says_nothing_of_pruning() -> None:
+    assert all(row.pruning is None for row in ROWS.values())
+
+
+def test_what_a_density_saves_is_told_for_each_class() -> None:
+    work = Workload.of(PRUNES)
+    for profile in work.profiles:
+        told, program = pruning(profile.name), profile.needed
+        assert (told.density, told.live_values) == (program.density, program.capacity)
+        # live values (4 B), a gap each (2 B) and where two layers start; dense: 1,776 weights
+        pool = 4 * told.live_values + program.report()["index_bytes"]
+        assert pool <= 6 * told.live_values + 28
+        bucket = program.report()["bucket_bytes"]
+        arena = work.dense.report()["arena_bytes"] - program.report()["arena_bytes"]
+        saved = 4 * 1776 - pool - bucket + arena
+        assert told.dense_ram_bytes - program.report()["ram_bytes"] == saved
+        visit = work.visit_bytes(program, work.training)
+        assert (told.down_bytes, told.up_bytes) == (
+            visit.work + visit.receipt,
+            visit.up - visit.mask_requests,
+        )
+        assert told.mask_bytes == visit.mask + visit.mask_requests > 0
+        assert POOLS[profile.name].visit_bytes == told.down_bytes + told.up_bytes
+
+
+def test_rounds_of_growth_are_told_beside_dense_gradients() -> None:
+    told = pruning("pi-4")
+    assert told.growths == 2
+    assert told.gradient_bytes == 4 * Workload.of(PRUNES).layout.size
+    # a place takes three bytes at most in a vector of this length, a gradient four
+    assert told.growth_places * 4 < told.growth_up_bytes < told.growth_places * 7 + 200
+
+
+def test_the_bytes_of_a_pruned_run_are_foretold() -> None:
+    result = simulate(PRUNES)
+    carried = result.summary["bytes_down"] + result.summary["bytes_up"]
+    told = sum(row.run_bytes for row in POOLS.values())
+    # Of 9 rounds one scores the model that about half of its devices have calibrated, and hold.
+    score = Workload.of(PRUNES).visit_bytes(Workload.of(PRUNES).profiles[0].needed, Instruction())
+    assert told - 2.5 * score.work == pytest.approx(carried, rel=0.05)
+    dense = sum(pruning(name).dense_run_bytes for name in POOLS)
+    assert dense == pytest.approx(9 * 5 * pruning("pi-4").dense_visit_bytes)
+    assert carried < 0.5 * dense
+
+
+def test_the_terminal_shows_both() -> None:
+    console = Console(width=80, record=True)
+    show_explained(console, list(POOLS.values()))
+    shown = console.export_text()
+    assert "live weights" in shown
+    assert "dense: RAM needed" in shown
+    assert f"{pruning('pi-4').dense_visit_bytes:,} B" in shown

@@ -9,7 +9,7 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from random import Random
 from statistics import mean
 from typing import Any
@@ -84,8 +84,10 @@ async def _methods(member: Member, port: int, task: Any) -> Methods:
     program = Program(image)
     update = RealVisits(task)(work, program, model)
     run, base, size = work.run, work.model.digest, program.layout.size
-    forms = ("float32", "sparse", "int8")
-    submits = [s for f in forms for s in codec.submit_requests(update, run, base, size, 0.0, f)]
+    grown = replace(update, values=bytes(8), places=bytes(4) + b"\7\0\0\0")
+    payloads = [codec.write_values(update, size, form) for form in ("float32", "int8")]
+    payloads.append(codec.write_values(grown, size))
+    submits = [s for p in payloads for s in codec.submit_requests(update, run, base, p, 0.0)]
     renewals = [pb.RenewRequest(csr_der=bytes(300))]
     return {"CheckIn": [check_in], "Fetch": fetches, "Submit": submits, "Renew": renewals}
 

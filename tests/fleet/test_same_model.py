@@ -1,6 +1,7 @@
 """One experiment, simulated and with real agents: the same models, the same bytes, the same scores.
 
-Two runs share a coordinator and its agents, most of them in threads, two in processes of their own.
+Three runs share a coordinator and its agents, most of them in threads, two in processes of their
+own. One prunes: it calibrates and scores candidates, lets weights grow, and trains under a mask.
 """
 
 from __future__ import annotations
@@ -29,8 +30,10 @@ from tests.harness.ledger import read_ledger, read_rows
 
 THREADS, PROCESSES = 18, 2
 DEVICES = THREADS + PROCESSES
-STRATEGIES = {"fedadam": 5, "median": 6}
-"""And their seeds: agents would fetch one initial model of both runs once."""
+STRATEGIES = {"fedadam": 5, "median": 6, "fedtiny": 7}
+"""And their seeds: agents would fetch one initial model of several runs once."""
+DENSE = {"model": "digits_mlp", "density": 1.0, "more": ""}
+PRUNES = {"model": "digits_bn", "density": 0.1, "more": "every = 2"}
 SOURCE = "digits_task:task"
 
 EXPERIMENT = """
@@ -38,7 +41,7 @@ seed = {seed}
 seeded = true
 
 [model]
-build = "digits_mlp"
+build = "{model}"
 
 [data]
 source = "label-skew-digits"
@@ -46,12 +49,14 @@ concentration = 0.5
 
 [device]
 batch = 10
+density = {density}
 
 [strategy]
 name = "{strategy}"
 cohort = 8
 beta = 0.1
 steps = 4
+{more}
 
 [fleet]
 devices = 20
@@ -91,12 +96,13 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     folder = tmp_path_factory.mktemp("same")
     paths = [folder / f"{strategy}.toml" for strategy in STRATEGIES]
     for path, (strategy, seed) in zip(paths, STRATEGIES.items(), strict=True):
-        path.write_text(EXPERIMENT.format(strategy=strategy, seed=seed))
+        own = PRUNES if strategy == "fedtiny" else DENSE
+        path.write_text(EXPERIMENT.format(strategy=strategy, seed=seed, **own))
     (folder / "digits_task.py").write_text(TASK.format(path=str(paths[0])))
     simulated = {strategy: simulate(path) for path, strategy in zip(paths, STRATEGIES, strict=True)}
     with (
         pytest.MonkeyPatch.context() as patch,
-        CoordinatorProcess(paths[0], folder / "fleet", str(paths[1])) as process,
+        CoordinatorProcess(paths[0], folder / "fleet", *map(str, paths[1:])) as process,
     ):
         patch.syspath_prepend(folder)
         process.serve()

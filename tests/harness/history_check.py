@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -103,6 +103,8 @@ class Ledger:
     """Of the initial model, version 0."""
     replayed: tuple[str, ...] | None = None
     """The digest after each commit, rebuilt from the records; None: not rebuilt."""
+    compact: Mapping[int, Collection[str]] = field(default_factory=dict)
+    """By version, the digests of what of the model is live under each of its masks."""
 
 
 def check(entries: Iterable[Entry], ledger: Ledger) -> list[str]:
@@ -203,8 +205,11 @@ def _models(entries: list[Entry], ledger: Ledger) -> Iterator[str]:
     if ledger.first_digest:
         published.setdefault(0, ledger.first_digest)
     for entry in entries:
-        wanted = published.get(entry.version, entry.digest)
-        if entry.kind == INVOKE and entry.digest and entry.digest != wanted:
+        wanted = {
+            published.get(entry.version, entry.digest),
+            *ledger.compact.get(entry.version, ()),
+        }
+        if entry.kind == INVOKE and entry.digest and entry.digest not in wanted:
             yield f"device {entry.device} had another model {entry.version}: {entry.digest[:12]}"
     if ledger.replayed is None:
         return

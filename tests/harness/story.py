@@ -16,7 +16,10 @@ import grpc
 
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.workload import Workload
+from fedtiny.masks import Mask
+from fedtiny.rounds.journal import replay
 from fedtiny.server.replaying import Recorded
+from fedtiny.server.sqlite_journal import SqliteCommits
 from tests.harness.coordinator_process import CoordinatorProcess
 from tests.harness.fault_proxy import FaultProxy
 from tests.harness.history_check import Entry, Ledger, Log, check, read_logs
@@ -36,6 +39,9 @@ build = "sine_mlp"
 [data]
 source = "sine"
 support = 8
+
+[device]
+density = {density}
 
 [strategy]
 name = "{strategy}"
@@ -58,6 +64,7 @@ over_selection = {over_selection}
 def experiment(
     folder: Path, devices: int, *, cohort: int = 0, rounds: int = 4, deadline: float = 36000.0,
     minimum: int = 0, over_selection: str = "1.0", seeded: bool = True, strategy: str = "fedavg",
+    density: float = 1.0,
 ) -> Path:  # fmt: skip
     """An experiment file; by default every round needs every device, and waits for it."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,6 +73,7 @@ def experiment(
     text = _EXPERIMENT.format(
         devices=devices, cohort=cohort, rounds=rounds, deadline=deadline, strategy=strategy,
         minimum=minimum or cohort, over_selection=over_selection, seeded=str(seeded).lower(),
+        density=density,
     )  # fmt: skip
     path.write_text(text)
     return path
@@ -158,7 +166,23 @@ def rebuilt(folder: Path, ledger: Ledger, name: str = "sine") -> Ledger:
     with closing(recorded.connection):
         models = recorded.models()
         digests = {each.version: sha256(each.model.tobytes()).hexdigest() for each in models}
-    return replace(ledger, replayed=tuple(digests[c.version] for c in ledger.commits))
+        compact = _compact(recorded)
+    replayed = tuple(digests[c.version] for c in ledger.commits)
+    return replace(ledger, replayed=replayed, compact=compact)
+
+
+def _compact(recorded: Recorded) -> dict[int, set[str]]:
+    """By version, the digests of what of the model is live under each mask of its strategy."""
+    work, journal = recorded.work, SqliteCommits(recorded.connection, recorded.run)
+    first = next(iter(recorded.models())).model
+    steps = replay(journal, work.experiment.run.rounds, work.strategy, work.layout, first)
+    versions = [0, *(commit.version for commit in journal.commits())]
+    found: dict[int, set[str]] = {}
+    for version, (model, state) in zip(versions, steps, strict=True):
+        live = [Mask.read(blob, work.layout).bools for _, blob in work.strategy.masks(state)]
+        digests = {sha256(model[each].tobytes()).hexdigest() for each in live}
+        found.setdefault(version, set()).update(digests)
+    return found
 
 
 async def join(process: CoordinatorProcess, devices: int, tokens: int = 3) -> list[Member]:

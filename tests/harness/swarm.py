@@ -81,9 +81,10 @@ class RealVisits:
             lambda part: learner.samples(*self.task.samples(key.run, key.round, key.device, part)),
             key,
         )
-        return _update(
+        update = _update(
             work.lease, outcome.samples, outcome.values, outcome.ranges, outcome.measures
         )
+        return replace(update, mask=outcome.mask, places=outcome.places)
 
 
 @dataclass
@@ -340,6 +341,13 @@ class Device:
         delivered = receipt.status in (ACCEPTED, DUPLICATE)
         return Event.ACCEPTED if delivered else Event.REFUSED
 
+    @property
+    def payload(self) -> bytes:
+        """The vector of the update."""
+        asked = self.work.instruction
+        given = codec.given_mask(self.update, asked)
+        return codec.write_values(self.update, asked.floats(self.program.layout), given=given)
+
     async def _hand_in(self, wait_s: float) -> Receipt:
         update, work = self.update, self.work
         facts: dict[str, str | int] = {"run": work.run.hex(), "lease": update.lease}
@@ -348,8 +356,7 @@ class Device:
             SUBMIT, self.member.device, version=update.version, digest=base.hex(), **facts
         )
         start = time.perf_counter()
-        size = self.program.layout.size
-        for request in codec.submit_requests(update, work.run, base, size, wait_s):
+        for request in codec.submit_requests(update, work.run, base, self.payload, wait_s):
             reply = await self._call(self.calls.submit, request, call, SUBMIT, facts)
         self.figures.submit_s.append(time.perf_counter() - start)
         receipt = codec.read_receipt(reply.receipt)

@@ -15,7 +15,7 @@ import numpy as np
 from fedtiny.rounds.coordinator import Coordinator
 from fedtiny.rounds.journal import Journal, MemoryJournal
 from fedtiny.rounds.machine import Rules
-from fedtiny.strategies.base import Strategy
+from fedtiny.strategies.base import FleetFacts, Strategy
 from fedtiny.values import (
     CALIBRATE,
     EVALUATE,
@@ -28,6 +28,7 @@ from fedtiny.values import (
     Update,
     merge_ranges,
 )
+from tests.harness.pruned_toys import PrunedToy, prunes
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Float32
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
 LAYOUT = Layout.of([Parameter("fc.weight", (2, 2)), Parameter("fc.bias", (2,))])
 INITIAL: Float32 = np.array([0.5, -0.25, 1.0, 2.0, -1.5, 0.125], np.float32)
 WHOLE: Ranges = ((0, LAYOUT.size),)
+FLEET = FleetFacts(prunable=("fc.weight",), densities=(0.25, 0.5), layout=LAYOUT)
+"""What a strategy that prunes gets to know; the others do not ask."""
 
 Trained = Mapping[int, Ranges]
 """Which coordinates a device trains; those that are not named train everything."""
@@ -65,6 +68,8 @@ def theta(instruction: Instruction, model: Float32, device: int) -> Float32:
 def visit(lease: Lease, instruction: Instruction, model: Float32, ranges: Ranges = WHOLE) -> Update:
     """What the device of the lease sends back."""
     d = lease.device
+    if prunes(instruction):
+        return PrunedToy(FLEET, d).visit(lease, instruction, model, ranges)
     ids = (lease.id, d, lease.round, lease.version, samples(d))
     if instruction.kind == TRAIN:
         w = theta(instruction, model, d)
@@ -99,6 +104,7 @@ class Run:
 
     def __post_init__(self) -> None:
         self.journal = self.journal or MemoryJournal()
+        self.strategy = self.strategy.fitted(FLEET)
         minimum = self.minimum or self.strategy.cohort
         self.rules = Rules(self.rounds, self.strategy.cohort, 10.0, minimum, seed=7)
         self.restart()

@@ -128,7 +128,7 @@ def test_updates_are_handed_over_in_the_order_of_their_devices(arrival: tuple[in
     [
         ({"values": np.full(6, np.nan, np.float32).tobytes()}, "6 of 6 values are not finite"),
         ({"values": np.full(6, 1e6, np.float32).tobytes()}, "the bound is 1024"),
-        ({"values": bytes(20)}, "20 bytes of values, its ranges need 24"),
+        ({"values": bytes(20)}, "20 bytes of values, its coordinates need 24"),
         ({"ranges": ((0, 9),)}, "ranges"),
         ({"samples": 0}, "0 samples; an update is made of at least one"),
         ({"measures": {"loss_sum": math.nan}}, "loss_sum is nan"),

@@ -147,14 +147,14 @@ class Desk:
         task = self.conductor.by_id[work.run].work.task
         lease = work.lease
         outcome = learner.visit(
-            work.instruction,
+            codec.resolve(work.instruction, blobs),
             np.frombuffer(blobs[work.model.digest], np.float32),
-            lambda part: learner.samples(*task.samples(work.seed, 0, lease.device, part)),
+            lambda part: learner.samples(*task.samples(work.seed, lease.round, lease.device, part)),
             Key(work.seed, lease.round, lease.device),
         )
         return Update(
             lease.id, lease.device, lease.round, lease.version, outcome.samples, outcome.values,
-            outcome.ranges, outcome.measures,
+            outcome.ranges, outcome.measures, outcome.mask, outcome.places,
         )  # fmt: skip
 
     def work_off(self, devices: range, most: int = 100) -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -12,6 +13,8 @@ from hypothesis import strategies as st
 
 from fedtiny.errors import RunError
 from fedtiny.fold import FoldRule, Total
+from fedtiny.masks import Mask
+from fedtiny.rounds.content import Part
 from fedtiny.rounds.events import Grant, Open
 from fedtiny.rounds.journal import Accepted
 from fedtiny.rounds.measures import Measures
@@ -23,6 +26,7 @@ finite = st.floats(allow_nan=False, allow_infinity=False)
 names = st.text(max_size=8)
 measured = st.dictionaries(names, finite, max_size=4)
 float64s = st.lists(finite, max_size=6).map(np.array)
+bits = st.binary(max_size=9).map(lambda data: np.frombuffer(data, np.uint8))
 
 
 def updates(count: int) -> list[Update]:
@@ -36,6 +40,21 @@ def updates(count: int) -> list[Update]:
     if count > 1:
         made[1] = Update(1, 1, 7, 2, 4, vectors[1][2:4].tobytes(), ((2, 4),), {})
     return made
+
+
+FIRST, LAST = Mask(6, bytes([0b000111])), Mask(6, bytes([0b110000]))
+
+
+def pruned_updates() -> list[Update]:
+    """Under one mask, under another, and of places: two, and none."""
+    two, none = np.array([1, 5], np.uint32).tobytes(), b""
+    return [
+        Update(0, 0, 7, 2, 3, INITIAL[:3].tobytes(), WHOLE, mask=FIRST),
+        Update(1, 1, 7, 2, 3, INITIAL[:3].tobytes(), WHOLE, mask=Mask(6, FIRST.bits)),
+        Update(2, 2, 7, 2, 1, INITIAL[4:].tobytes(), ((3, 6),), mask=LAST),
+        Update(3, 3, 7, 2, 2, INITIAL[:2].tobytes(), WHOLE, places=two),
+        Update(4, 4, 7, 2, 2, b"", WHOLE, places=none),
+    ]
 
 
 def total(*folded: Update) -> Total:
@@ -76,14 +95,28 @@ def test_a_total_comes_back() -> None:
     assert records.read_total(records.write_total(folded)) == folded
 
 
-def test_updates_come_back_one_by_one() -> None:
-    given_updates = tuple(updates(5))
-    back = through(Accepted(7, np.arange(5), given_updates, Measures()))
-    assert [u.nbytes for u in back.part] == [24, 8, 24, 24, 24]
-    for update, copy in zip(given_updates, back.part, strict=True):
+def test_a_total_comes_back_with_the_masks_of_those_who_trained_it() -> None:
+    folded = total(*updates(2), *pruned_updates())
+    assert [mask for _, mask in folded.weights] == [None, None, FIRST, LAST]
+    assert through(Accepted(7, np.arange(7), folded, Measures())).part == folded
+    assert records.read_total(records.write_total(folded)) == folded
+
+
+@pytest.mark.parametrize(
+    ("sent", "sizes"), [(updates(5), [24, 8, 24, 24, 24]), (pruned_updates(), [12, 12, 8, 8, 0])]
+)
+def test_updates_come_back_one_by_one(sent: list[Update], sizes: list[int]) -> None:
+    back = through(Accepted(7, np.arange(5), tuple(sent), Measures()))
+    assert [u.nbytes for u in back.part] == sizes
+    for update, copy in zip(sent, back.part, strict=True):
         assert bytes(copy.values) == update.values
-        for name in ("lease", "device", "round", "version", "samples", "ranges", "measures"):
-            assert getattr(copy, name) == getattr(update, name)
+        assert replace(copy, values=update.values) == update
+
+
+def test_a_mask_is_written_once_for_all_updates_of_a_record() -> None:
+    mask = Mask(80_000, bytes(10_000))
+    alike = tuple(Update(i, i, 7, 2, 3, b"", ((0, 80_000),), mask=mask) for i in range(50))
+    assert len(records.write(Accepted(7, np.arange(50), alike, Measures()))) < 20_000
 
 
 def test_a_round_that_measures_has_no_part() -> None:
@@ -107,13 +140,14 @@ def test_a_sum_that_no_float_holds_comes_back() -> None:
     assert records.measures_from_json(records.measures_to_json(merged)) == merged
 
 
-@given(st.dictionaries(names, st.one_of(float64s, finite, st.integers())))
+@given(st.dictionaries(names, st.one_of(float64s, bits, finite, st.integers())))
 def test_a_state_comes_back_in_its_order(state: dict[str, Any]) -> None:
     back = records.read_state(records.write_state(state))
     assert list(back) == list(state)
     for name, value in state.items():
         assert type(back[name]) is type(value)
         if isinstance(value, np.ndarray):
+            assert np.asarray(back[name]).dtype == value.dtype
             assert np.asarray(back[name]).tobytes() == value.tobytes()
         else:
             assert back[name] == value
@@ -138,7 +172,9 @@ def test_a_state_keeps_shapes_and_odd_numbers() -> None:
 
 @given(st.data())
 def test_a_body_that_is_cut_or_longer_is_damaged(data: st.DataObject) -> None:
-    body = records.write(Accepted(7, np.arange(2), total(*updates(2)), Measures()))
+    parts: list[Part] = [total(*updates(2), *pruned_updates()), tuple(pruned_updates())]
+    part = data.draw(st.sampled_from(parts))
+    body = records.write(Accepted(7, np.arange(2), part, Measures()))
     cut = data.draw(st.integers(0, len(body) - 1))
     for wrong in (body[:cut], body + b"\0"):
         with pytest.raises(RunError, match="a record of the open round is damaged"):

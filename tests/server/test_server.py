@@ -101,9 +101,8 @@ def unchanged(work: Work, body: bytes, lease: int | None = None) -> Update:
 
 
 def requests(update: Update, work: Work, body: bytes) -> list[pb.SubmitRequest]:
-    return list(
-        codec.submit_requests(update, work.run, work.model.digest, len(body) // 4, wait_s=0.0)
-    )
+    payload = codec.write_values(update, len(body) // 4)
+    return list(codec.submit_requests(update, work.run, work.model.digest, payload, wait_s=0.0))
 
 
 # ---- what a device may ask

@@ -43,6 +43,32 @@ HARD: dict[str, Any] = SINE | {
 }
 
 
+def small_bn() -> Net:
+    """Digits through a tracked normalisation; 1,776 weights to prune."""
+    net = Net(64)
+    net.linear(net.relu(net.batch_norm(net.linear(net.input, 24), tracked=True)), 10)
+    return net
+
+
+PRUNED: dict[str, Any] = {
+    "seed": 5,
+    "model": {"build": "tests.simulator.experiments:small_bn"},
+    "data": {"source": "label-skew-digits", "public": 100},
+    "device": {"ram": "1MiB", "batch": 16, "density": 0.1, "pi-4": {"density": 0.3}},
+    "pretrain": {"steps": 20},
+    "strategy": {"name": "fedtiny", "cohort": 5, "beta": 0.05, "every": 3, "stop": 7},
+    "fleet": {
+        "devices": 12,
+        "held_out": 2,
+        "profiles": {"pi-zero-2w": 0.5, "pi-4": 0.5},
+        "threads": 1,
+    },
+    "run": {"rounds": 9, "evaluate_every": 4},
+    "evaluate": {"shift": {"lr": 0.01}},
+}
+"""A fleet that prunes: two classes of devices, a selection, two adjustments."""
+
+
 def run(tables: dict[str, Any], *settings: str, devices: DeviceForm = "columns") -> Result:
     return simulate(Experiment.of(tables).override(*settings), devices=devices)
 

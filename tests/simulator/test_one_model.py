@@ -15,8 +15,8 @@ from fedtiny.experiment import Experiment
 from fedtiny.rounds.coordinator import Coordinator
 from fedtiny.rounds.journal import MemoryJournal
 from fedtiny.simulator.simulation import Simulation
-from fedtiny.values import ACCEPTED, TRAIN, Instruction, Lease, Receipt, Update
-from tests.simulator.experiments import SINE
+from fedtiny.values import ACCEPTED, Instruction, Lease, Receipt, Update
+from tests.simulator.experiments import PRUNED, SINE
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Float32, Int64
@@ -56,7 +56,8 @@ class Device:
         self.now, self.simulation = 0.0, simulation
         self.session = Session(simulation.experiment.seed, index)
         self.link = MemoryLink(service, index, lambda: self.now)
-        self.learner = Learner(next(p.program for p in simulation.fleet.profiles if p.program))
+        fleet = simulation.fleet
+        self.learner = Learner(fleet.profiles[fleet.profile[index]].needed)
         self.command = Command.NONE
 
     def happens(self, event: Event, lease: Lease | None = None) -> Command:
@@ -82,19 +83,25 @@ class Device:
         return receipt
 
     def work(self, instruction: Instruction) -> Update:
-        assert instruction.kind == TRAIN
         lease, run = self.lease, self.session.run
         task = self.simulation.work.task
         outcome = self.learner.visit(
             instruction,
-            self.model,
+            self.base(instruction),
             lambda part: self.learner.samples(*task.samples(run, lease.round, lease.device, part)),
             Key(run, lease.round, lease.device),
         )
         return Update(
             lease.id, lease.device, lease.round, lease.version, outcome.samples, outcome.values,
-            outcome.ranges, outcome.measures,
+            outcome.ranges, outcome.measures, outcome.mask, outcome.places,
         )  # fmt: skip
+
+    def base(self, instruction: Instruction) -> bytes:
+        """The model as it travels: under a mask its live values alone."""
+        mask = self.simulation.work.mask_of(instruction.of(self.learner.program.density))
+        if mask is None:
+            return self.model
+        return np.frombuffer(self.model, np.float32)[mask.bools].tobytes()
 
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "tinyreptile", "median"])
@@ -106,6 +113,24 @@ def test_a_real_run_with_the_same_arrivals_publishes_the_same_models(strategy: s
         "run.rounds=4",
         "evaluate={}",
     )
+    publishes_the_same(experiment)
+
+
+@pytest.mark.parametrize("strategy", ["fedtiny", "fedrts", "feddst"])
+def test_a_real_fleet_that_prunes_publishes_the_same_models(strategy: str) -> None:
+    publishes_the_same(
+        Experiment.of(PRUNED).override(
+            f"strategy={{name='{strategy}', cohort=5, beta=0.05, every=3, stop=7}}",
+            "fleet.devices=30",
+            "fleet.drop_out=0.1",
+            "run.over_selection=1.5",
+            "evaluate={}",
+        )
+    )
+
+
+def publishes_the_same(experiment: Experiment) -> None:
+    """Play what happened in a simulated run to a coordinator, links, sessions and learners."""
     simulation = Simulation(experiment, "columns", lambda row: None)
     diary = Diary()
     diary.follow(simulation)
@@ -130,6 +155,6 @@ def test_a_real_run_with_the_same_arrivals_publishes_the_same_models(strategy: s
                 if fleet[index].command == Command.WORK:  # its last visit was lost
                     fleet[index].happens(Event.EXPIRED)
                 fleet[index].get_lease(now)
-    assert len(published) == len(diary.models) == 4
+    assert len(published) == len(diary.models) == experiment.run.rounds
     for real, simulated in zip(published, diary.models, strict=True):
         np.testing.assert_array_equal(real, simulated)

@@ -21,6 +21,7 @@ from fedtiny.values import (
     TRAIN,
     UNKNOWN,
     VALUES,
+    VOTES,
     DeviceCard,
     Instruction,
     Lease,
@@ -48,15 +49,19 @@ phases = st.builds(
 def instructions(
     vectors: st.SearchStrategy[bytes], phases: st.SearchStrategy[Phase] = phases
 ) -> st.SearchStrategy[Instruction]:
-    """Instructions whose correction and candidates are such vectors."""
+    """Instructions whose correction, candidates, mask and statistics are such vectors."""
+    masks = st.tuples(st.floats(0, 1), vectors).map(lambda pair: (pair,))
     return st.builds(
         Instruction,
         st.sampled_from([TRAIN, EVALUATE, CALIBRATE, SCORE]),
         st.lists(phases, max_size=3).map(tuple),
-        st.sampled_from([VALUES, GRADIENT]),
+        st.sampled_from([VALUES, GRADIENT, VOTES]),
         parts,
         st.none() | vectors,
         st.lists(vectors | uint64, max_size=4).map(tuple),
+        st.just(()) | masks,
+        st.lists(st.tuples(names, uint32), max_size=3).map(tuple),
+        st.none() | vectors,
     )
 
 

@@ -25,7 +25,7 @@ from fedtiny.values import (
     lease_id,
 )
 from fedtiny.wire import codec
-from fedtiny.wire.codec import ComeBack, Dismissed, Manifest, Work
+from fedtiny.wire.codec import ComeBack, Dismissed, Due, Manifest, Work
 from fedtiny.wire.pb import fleet_pb2 as pb
 from tests.wire import forms
 
@@ -76,22 +76,23 @@ def test_an_update_is_put_together_as_it_was_sent(
     update = Update(
         lease_id(round, 1), device, round, version, samples, values, ((0, size),), measures
     )
-    requests = list(codec.submit_requests(update, RUN, DIGEST, size, 30.0))
+    payload = codec.write_values(update, size)
+    requests = list(codec.submit_requests(update, RUN, DIGEST, payload, 30.0))
     assert all(len(r.chunk) <= codec.CHUNK_BYTES for r in requests)
-    payload = b"".join(request.chunk for request in requests)
+    assert b"".join(request.chunk for request in requests) == payload
     ends = np.cumsum([len(request.chunk) for request in requests]).tolist()
     assert [request.offset for request in requests] == [0, *ends[:-1]]
     assert {request.total for request in requests} == {len(payload)}
     for request in requests:
-        found = codec.read_update(request.update, payload, size, len(payload))
+        found = codec.read_update(request.update, payload, Due(size, len(payload)))
         assert found == (RUN, DIGEST, update)
 
 
 def test_what_only_measures_is_one_request_without_values() -> None:
     update = Update((1 << 62) + 1, 9, 1 << 30, 2, 0, measures={"count": 16.0})
-    (request,) = codec.submit_requests(update, RUN, DIGEST, 3, 0.0)
+    (request,) = codec.submit_requests(update, RUN, DIGEST, codec.write_values(update, 3), 0.0)
     assert (request.chunk, request.total) == (b"", 0)
-    assert codec.read_update(request.update, b"", 3, 100) == (RUN, DIGEST, update)
+    assert codec.read_update(request.update, b"", Due(3, 100)) == (RUN, DIGEST, update)
 
 
 @given(forms.instructions(st.binary(min_size=4, max_size=64)))
@@ -161,8 +162,8 @@ def test_a_card_with_endless_words_is_refused() -> None:
 def test_an_update_says_what_it_is_of(field: str) -> None:
     message = codec.write_update(TRAINED, RUN, DIGEST)
     message.ClearField(field)
-    payload = codec.write_vector(TRAINED.values, 3)
-    assert refused(lambda: codec.read_update(message, payload, 3, 100)) == "malformed"
+    payload = codec.write_values(TRAINED, 3)
+    assert refused(lambda: codec.read_update(message, payload, Due(3, 100))) == "malformed"
 
 
 @pytest.mark.parametrize(
@@ -184,21 +185,21 @@ def test_an_update_at_odds_with_itself_is_refused(change: dict[str, Any], reason
     fields: dict[str, Any] = {
         "run": RUN, "base": DIGEST, "lease": TRAINED.lease, "device": 9, "version": 2, "samples": 32
     } | change  # fmt: skip
-    payload = codec.write_vector(TRAINED.values, 3)
-    assert refused(lambda: codec.read_update(pb.Update(**fields), payload, 3, 100)) == reason
+    payload = codec.write_values(TRAINED, 3)
+    assert refused(lambda: codec.read_update(pb.Update(**fields), payload, Due(3, 100))) == reason
 
 
 def test_4096_measures_are_read() -> None:
     measures = {f"{i:0128}": float(i) for i in range(4096)}
     message = codec.write_update(replace(TRAINED, measures=measures), RUN, DIGEST)
-    assert codec.read_update(message, b"", 3, 100)[2].measures == measures
+    assert codec.read_update(message, b"", Due(3, 100))[2].measures == measures
 
 
 def test_an_update_longer_than_the_plan_is_refused() -> None:
     message = codec.write_update(TRAINED, RUN, DIGEST)
-    payload = codec.write_vector(TRAINED.values, 3)
-    assert codec.read_update(message, payload, 3, len(payload))[2] == TRAINED
-    assert refused(lambda: codec.read_update(message, payload, 3, len(payload) - 1)) == "size"
+    payload = codec.write_values(TRAINED, 3)
+    assert codec.read_update(message, payload, Due(3, len(payload)))[2] == TRAINED
+    assert refused(lambda: codec.read_update(message, payload, Due(3, len(payload) - 1))) == "size"
 
 
 def test_an_answer_of_a_kind_that_is_not_known_is_refused() -> None:
@@ -224,6 +225,15 @@ WORKS_THAT_ARE_WRONG: dict[str, tuple[Callable[[Any], None], str]] = {
     "many phases": (
         lambda w: w.instruction.phases.extend([w.instruction.phases[0]] * 256), "count"
     ),
+    "a mask of no density": (
+        lambda w: w.instruction.mask.CopyFrom(pb.Mask(density=math.nan, digest=DIGEST)), "number"
+    ),
+    "a mask without a digest": (lambda w: w.instruction.mask.SetInParent(), "length"),
+    "short statistics": (lambda w: _set(w.instruction, "statistics", b"x"), "length"),
+    "many growths": (
+        lambda w: w.instruction.grow.extend([pb.Growth(parameter="w", most=1)] * 4097), "count"
+    ),
+    "a long parameter": (lambda w: w.instruction.grow.add(parameter="x" * 129), "text"),
     "a long group": (lambda w: w.instruction.phases[0].groups.append("x" * 129), "text"),
 }  # fmt: skip
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from google.protobuf.json_format import MessageToDict, ParseDict
 
-from fedtiny.values import DeviceCard, Receipt
+from fedtiny.masks import Mask
+from fedtiny.values import DeviceCard, Layout, Parameter, Receipt, Update
 from fedtiny.wire import codec
+from fedtiny.wire.codec import Due
 from fedtiny.wire.pb import fleet_pb2
 from tests.wire.golden import kind, messages, plain, vectors
 
@@ -22,7 +25,7 @@ def read(row: dict[str, Any], data: bytes) -> Any:
     message = kind(row["message"]).FromString(data)
     if row["message"] == "Update":
         payload = bytes.fromhex(row["payload"])
-        return codec.read_update(message, payload, row["size"], len(payload))
+        return codec.read_update(message, payload, Due(row["size"], len(payload)))
     readers = {"Answer": codec.read_answer, "Card": codec.read_card, "Receipt": codec.read_receipt}
     return readers[row["message"]](message)
 
@@ -60,8 +63,8 @@ def test_a_value_has_its_golden_bytes_and_is_read_back(name: str) -> None:
 def test_a_message_of_a_future_version_is_read(name: str) -> None:
     row = MESSAGES[name]
     # Fields 1,000 (a number of 8 bytes) and 1,001 (text): a tag is number << 3 | wire type.
-    unknown = _varint(1000 << 3 | 1) + bytes(8) + _varint(1001 << 3 | 2) + b"\x05later"
-    assert plain(read(row, bytes.fromhex(row["hex"]) + unknown)) == row["value"]
+    ungiven = _varint(1000 << 3 | 1) + bytes(8) + _varint(1001 << 3 | 2) + b"\x05later"
+    assert plain(read(row, bytes.fromhex(row["hex"]) + ungiven)) == row["value"]
 
 
 def _varint(number: int) -> bytes:
@@ -72,7 +75,7 @@ def _varint(number: int) -> bytes:
 def test_every_message_of_the_fleet_has_a_golden_one() -> None:
     alone = {row["message"] for row in MESSAGES.values()}
     within = {"Work", "ComeBack", "Dismissed", "Lease", "Manifest", "Instruction", "Candidate",
-              "Phase", "Sgd"}  # fmt: skip
+              "Phase", "Sgd", "Mask", "Growth"}  # fmt: skip
     assert alone | within == set(fleet_pb2.DESCRIPTOR.message_types_by_name)
     assert all(any(part in str(row["value"]) for row in MESSAGES.values() if "value" in row)
                for part in ("Work", "ComeBack", "Dismissed"))  # fmt: skip
@@ -85,18 +88,38 @@ def test_golden_bytes_follow_from_the_format() -> None:
     # field 1, 4 bytes: 3; field 3, 12 bytes of three floats
     by_hand = b"\x0d" + struct.pack("<I", 3) + b"\x1a\x0c" + struct.pack("<3f", 1.0, -0.5, 0.25)
     assert VECTORS["whole"]["hex"] == by_hand.hex()
+    # field 1: 300; field 4, 20 bytes: field 1, places 1, one between, 295 between (7 bits a byte);
+    # field 2, three floats
+    places = b"\x0a\x04\x01\x01\xa7\x02"
+    by_hand = b"\x0d" + struct.pack("<I", 300) + b"\x22\x14" + places + b"\x12\x0c"
+    assert VECTORS["places"]["hex"] == (by_hand + struct.pack("<3f", 2.0, -1.5, 0.25)).hex()
+
+
+def update_of(row: dict[str, Any]) -> Update:
+    """What a golden vector is written from."""
+    values = struct.pack(f"<{len(row['values'])}f", *row["values"])
+    ranges = tuple(map(tuple, row["ranges"])) or ((0, row["size"]),)
+    update = Update(0, 0, 0, 0, 1, values, ranges)
+    if "places" in row:
+        return replace(update, places=struct.pack(f"<{len(row['places'])}I", *row["places"]))
+    if "mask" in row:
+        dead = Mask(row["size"], bytes(row["size"] + 7 >> 3))
+        return replace(update, mask=dead.moved((), row["mask"]))
+    return update
 
 
 @pytest.mark.parametrize("name", VECTORS)
 def test_a_vector_has_its_golden_bytes_and_is_read_back(name: str) -> None:
     row = VECTORS[name]
-    values = struct.pack(f"<{len(row['values'])}f", *row["values"])
-    ranges = tuple(map(tuple, row["ranges"]))
-    written = codec.write_vector(values, row["size"], ranges, row["form"])
+    update, size = update_of(row), row["size"]
+    given = codec.mask_name(update.mask.blob) if update.mask and "given" in row else b""
+    written = codec.write_values(update, size, row["form"], given)
     assert written.hex() == row["hex"]
-    found, floats = codec.read_vector(written, row["size"], len(written))
-    assert found == (ranges or ((0, row["size"]),))
-    assert list(struct.unpack(f"<{len(row['read'])}f", floats)) == row["read"]
+    masks = {given: update.mask} if given and update.mask else {}
+    due = Due(size, len(written), masks, Layout.of([Parameter("w", (size,))]))
+    found = codec.read_vector(written, due)
+    assert (found.ranges, found.mask, found.places) == (update.ranges, update.mask, update.places)
+    assert list(struct.unpack(f"<{len(row['read'])}f", found.values)) == row["read"]
 
 
 def test_the_text_that_is_signed_is_pinned() -> None:

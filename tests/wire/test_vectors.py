@@ -8,13 +8,28 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fedtiny import varints
 from fedtiny.errors import DataError, WireError
-from fedtiny.values import Ranges, length
+from fedtiny.masks import Mask
+from fedtiny.values import Layout, Parameter, Ranges, Update, length
 from fedtiny.wire.pb import tensors_pb2 as pb
-from fedtiny.wire.vectors import INT8_BLOCK, lay_over, read_vector, write_delta, write_vector
+from fedtiny.wire.vectors import (
+    INT8_BLOCK,
+    Due,
+    Values,
+    lay_over,
+    mask_bytes,
+    mask_name,
+    read_vector,
+    sparse_bytes,
+    vector_bytes,
+    write_delta,
+    write_values,
+    write_vector,
+)
 
 MOST = 10**6
 finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -37,8 +52,17 @@ def float32(values: list[float]) -> bytes:
 
 def reason(data: bytes, size: int, most: int = MOST) -> str:
     with pytest.raises(WireError) as refused:
-        read_vector(data, size, most)
+        read_vector(data, Due(size, most))
     return refused.value.reason
+
+
+def layout(size: int) -> Layout:
+    return Layout.of([Parameter("weight", (size,))])
+
+
+def masks(size: int) -> st.SearchStrategy[Mask]:
+    bools = st.lists(st.booleans(), min_size=size, max_size=size)
+    return bools.map(lambda live: Mask.of(np.array(live, bool)))
 
 
 def message(**fields: Any) -> bytes:
@@ -53,17 +77,65 @@ def test_what_is_written_whole_is_read_back_bit_for_bit(
     part: tuple[int, Ranges, list[float]],
 ) -> None:
     size, ranges, values = part
-    found, data = read_vector(write_vector(float32(values), size, ranges), size, MOST)
-    assert found == (ranges or ((0, size),))
-    assert data == float32(values)
+    found = read_vector(write_vector(float32(values), size, ranges), Due(size, MOST))
+    assert found == Values(ranges or ((0, size),), float32(values))
 
 
-@given(parts())
-def test_what_is_written_sparse_is_read_back(part: tuple[int, Ranges, list[float]]) -> None:
-    size, ranges, values = part
-    found, data = read_vector(write_vector(float32(values), size, ranges, "sparse"), size, MOST)
-    assert found == (ranges or ((0, size),))
-    assert np.frombuffer(data, np.float32).tolist() == values  # -0.0 has become 0.0
+@st.composite
+def masked_updates(draw: st.DrawFn) -> tuple[int, Update]:
+    """Values of the live coordinates within some ranges, or all."""
+    size, ranges, values = draw(parts())
+    ranges = ranges or ((0, size),)
+    mask = draw(masks(size)).moved((), [ranges[0][0]])
+    live = float32([*values, *[0.0] * size])[: 4 * mask.length(ranges)]
+    return size, Update(0, 0, 0, 0, 1, live, ranges, mask=mask)
+
+
+@settings(max_examples=40)
+@given(masked_updates(), st.sampled_from(["float32", "int8"]))
+def test_what_is_live_is_read_back_under_a_mask_that_was_given(
+    drawn: tuple[int, Update], form: str
+) -> None:
+    size, update = drawn
+    assume(np.abs(np.frombuffer(bytes(update.values), np.float32)).max() < 1e38)
+    assert update.mask
+    name = mask_name(update.mask.blob)
+    data = write_values(update, size, form, name)
+    found = read_vector(data, Due(size, MOST, {name: update.mask}))
+    assert (found.ranges, found.mask, found.places) == (update.ranges, update.mask, None)
+    assert form == "int8" or found.values == update.values
+    assert form == "int8" or len(data) == vector_bytes(size, update.ranges, update.mask)
+
+
+@settings(max_examples=40)
+@given(masked_updates())
+def test_what_is_live_is_read_back_under_a_mask_of_its_own(drawn: tuple[int, Update]) -> None:
+    size, update = drawn
+    data = write_values(update, size, given=b"")
+    found = read_vector(data, Due(size, MOST, layout=layout(size)))
+    assert found == Values(update.ranges, bytes(update.values), update.mask)
+    assert len(data) <= vector_bytes(size, update.ranges, update.mask, own=True)
+
+
+@given(st.integers(1, 2**32 - 1), st.data())
+def test_places_are_read_back_with_their_values(size: int, data: st.DataObject) -> None:
+    places = sorted(data.draw(st.sets(st.integers(0, size - 1), max_size=50)))
+    votes = data.draw(st.booleans())
+    values = [1.0] * len(places)
+    if not votes:
+        values = data.draw(st.lists(finite, min_size=len(places), max_size=len(places)))
+    packed = struct.pack(f"<{len(places)}I", *places)
+    update = Update(0, 0, 0, 0, 1, float32(values), ((0, size),), places=packed)
+    written = write_values(update, size)
+    assert read_vector(written, Due(size, MOST)) == Values(
+        ((0, size),), float32(values), None, packed
+    )
+    assert len(written) <= sparse_bytes(size, len(places), valued=not votes)
+
+
+@given(st.integers(1, 300).flatmap(masks))
+def test_no_mask_is_longer_than_its_bound(mask: Mask) -> None:
+    assert len(mask.blob) <= mask_bytes(mask.size)
 
 
 @given(parts())
@@ -74,7 +146,7 @@ def test_what_is_written_as_int8_is_within_half_a_step(
     given_ = np.array(values, np.float64)
     # 127 times a scale that was rounded up must still be a float32
     assume(np.abs(given_).max(initial=0) < 1e38)
-    _, data = read_vector(write_vector(float32(values), size, ranges, "int8"), size, MOST)
+    data = read_vector(write_vector(float32(values), size, ranges, "int8"), Due(size, MOST)).values
     for at in range(0, given_.size, INT8_BLOCK):
         block = given_[at : at + INT8_BLOCK]
         # 2^-149 is the smallest float32: a scale and a product may each miss by half of that
@@ -83,10 +155,25 @@ def test_what_is_written_as_int8_is_within_half_a_step(
         assert (missed <= step * 0.5001 + 127 * 2.0**-149).all()
 
 
-def test_sparse_is_short_when_little_is_left() -> None:
-    values = [0.0] * 990 + [1.0] * 10
-    whole, sparse = (len(write_vector(float32(values), 1000, (), f)) for f in ("float32", "sparse"))
-    assert (whole, sparse) == (5 + 3 + 4000, 5 + 2 + 2 * (2 + 40))
+def test_a_place_costs_a_byte_for_seven_bits_of_its_distance() -> None:
+    places = [5, 133, 262, 2**14 + 263, 2**21 + 2**14 + 264]  # 127, 128, 2^14, 2^21 between
+    packed = struct.pack("<5I", *places)
+    update = Update(0, 0, 0, 0, 1, float32([2.0] * 5), ((0, 2**22),), places=packed)
+    assert len(write_values(update, 2**22)) == 5 + 2 + (2 + 1 + 1 + 2 + 3 + 4) + (2 + 20)
+    votes = Update(0, 0, 0, 0, 1, float32([1.0] * 5), ((0, 2**22),), places=packed)
+    assert len(write_values(votes, 2**22)) == 5 + 2 + (2 + 1 + 1 + 2 + 3 + 4)
+
+
+def test_a_tenth_of_a_model_is_a_tenth_of_its_bytes() -> None:
+    mask = Mask.draw(layout(10_000), {"weight": 1000}, 7)
+    update = Update(0, 0, 0, 0, 1, bytes(4000), ((0, 10_000),), mask=mask)
+    written = write_values(update, 10_000, given=mask_name(mask.blob))
+    # the size, the name of the mask, the values
+    assert len(written) == 5 + (2 + 8) + (3 + 4000)
+
+
+def test_what_only_measures_has_no_vector() -> None:
+    assert write_values(Update(0, 0, 0, 0, 1), 3) == b""
 
 
 def test_int8_is_a_quarter_and_a_scale_a_block() -> None:
@@ -94,7 +181,7 @@ def test_int8_is_a_quarter_and_a_scale_a_block() -> None:
     assert len(data) == 5 + 3 + 5 + (2 + 4 * 10) + (3 + 640)
 
 
-@pytest.mark.parametrize("form", ["float32", "sparse", "int8"])
+@pytest.mark.parametrize("form", ["float32", "int8"])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_not_finite_is_never_written(form: str, bad: float) -> None:
     with pytest.raises(DataError, match="of 3 values some are NaN or infinite"):
@@ -104,6 +191,11 @@ def test_what_is_not_finite_is_never_written(form: str, bad: float) -> None:
 def test_values_that_do_not_fill_the_ranges_are_never_written() -> None:
     with pytest.raises(DataError, match="8 B are not the float32 values of 3 coordinates"):
         write_vector(bytes(8), 9, ((2, 5),))
+    mask = Mask.draw(layout(9), {"weight": 3}, 0)
+    with pytest.raises(DataError, match="8 B are not the float32 values of 3 coordinates"):
+        write_vector(bytes(8), 9, mask=mask)
+    with pytest.raises(DataError, match="8 B of values at 1 of 9 coordinates"):
+        write_values(Update(0, 0, 0, 0, 1, bytes(8), ((0, 9),), places=bytes(4)), 9)
 
 
 # ---- refusals --------------------------------------------------------------------------------
@@ -146,26 +238,67 @@ def test_a_vector_without_values_is_refused() -> None:
 def test_nan_and_infinity_are_refused(bad: float) -> None:
     values = float32([0.0, bad, 1.0])
     assert reason(message(size=3, float32=values), 3) == "not-finite"
-    sparse = pb.Sparse(places=np.arange(3, dtype="<u4").tobytes(), float32=values)
+    sparse = pb.Sparse(places=bytes(3), float32=values)
     assert reason(message(size=3, sparse=sparse), 3) == "not-finite"
 
 
 @pytest.mark.parametrize(
-    ("places", "flaw"),
-    [([1, 0], "places"), ([1, 1], "places"), ([3], "places"), ([2**32 - 1], "places"),
-     ([0, 1, 2, 3], "length"), ([0, 1, 2, 2**32 - 1], "length")],
-)  # fmt: skip
-def test_sparse_places_ascend_within_the_coordinates(places: list[int], flaw: str) -> None:
-    sparse = pb.Sparse(
-        places=struct.pack(f"<{len(places)}I", *places), float32=bytes(4 * len(places))
-    )
+    ("gaps", "flaw"),
+    [([3], "places"), ([2, 0], "places"), ([2**32], "places"), ([0] * 4, "places")],
+)
+def test_places_are_within_the_vector(gaps: list[int], flaw: str) -> None:
+    sparse = pb.Sparse(places=varints.write(gaps), float32=bytes(4 * len(gaps)))
     assert reason(message(size=3, sparse=sparse), 3) == flaw
 
 
-@pytest.mark.parametrize(("places", "values"), [(4, 8), (8, 4), (3, 3), (0, 4)])
-def test_sparse_lengths_agree(places: int, values: int) -> None:
+@pytest.mark.parametrize("places", [b"\x80", b"\x80\x00", b"\xff" * 9 + b"\x01"])
+def test_places_are_written_as_shortly_as_they_can_be(places: bytes) -> None:
+    sparse = pb.Sparse(places=places, float32=bytes(4))
+    assert reason(message(size=3, sparse=sparse), 3) == "varint"
+
+
+@pytest.mark.parametrize(("places", "values"), [(1, 8), (2, 4), (3, 3), (0, 4)])
+def test_places_have_a_value_each(places: int, values: int) -> None:
     sparse = pb.Sparse(places=bytes(places), float32=bytes(values))
     assert reason(message(size=9, sparse=sparse), 9) == "length"
+
+
+def test_places_are_of_the_whole_vector() -> None:
+    sparse = pb.Sparse(places=b"\x01")
+    assert reason(message(size=9, sparse=sparse, edges=[0, 3]), 9) == "malformed"
+    mask = Mask.draw(layout(9), {"weight": 3}, 0)
+    assert reason(message(size=9, sparse=sparse, given_mask=mask_name(mask.blob)), 9) == "mask"
+    data, due = message(size=9, sparse=sparse, own_mask=mask.blob), Due(9, MOST, layout=layout(9))
+    with pytest.raises(WireError, match="of a mask"):
+        read_vector(data, due)
+
+
+def test_a_mask_that_was_not_given_is_refused() -> None:
+    mask = Mask.draw(layout(9), {"weight": 3}, 0)
+    data = message(size=9, float32=bytes(12), given_mask=mask_name(mask.blob))
+    assert reason(data, 9) == "mask"
+    # nor one of its own, where none may have moved
+    assert reason(message(size=9, float32=bytes(12), own_mask=mask.blob), 9) == "mask"
+
+
+@pytest.mark.parametrize("blob", [b"", b"\x00", b"\x00\x09\xff", b"\x00\x0a\x07\x00", b"\x07\x09"])
+def test_a_mask_of_its_own_that_is_none_is_refused(blob: bytes) -> None:
+    data = message(size=9, float32=bytes(12), own_mask=blob)
+    with pytest.raises(WireError) as refused:
+        read_vector(data, Due(9, MOST, layout=layout(9)))
+    assert refused.value.reason == "mask"
+
+
+def test_values_are_as_many_as_a_mask_has_live() -> None:
+    mask = Mask.draw(layout(9), {"weight": 3}, 0)
+    name = mask_name(mask.blob)
+    for nbytes, fits in ((8, False), (12, True), (36, False)):
+        data = message(size=9, float32=bytes(nbytes), given_mask=name)
+        if fits:
+            assert read_vector(data, Due(9, MOST, {name: mask})).mask == mask
+            continue
+        with pytest.raises(WireError, match="12 B are due"):
+            read_vector(data, Due(9, MOST, {name: mask}))
 
 
 @pytest.mark.parametrize(
@@ -192,7 +325,7 @@ def test_a_block_that_claims_billions_allocates_nothing_of_the_kind() -> None:
     data = message(size=3, int8=int8)
     tracemalloc.start()
     try:
-        _, values = read_vector(data, 3, MOST)
+        values = read_vector(data, Due(3, MOST)).values
         assert tracemalloc.get_traced_memory()[1] < 100_000
     finally:
         tracemalloc.stop()
@@ -246,3 +379,9 @@ def test_a_delta_to_another_model_is_refused() -> None:
     assert delta is not None
     with pytest.raises(WireError, match="1,000 coordinates; the model has 999"):
         lay_over(model[:999], delta)
+
+
+def test_a_delta_of_places_is_refused() -> None:
+    update = Update(0, 0, 0, 0, 1, bytes(4), ((0, 9),), places=bytes(4))
+    with pytest.raises(WireError, match="4 B of values; 36 B are due"):
+        lay_over(bytes(36), write_values(update, 9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,11 +11,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedtiny.masks import Mask
 from fedtiny.values import (
     ACCEPTED,
+    CALIBRATE,
+    GRADIENT,
     LATE,
+    VOTES,
     Instruction,
+    Layout,
     Lease,
+    Parameter,
     Phase,
     Ranges,
     Receipt,
@@ -24,7 +31,7 @@ from fedtiny.values import (
 from fedtiny.wire import codec
 from fedtiny.wire.codec import CHUNK_BYTES, ComeBack, Manifest, Work
 from fedtiny.wire.pb import fleet_pb2 as pb
-from fedtiny.wire.visit import VisitBytes, share, visit_bytes
+from fedtiny.wire.visit import VisitBytes, share, update_bytes, visit_bytes
 from tests.wire import forms
 
 RUN, DIGEST, SIGNATURE = bytes(range(8)), bytes(range(32)), bytes(range(64))
@@ -34,24 +41,43 @@ def exchanged(
     asked: Instruction, size: int, update: Update, seed: int = 2**64 - 1
 ) -> tuple[VisitBytes, list[int]]:
     """The messages of one visit, built as coordinator and device do, and added up."""
-    detached, _ = codec.detach(asked)
+    detached, blobs = codec.detach(asked)
     program, model = (Manifest(k, 2**32 - 1, 1, DIGEST, SIGNATURE) for k in ("program", "model"))
     lease = Lease(update.lease, update.device, update.round, update.version, math.inf)
     work = codec.write_answer(Work(RUN, seed, lease, 60.0, detached, program, model))
     check_in = pb.CheckInReply(answer=work, protocol=1)
-    blob = np.arange(size, dtype=np.float32).tobytes()
-    ups, downs = [], []
-    for offset in range(0, len(blob), CHUNK_BYTES):
-        ups.append(pb.FetchRequest(digest=DIGEST, offset=offset, have=bytes(32)))
-        chunk = blob[offset : offset + CHUNK_BYTES]
-        downs.append(pb.FetchReply(chunk=chunk, total=len(blob)))
-    submits = list(codec.submit_requests(update, RUN, DIGEST, size, 30.0))
+    live = Mask.read(asked.mask, layout(size)).count if asked.mask else size
+    ups, downs = fetched(np.arange(live, dtype=np.float32).tobytes(), have=bytes(32))
+    mask = blobs.pop(detached.mask) if detached.mask else b""
+    mask_ups, mask_downs = fetched(mask) if mask else ([], [])
+    for blob in blobs.values():
+        ups, downs = (a + b for a, b in zip((ups, downs), fetched(blob), strict=True))
+    payload = codec.write_values(
+        update, asked_size(asked, update, size), given=codec.given_mask(update, asked)
+    )
+    submits = list(codec.submit_requests(update, RUN, DIGEST, payload, 30.0))
     received = np.cumsum([len(request.chunk) for request in submits]).tolist()
     replies = [pb.SubmitReply(received=count) for count in received]
     replies[-1].receipt.CopyFrom(codec.write_receipt(Receipt(update.lease, ACCEPTED)))
     replies[-1].answer.CopyFrom(codec.write_answer(ComeBack(12.0, "not a visit's")))
-    parts: list[list[Any]] = [[check_in, *downs], ups, submits, replies]
+    parts: list[list[Any]] = [[check_in, *downs], ups, submits, replies, mask_downs, mask_ups]
     return VisitBytes(*(sum(map(share, part)) for part in parts)), [len(part) for part in parts]
+
+
+def fetched(blob: bytes, **have: bytes) -> tuple[list[Any], list[Any]]:
+    """The requests and the replies that bring a blob."""
+    offsets = range(0, len(blob), CHUNK_BYTES)
+    chunks = [blob[offset : offset + CHUNK_BYTES] for offset in offsets]
+    ups = [pb.FetchRequest(digest=DIGEST, offset=offset, **have) for offset in offsets]
+    return ups, [pb.FetchReply(chunk=chunk, total=len(blob)) for chunk in chunks]
+
+
+def layout(size: int) -> Layout:
+    return Layout.of([Parameter("weight", (size,))])
+
+
+def asked_size(asked: Instruction, update: Update, size: int) -> int:
+    return update.ranges[-1][1] if asked.pools and update.ranges else size
 
 
 @st.composite
@@ -65,7 +91,8 @@ def visits(draw: st.DrawFn) -> tuple[Instruction, int, Update]:
         draw(st.integers(1, 2**40)), np.ones(length(ranges), np.float32).tobytes(), ranges,
         draw(forms.measures),
     )  # fmt: skip
-    return draw(forms.instructions(st.binary(min_size=4, max_size=64))), size, update
+    asked = draw(forms.instructions(st.binary(min_size=4, max_size=64)))
+    return replace(asked, masks=(), grow=()), size, update
 
 
 @settings(max_examples=60)
@@ -74,6 +101,60 @@ def test_a_visit_carries_what_its_messages_have(visit: tuple[Instruction, int, U
     asked, size, update = visit
     expected = visit_bytes(asked, size, update.ranges, tuple(update.measures))
     assert exchanged(asked, size, update)[0] == expected
+
+
+@pytest.mark.parametrize("size", [9, 1000, 70_000, 300_000])
+@pytest.mark.parametrize("seeded", [True, False])
+def test_a_visit_under_a_mask_carries_what_is_live_and_the_mask_once(
+    size: int, seeded: bool
+) -> None:
+    mask = Mask.draw(layout(size), {"weight": size // 3}, 5)
+    mask = mask if seeded else Mask(size, mask.bits)
+    asked = Instruction(phases=(Phase(0.1, 3),), masks=((0.33, mask.blob),))
+    update = Update(1, 2, 0, 1, 5, bytes(4 * mask.count), ((0, size),), {"steps": 3.0}, mask)
+    expected = visit_bytes(asked, size, ((0, size),), ("steps",), mask)
+    assert exchanged(asked, size, update)[0] == expected
+    assert update_bytes(update, size, asked) == expected.update
+    dense = visit_bytes(Instruction(phases=(Phase(0.1, 3),)), size, ((0, size),), ("steps",))
+    assert expected.mask < (100 if seeded else 100 + size // 8 + 120 * (1 + size // 8 // 65536))
+    assert (expected.down - expected.mask < dense.down) == (size > 100)
+    assert expected.up < dense.up or size < 100
+
+
+@given(st.integers(1000, 2**20), st.integers(0, 300), st.sampled_from([GRADIENT, VOTES]), st.data())
+def test_a_growth_carries_at_most_its_bound(
+    size: int, most: int, returns: str, data: st.DataObject
+) -> None:
+    asked = Instruction(phases=(Phase(0.1, 1),), returns=returns, grow=(("weight", most),))
+    seed = data.draw(st.integers(0, 99))
+    places = np.random.default_rng(seed).choice(
+        size, data.draw(st.integers(0, most)), replace=False
+    )
+    packed = np.sort(places).astype("<u4").tobytes()
+    value = np.float32(1.0 if returns == VOTES else 0.5)
+    values = np.full(len(places), value).tobytes()
+    update = Update(1, 2, 0, 1, 5, values, ((0, size),), {"steps": 3.0}, places=packed)
+    bound = visit_bytes(asked, size, ((0, size),), ("steps",))
+    found = exchanged(asked, size, update)[0]
+    assert found == bound._replace(update=update_bytes(update, size, asked))
+    assert found.update <= bound.update
+
+
+def test_an_update_that_has_moved_its_mask_carries_it() -> None:
+    given = Mask.draw(layout(1000), {"weight": 100}, 5)
+    own = given.moved([int(given.coordinates(((0, 1000),))[0])], [999])
+    asked = Instruction(phases=(Phase(0.1, 3),), masks=((0.1, given.blob),), grow=(("weight", 1),))
+    update = Update(1, 2, 0, 1, 5, bytes(4 * own.count), ((0, 1000),), {"steps": 3.0}, own)
+    bound = visit_bytes(asked, 1000, ((0, 1000),), ("steps",), given)
+    found = exchanged(asked, 1000, update)[0]
+    assert found == bound._replace(update=update_bytes(update, 1000, asked))
+    assert bound.update - 125 < found.update <= bound.update
+
+
+def test_statistics_of_candidates_are_a_vector_of_their_own() -> None:
+    asked = Instruction(CALIBRATE, candidates=(1, 2, 3))
+    update = Update(1, 2, 0, 1, 5, bytes(4 * 3 * 40), ((0, 120),))
+    assert exchanged(asked, 5000, update)[0] == visit_bytes(asked, 5000, ((0, 120),), ())
 
 
 @pytest.mark.parametrize("size", [1, 31, 1153, 16381, 16382, 16384, 16385, 28805, 32768, 40000])
@@ -86,7 +167,7 @@ def test_chunks_of_any_number_are_counted(size: int) -> None:
     # a vector has 5 bytes of size, and 2 to 4 of tag and length, besides its values
     head = 5 + 1 + math.ceil((4 * size).bit_length() / 7)
     submits = math.ceil((4 * size + head) / 65536)
-    assert messages == [1 + fetches, fetches, submits, submits]
+    assert messages == [1 + fetches, fetches, submits, submits, 0, 0]
 
 
 def test_the_numbers_of_a_visit_make_no_difference() -> None:

@@ -20,8 +20,9 @@ if sys.argv[1] == "without":
 from array import array
 from fedtiny import rng
 from fedtiny.errors import WireError
-from fedtiny.values import Update
-from fedtiny.wire import codec
+from fedtiny.masks import Mask
+from fedtiny.values import Layout, Parameter, Update
+from fedtiny.wire import codec, vectors
 from fedtiny.wire.pb import tensors_pb2 as pb
 
 words = rng.words(7, 0, 0, rng.Purpose.TASK, 3000)
@@ -29,16 +30,32 @@ scales = (0.0, 1e-44, 1e-40, 1e-3, 1.0, 2.5e38)
 values = array("f", [rng.uniform(w, -1.0, 1.0) * scales[w % 6] for w in words[:1000]])
 ranges, size = ((0, 10), (500, 1490)), 2000
 told = {}
-for form in ("float32", "sparse", "int8"):
-    data = codec.write_vector(values, size, ranges, form)
-    told[form] = [data.hex(), codec.read_vector(data, size, 10**5)[1].hex()]
+for form in ("float32", "int8"):
+    data = vectors.write_vector(values, size, ranges, form)
+    told[form] = [data.hex(), codec.read_vector(data, codec.Due(size, 10**5)).values.hex()]
+layout = Layout.of([Parameter("weight", (1900,)), Parameter("bias", (100,))])
+drawn = Mask.draw(layout, {"weight": 300}, 11)
+for mask in (drawn, Mask(size, drawn.bits), drawn.moved(range(50), range(700, 750))):
+    live = values[: mask.length(ranges)]
+    masked = Update(1, 2, 0, 3, 4, bytes(live), ranges, {}, mask)
+    data = codec.write_values(masked, size)
+    found = codec.read_vector(data, codec.Due(size, 10**5, layout=layout))
+    told[f"mask {len(told)}"] = [data.hex(), found.values.hex(), found.mask.bits.hex()]
+places = array("I", sorted({word % size for word in words[2000:2040]}))
+for value in (1.0, 0.5):
+    values_there = bytes(array("f", [value]) * len(places))
+    grown = Update(1, 2, 0, 3, 4, values_there, ((0, size),), {}, None, bytes(places))
+    data = codec.write_values(grown, size)
+    found = codec.read_vector(data, codec.Due(size, 10**5))
+    told[f"places {value}"] = [data.hex(), found.values.hex(), found.places.hex()]
 changed = array("f", values)
 for word in words[1000:1060]:
     changed[word % 900] = rng.uniform(word, -1.0, 1.0)
 delta = codec.write_delta(values, changed)
 told["delta"] = [delta.hex(), codec.lay_over(values, delta).hex(), bytes(changed).hex()]
 update = Update(1, 2, 0, 3, 4, bytes(values), ranges, {"loss_sum": 1.5})
-requests = list(codec.submit_requests(update, bytes(8), bytes(32), size, 30.0, "int8"))
+payload = codec.write_values(update, size, "int8")
+requests = list(codec.submit_requests(update, bytes(8), bytes(32), payload, 30.0))
 told["requests"] = [r.SerializeToString(deterministic=True).hex() for r in requests]
 three = dict(size=3)
 wrong = {
@@ -47,14 +64,14 @@ wrong = {
         block=4, scales=array("f", [3e38]).tobytes(), q=bytes([1, 2, 3]))),
     "infinite scale": pb.Vector(**three, int8=pb.Int8(
         block=4, scales=array("f", [float("inf")]).tobytes(), q=bytes(3))),
-    "order": pb.Vector(**three, sparse=pb.Sparse(
-        places=array("I", [1, 0]).tobytes(), float32=bytes(8))),
-    "beyond": pb.Vector(**three, sparse=pb.Sparse(
-        places=array("I", [3]).tobytes(), float32=bytes(4))),
+    "cut off": pb.Vector(**three, sparse=pb.Sparse(places=bytes([1, 128]), float32=bytes(8))),
+    "beyond": pb.Vector(**three, sparse=pb.Sparse(places=bytes([3]), float32=bytes(4))),
+    "no mask": pb.Vector(**three, own_mask=bytes(3), float32=bytes(4)),
 }
 for name, message in wrong.items():
     try:
-        codec.read_vector(message.SerializeToString(), 3, 100)
+        due = codec.Due(3, 100, layout=Layout.of([Parameter("w", (3,))]))
+        codec.read_vector(message.SerializeToString(), due)
     except WireError as error:
         told[name] = [error.reason, str(error)]
 told["loaded"] = "numpy" in sys.modules and sys.modules["numpy"] is not None
@@ -85,5 +102,5 @@ def test_the_codec_gives_the_same_bytes_without_numpy() -> None:
     reasons = {name: pair[0] for name, pair in found.items() if len(pair) == 2 and " " in pair[1]}
     assert reasons == {
         "not finite": "not-finite", "too large": "not-finite", "infinite scale": "scales",
-        "order": "places", "beyond": "places",
+        "cut off": "varint", "beyond": "places", "no mask": "mask",
     }  # fmt: skip

@@ -66,6 +66,34 @@ def batch_normalize(x: Array, y: Array, rstd: Array, eps: Scalars) -> None:
     y[:] = normal.reshape(y.shape)
 
 
+RUNNING, BATCH, MOVING = "running", "batch", "moving"
+"""The statistics that a tracked normalisation uses: its running ones, those of the batch, or those
+of the batch with the running ones moved towards them."""
+
+
+def tracked_normalize(
+    x: Array, mean: Array, var: Array, y: Array, rstd: Array, scalars: Scalars, use: str
+) -> None:
+    """As batch_normalize in training; by the running statistics elsewhere."""
+    if use == RUNNING:
+        rstd[:] = _rstd(var, scalars)
+        y[:] = (x - mean) * rstd
+        return
+    if use == MOVING:
+        _move(in_rows(x), mean, var, scalars)
+    batch_normalize(x, y, rstd, scalars)
+
+
+def _move(rows: Array, mean: Array, var: Array, scalars: Scalars) -> None:
+    """The statistics a step towards those of the rows; the variance without bias, as torch."""
+    one, count = rows.dtype.type, len(rows)
+    momentum = one(scalars.number) / one(1000)
+    found = row_sum(rows) / one(count)
+    e = rows - found
+    mean[:] = mean + momentum * (found - mean)
+    var[:] = var + momentum * (row_sum(e * e) / one(count - 1) - var)
+
+
 def batch_normalize_dx(dy: Array, y: Array, rstd: Array, dx: Array, _eps: Scalars) -> None:
     """Through the mean and the variance."""
     rows = in_rows(dy)

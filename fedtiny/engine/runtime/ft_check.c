@@ -1,8 +1,8 @@
 /* ft_check.c: every byte of an image, before anything trusts it.
  *
  * The order matters: sizes before the bytes they count, the tensors before the parameters and the
- * ops that name them (ft_check_ops.c). All sums are made in 64 bits from 32-bit fields, so none can
- * wrap.
+ * ops that name them (ft_check_ops.c); the pool (ft_check_live.c) in between. All sums are made in
+ * 64 bits from 32-bit fields, so none can wrap.
  */
 #include "ft_kernels.h"
 
@@ -61,13 +61,12 @@ static ft_status check_header(const ft_header *h) {
              is_table(h, h->params_at, h->n_params, sizeof(ft_param)) &&
              is_table(h, h->ops_at, h->n_ops, sizeof(ft_op)) &&
              is_inside(h, h->card_at, h->card_bytes) &&
-             ft_is_zero(h->reserved, sizeof h->reserved) &&
              h->arena_bytes <= 4 * FT_MAX_FLOATS && h->param_floats <= FT_MAX_FLOATS &&
              h->vector_floats <= FT_MAX_FLOATS && h->state_floats <= FT_MAX_FLOATS &&
              h->trained_floats <= h->param_floats && h->batch >= 1 && h->n_forward <= h->n_ops &&
              !(h->features & ~all) &&
              h->state_floats == (uint64_t)slots(h->features) * h->trained_floats;
-  return good ? FT_OK : FT_E_HEADER;
+  return good ? ft_check_pool_header(h) : FT_E_HEADER;
 }
 
 /* ---- tensors ------------------------------------------------------------------------------- */
@@ -82,17 +81,26 @@ static int is_shape(const ft_tensor *t) {
   return t->ndim <= 4;
 }
 
-/* The bytes of a region; the input and the labels are as large as the tensors that name them. */
+/* The bytes of a region; the input and the labels are as large as the tensors that name them, and
+ * dense parameters end where the pool starts. */
 static uint64_t region_bytes(const ft_program *p, uint32_t region) {
   const ft_header *h = p->header;
   if (region == FT_ARENA) return h->arena_bytes;
-  if (region == FT_PARAMS) return (uint64_t)h->param_floats * sizeof(float);
+  if (region == FT_PARAMS)
+    return (uint64_t)(h->live_form ? h->live_at : h->param_floats) * sizeof(float);
   return (uint64_t)ft_floats(&p->tensors[region == FT_INPUT ? h->input : h->label]) * sizeof(float);
+}
+
+/* Weights in the pool: their offset is an ordinal. */
+static int is_live(const ft_program *p, const ft_tensor *t) {
+  return t->dtype == FT_F32 && t->ndim >= 2 && t->offset < p->header->n_pruned;
 }
 
 static ft_status check_tensor(const ft_program *p, const ft_tensor *t) {
   const ft_header *h = p->header;
-  if (t->region > FT_LABELS || t->reserved || t->offset % 4 || !is_shape(t)) return FT_E_TENSOR;
+  if (t->region > FT_LIVE || t->reserved || !is_shape(t)) return FT_E_TENSOR;
+  if (t->region == FT_LIVE) return is_live(p, t) ? FT_OK : FT_E_TENSOR;
+  if (t->offset % 4) return FT_E_TENSOR;
   const uint32_t dtype = t->region == FT_LABELS ? p->tensors[h->label].dtype : FT_F32;
   if (t->region == FT_ARENA ? t->dtype > FT_I32 : t->dtype != dtype) return FT_E_TENSOR;
   uint64_t end = t->offset + (uint64_t)ft_floats(t) * sizeof(float);
@@ -124,26 +132,43 @@ static ft_status check_tensors(const ft_program *p) {
 
 /* ---- parameters ---------------------------------------------------------------------------- */
 
+/* Where the records before this one end, and how many of them are pruned. */
+typedef struct { uint64_t vector, memory, state; uint32_t pruned; } ends;
+
+static int is_dense(const ft_param *a, const ft_tensor *t, ends *before) {
+  const uint32_t memory_at = t->offset / (uint32_t)sizeof(float);
+  if (t->region != FT_PARAMS || memory_at < before->memory) return 0;
+  if (a->trained && a->state_at < before->state) return 0;
+  if (a->trained) before->state = (uint64_t)a->state_at + a->count;
+  before->memory = (uint64_t)memory_at + a->count;
+  return 1;
+}
+
+static int is_pruned(const ft_param *a, const ft_tensor *t, ends *before) {
+  return t->region == FT_LIVE && t->offset == before->pruned && a->pruned == ++before->pruned &&
+         a->state_at == 0;
+}
+
+static int is_record(const ft_program *p, const ft_param *a, ends *before) {
+  if (a->tensor >= p->header->n_tensors || a->group >= FT_MAX_GROUPS || a->trained > 1 ||
+      a->reserved)
+    return 0;
+  const ft_tensor *t = &p->tensors[a->tensor];
+  if (a->count != ft_floats(t) || a->vector_at < before->vector) return 0;
+  before->vector = (uint64_t)a->vector_at + a->count;
+  return a->pruned ? is_pruned(a, t, before) : is_dense(a, t, before);
+}
+
 /* The records stand in ascending order in the vector, in the memory and, if trained, in the state:
  * so a single pass shows that no two overlap. */
 static ft_status check_params(const ft_program *p) {
   const ft_header *h = p->header;
-  uint64_t vector_end = 0, memory_end = 0, state_end = 0;
-  for (uint32_t i = 0; i < h->n_params; i++) {
-    const ft_param *a = &p->params[i];
-    if (a->tensor >= h->n_tensors || a->group >= FT_MAX_GROUPS || a->trained > 1 ||
-        !ft_is_zero(a->reserved, sizeof a->reserved))
-      return FT_E_PARAM;
-    const ft_tensor *t = &p->tensors[a->tensor];
-    uint32_t memory_at = t->offset / (uint32_t)sizeof(float);
-    if (t->region != FT_PARAMS || a->count != ft_floats(t)) return FT_E_PARAM;
-    if (a->vector_at < vector_end || memory_at < memory_end) return FT_E_PARAM;
-    vector_end = (uint64_t)a->vector_at + a->count;
-    memory_end = (uint64_t)memory_at + a->count;
-    if (a->trained && a->state_at < state_end) return FT_E_PARAM;
-    if (a->trained) state_end = (uint64_t)a->state_at + a->count;
-  }
-  return vector_end <= h->vector_floats && state_end <= h->trained_floats ? FT_OK : FT_E_PARAM;
+  ends end = {0, 0, 0, 0};
+  for (uint32_t i = 0; i < h->n_params; i++)
+    if (!is_record(p, &p->params[i], &end)) return FT_E_PARAM;
+  const int good = end.vector <= h->vector_floats && end.pruned == h->n_pruned &&
+                   end.state + h->live_capacity <= h->trained_floats;
+  return good ? FT_OK : FT_E_PARAM;
 }
 
 ft_status ft_check(const void *image, size_t bytes, ft_program *program) {
@@ -159,6 +184,7 @@ ft_status ft_check(const void *image, size_t bytes, ft_program *program) {
   program->ops = (const ft_op *)(const void *)(start + h->ops_at);
   status = check_tensors(program);
   if (!status) status = check_params(program);
+  if (!status) status = ft_check_live(program);
   if (!status) status = ft_check_ops(program);
   return status;
 }

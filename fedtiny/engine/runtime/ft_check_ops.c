@@ -26,7 +26,10 @@ enum {
   X_IMAGE, KERNEL, Y_IMAGE, CODES /* of a window */
 };
 enum { A, B, C, SYMBOLS };
-enum { READ, READ_BITS, WEIGHT, TRAINED, PREDICTION, TARGET, LABEL, WRITE, WRITE_BITS, LOSS };
+enum {
+  READ, READ_BITS, WEIGHT, TRAINED, LIVE, PREDICTION, TARGET, LABEL,
+  WRITE, WRITE_BITS, LOSS, RUNNING /* a statistic that a step moves */
+};
 enum { OPTIONAL = 1, OVER_0 = 2, OVER_1 = 4 }; /* OVER_n: may take the place of operand n */
 
 typedef struct {
@@ -36,7 +39,10 @@ typedef struct {
 #define FT_OPERANDS 5
 
 /* What stands in the attributes. */
-enum { NOTHING, EPS, GROUPS_EPS, SLOPE, MASK_SLOPE, FIRST, CONV, CONV_POOL, POOL };
+enum {
+  NOTHING, EPS, GROUPS_EPS, MOMENTUM_EPS, SLOPE, MASK_SLOPE, FIRST, /* a number and a float */
+  CONV, CONV_POOL, POOL, SPARSE                                     /* a window */
+};
 
 typedef struct {
   uint8_t code, output; /* output: operand number, for a forward op */
@@ -95,6 +101,8 @@ static const op_rule op_rules[] = {
     {FT_OP_CONV_POOL, 3, CONV_POOL,
      {IMAGE(X_IMAGE, READ), IMAGE(KERNEL, WEIGHT), BIAS(C), IMAGE(Y_IMAGE, WRITE),
       IMAGE(CODES, WRITE_BITS)}},
+    {FT_OP_SPARSE_CONV, 3, SPARSE,
+     {IMAGE(X_IMAGE, READ), IMAGE(KERNEL, LIVE), BIAS(C), IMAGE(Y_IMAGE, WRITE)}},
     {FT_OP_AFFINE, 3, NOTHING,
      {CHANNELS_IN(B), PER_CHANNEL(WEIGHT), PER_CHANNEL(WEIGHT), CHANNELS_OUT(B, OVER_0)}},
     {FT_OP_BATCH_NORMALIZE, 1, EPS,
@@ -103,6 +111,9 @@ static const op_rule op_rules[] = {
      {IN(A, B), OUT(A, B, OVER_0), {PER_GROUP, 0, 0, WRITE, 0}}},
     {FT_OP_FROZEN_NORMALIZE, 3, EPS,
      {CHANNELS_IN(B), PER_CHANNEL(WEIGHT), PER_CHANNEL(WEIGHT), CHANNELS_OUT(B, OVER_0)}},
+    {FT_OP_TRACKED_NORMALIZE, 3, MOMENTUM_EPS,
+     {CHANNELS_IN(B), PER_CHANNEL(RUNNING), PER_CHANNEL(RUNNING), CHANNELS_OUT(B, OVER_0),
+      PER_CHANNEL(WRITE)}},
 
     LOSS_OF(MSE, TARGETS, NO_OPERAND),
     LOSS_OF(CROSS_ENTROPY, CLASSES, NO_OPERAND),
@@ -122,6 +133,8 @@ static const op_rule op_rules[] = {
     {FT_OP_SLICE, 0, FIRST, {CHANNELS_IN(B), CHANNELS_OUT(C, 0)}},
     {FT_OP_CONV_DX, 0, CONV,
      {IMAGE(Y_IMAGE, READ), IMAGE(KERNEL, WEIGHT), IMAGE(X_IMAGE, WRITE)}},
+    {FT_OP_SPARSE_CONV_DX, 0, SPARSE,
+     {IMAGE(Y_IMAGE, READ), IMAGE(KERNEL, LIVE), IMAGE(X_IMAGE, WRITE)}},
     {FT_OP_MAX_POOL_DX, 0, POOL,
      {IMAGE(Y_IMAGE, READ), IMAGE(CODES, READ_BITS), IMAGE(X_IMAGE, WRITE)}},
     {FT_OP_AVG_POOL_DX, 0, POOL, {IMAGE(Y_IMAGE, READ), IMAGE(X_IMAGE, WRITE)}},
@@ -147,6 +160,10 @@ static const op_rule op_rules[] = {
     {FT_OP_GRADIENT_UPDATE, 0, NOTHING,
      {NO_OPERAND, CHANNELS_IN(B), {INNER, A, B, TRAINED, 0}, SCALE}},
     {FT_OP_GRADIENT_NORM, 0, NOTHING, {NO_OPERAND, CHANNELS_IN(B), SUM}},
+    {FT_OP_SPARSE_CONV_UPDATE, 0, SPARSE,
+     {IMAGE(X_IMAGE, READ), IMAGE(Y_IMAGE, READ), IMAGE(KERNEL, LIVE), SCALE}},
+    {FT_OP_SPARSE_CONV_NORM, 0, SPARSE,
+     {IMAGE(X_IMAGE, READ), IMAGE(Y_IMAGE, READ), SUM, IMAGE(KERNEL, LIVE)}},
 };
 
 static const op_rule *rule_of(uint32_t code) {
@@ -181,6 +198,8 @@ static int are_scalars(const ft_op *op, uint32_t kind) {
     case EPS: case SLOPE: return ft_number(op) == 0 && is_positive(value);
     case MASK_SLOPE: return ft_number(op) == 0 && (value == 0.0f || is_positive(value));
     case GROUPS_EPS: return ft_number(op) > 0 && is_positive(value);
+    case MOMENTUM_EPS:
+      return ft_number(op) > 0 && ft_number(op) <= 1000 && is_positive(value);
     case FIRST: return ft_is_zero(op->attr + 2, 2 * sizeof *op->attr);
     default: return 1;
   }
@@ -250,8 +269,9 @@ static ft_status check_window(const ft_program *p, const ft_op *op, const op_rul
   const ft_tensor *x = operand_of(p, op, rule, X_IMAGE), *y = operand_of(p, op, rule, Y_IMAGE);
   const ft_tensor *w = operand_of(p, op, rule, KERNEL), *codes = operand_of(p, op, rule, CODES);
   if (codes && ft_pool_taps(op) > MAX_CODES) return FT_E_OP;
-  ft_status status = w ? ft_check_conv(op, x, w, y, rule->attributes == CONV_POOL, work)
-                       : ft_check_pool(op, x, y, work);
+  ft_status status = rule->attributes == SPARSE ? ft_check_sparse(op, x, w, y, work)
+                     : w ? ft_check_conv(op, x, w, y, rule->attributes == CONV_POOL, work)
+                         : ft_check_pool(op, x, y, work);
   if (status) return status;
   if (symbols[C] && symbols[C] != ft_channels(w)) return FT_E_SHAPE; /* the bias */
   if (!codes) return FT_OK;
@@ -272,11 +292,18 @@ static ft_status check_extents(const ft_program *p, const ft_op *op, const op_ru
   *work += terms;
   if (rule->attributes == GROUPS_EPS && !has_groups(&p->tensors[op->t[0]], ft_number(op)))
     return FT_E_SHAPE;
+  if (rule->attributes == MOMENTUM_EPS && symbols[A] < 2) return FT_E_SHAPE; /* no variance */
   const int leaves = rule->attributes == FIRST && ft_number(op) + symbols[C] > symbols[B];
   return leaves ? FT_E_SHAPE : FT_OK;
 }
 
 /* ---- places -------------------------------------------------------------------------------- */
+
+static int is_trained(const ft_program *p, uint32_t tensor) {
+  for (const ft_param *a = p->params; a < p->params + p->header->n_params; a++)
+    if (a->tensor == tensor) return a->trained;
+  return 0;
+}
 
 /* Where an operand with this role may live, and which tensor it must be. */
 static int may_be(const ft_program *p, uint32_t index, uint32_t role) {
@@ -287,6 +314,8 @@ static int may_be(const ft_program *p, uint32_t index, uint32_t role) {
     case READ: return is_float && (t->region == FT_ARENA || t->region == FT_INPUT);
     case READ_BITS: case WRITE_BITS: return !is_float && t->region == FT_ARENA;
     case WEIGHT: case TRAINED: return t->region == FT_PARAMS;
+    case LIVE: return t->region == FT_LIVE;
+    case RUNNING: return t->region == FT_PARAMS && is_trained(p, index);
     case PREDICTION: return index == h->output;
     case TARGET: return index == h->label && is_float;
     case LABEL: return index == h->label && !is_float;

@@ -19,7 +19,7 @@ typedef struct {
 /* ---- positions x columns ------------------------------------------------------------------- */
 
 FT_INLINE void forward_block(uint32_t positions, uint32_t vectors, int partial,
-                             const ft_area *area, const operands *p, ft_cursor *at,
+                             const ft_area *area, const operands *p, ft_area_cursor *at,
                              uint32_t lanes) {
   const float *x[6];
   size_t from[6], to[6];
@@ -62,7 +62,7 @@ FT_INLINE void forward_block(uint32_t positions, uint32_t vectors, int partial,
   BLOCK(5, vectors, partial) BLOCK(6, vectors, partial)
 #define BAND(name, blocks)                                                                         \
   FT_BAND void name(const ft_area *area, operands p, uint32_t lanes) {                             \
-    ft_cursor at = ft_first(area);                                                                 \
+    ft_area_cursor at = ft_first(area);                                                            \
     for (uint32_t left = ft_positions(area), size; left; left -= size)                             \
       switch (size = ft_share(left)) { blocks }                                                    \
   }

@@ -66,9 +66,9 @@ FT_BAND void back_pairs(const ft_area *area, operands p) {
   const uint32_t half = FT_WIDTH / 2;
   for (uint32_t i = 0; i < p.depth; i += half) {
     const uint32_t start = ft_block_start(i, half, p.depth);
-    ft_cursor at = ft_first(area);
+    ft_area_cursor at = ft_first(area);
     for (uint32_t left = ft_positions(area); left; left -= left > 1 ? 2 : 1) {
-      const ft_cursor one = at;
+      const ft_area_cursor one = at;
       if (left > 1) ft_advance(area, &at);
       const float *const dy[2] = {p.dy + one.from, p.dy + at.from};
       ft_store_halves(p.dx + one.to + start, p.dx + at.to + start,
@@ -98,7 +98,7 @@ static float back_dot(const ft_area *area, const operands *p, const float *dy, c
 
 /* Groups of very few channels. */
 FT_BAND void back_few(const ft_area *area, operands p) {
-  ft_cursor at = ft_first(area);
+  ft_area_cursor at = ft_first(area);
   for (uint32_t left = ft_positions(area); left; left--, ft_advance(area, &at))
     for (uint32_t i = 0; i < p.depth; i++)
       p.dx[at.to + i] =

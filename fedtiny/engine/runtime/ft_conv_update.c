@@ -10,12 +10,9 @@
 #ifndef FT_SMALL
 
 /* Outputs that are near each other stay in the cache. */
-enum { TILE_ELEMENTS = 48, NEAR_OUTPUTS = 96 };
+enum { NEAR_OUTPUTS = 96 };
 
 /* ---- tiles --------------------------------------------------------------------------------- */
-
-/* Elements [first, end) of each of some kernel rows. */
-typedef struct { uint32_t row, rows, first, end; } tile_part;
 
 /* Mostly the divisor is 1. */
 FT_INLINE uint32_t divided(uint32_t a, uint32_t by) { return by == 1 ? a : a / by; }
@@ -44,8 +41,8 @@ static ft_block block_at(const ft_gradient *g, uint32_t tap, uint32_t first, uin
   return b;
 }
 
-/* The blocks of a tile, at most TILE_ELEMENTS; how many they are. */
-static uint32_t blocks_of(const ft_gradient *g, const tile_part *part, ft_block *blocks) {
+/* The blocks of a tile, at most FT_TILE_ELEMENTS; how many they are. */
+static uint32_t blocks_of(const ft_gradient *g, const ft_tile *part, ft_block *blocks) {
   uint32_t count = 0, tap = part->first / g->depth;
   for (uint32_t e = part->first; e < part->end; e += blocks[count++].size) {
     while (e >= (tap + 1) * g->depth) tap++;
@@ -55,7 +52,7 @@ static uint32_t blocks_of(const ft_gradient *g, const tile_part *part, ft_block 
 }
 
 /* Adds some rows of dy to all blocks. */
-static void add_to_tile(const ft_gradient *g, const tile_part *part, const ft_block *blocks,
+static void add_to_tile(const ft_gradient *g, const ft_tile *part, const ft_block *blocks,
                         uint32_t count, ft_terms t, float *tile) {
   const ft_axis axis = ft_vertical(&g->conv->window);
   const uint32_t end = t.row + t.rows;
@@ -75,11 +72,10 @@ static void add_to_tile(const ft_gradient *g, const tile_part *part, const ft_bl
   }
 }
 
-/* The sums of one tile over all terms. */
-static void sum_tile(const ft_gradient *g, const tile_part *part, float *tile) {
+void ft_sum_tile(const ft_gradient *g, const ft_tile *part, float *tile) {
   const uint32_t near = NEAR_OUTPUTS / g->y.width, rows = near ? ft_at_most(near, g->y.height) : 1;
   const uint32_t images = near > rows ? near / rows : 1;
-  ft_block blocks[TILE_ELEMENTS];
+  ft_block blocks[FT_TILE_ELEMENTS];
   const uint32_t count = blocks_of(g, part, blocks);
   memset(tile, 0, sizeof(float) * part->rows * (part->end - part->first) * FT_TILE_COLUMNS);
   for (uint32_t n = 0; n < g->y.batch; n += images)
@@ -90,11 +86,39 @@ static void sum_tile(const ft_gradient *g, const tile_part *part, float *tile) {
     }
 }
 
+ft_tile ft_tile_at(const ft_gradient *g, uint32_t row, uint32_t first) {
+  const uint32_t run = g->conv->window.kernel_w * g->depth;
+  const uint32_t parts = (run + FT_TILE_ELEMENTS - 1) / FT_TILE_ELEMENTS;
+  const uint32_t width = (run + parts - 1) / parts;
+  const uint32_t rows = parts > 1 ? 1 : FT_TILE_ELEMENTS / width;
+  return (ft_tile){row, ft_at_most(rows, g->conv->window.kernel_h - row), first,
+                   ft_at_most(run, first + width)};
+}
+
+ft_tile ft_tile_behind(const ft_gradient *g, const ft_tile *tile) {
+  const uint32_t run = g->conv->window.kernel_w * g->depth;
+  return tile->end < run ? ft_tile_at(g, tile->row, tile->end)
+                         : ft_tile_at(g, tile->row + tile->rows, 0);
+}
+
+ft_fresh ft_take_band(ft_gradient *g, uint32_t group, uint32_t at, uint32_t columns, int in_lanes) {
+  const uint32_t left = columns - at, first_column = group * columns;
+  const uint32_t whole = in_lanes ? FT_WIDTH - (first_column + at) % FT_WIDTH : FT_WIDTH;
+  const uint32_t count =
+      !in_lanes && left >= FT_TILE_COLUMNS ? FT_TILE_COLUMNS : ft_at_most(whole, left);
+  const uint32_t width = count > FT_WIDTH ? count : ft_at_most(FT_WIDTH, columns);
+  const uint32_t start = ft_block_start(at, width, columns);
+  g->dy += first_column + start;
+  g->first_column = first_column + start;
+  g->vectors = count > FT_WIDTH ? 2 : 1;
+  g->lanes = ft_at_most(FT_WIDTH, columns);
+  g->x += g->by_channel ? start : group * g->depth;
+  return (ft_fresh){at - start, count, first_column + at};
+}
+
 /* ---- what becomes of the sums -------------------------------------------------------------- */
 
-/* Columns [first, first + count) of a tile, the first of which is column o of the weights; and
- * either the weights and their rule, or the lanes of a norm. */
-typedef struct { uint32_t first, count, o; } fresh;
+/* Either the weights and their rule, or the lanes of a norm. */
 typedef struct {
   float *w;
   const ft_rule *rule;
@@ -131,7 +155,7 @@ static void add_squares(const purpose *to, const float *sum, uint32_t rows, uint
     for (uint32_t c = 0; c < count; c++) to->squares[lane + c] += sum[c] * sum[c];
 }
 
-static void use_rows(const purpose *to, const float *tile, uint32_t rows, const fresh *columns,
+static void use_rows(const purpose *to, const float *tile, uint32_t rows, const ft_fresh *columns,
                      size_t row, uint32_t out) {
   const float *sum = tile + columns->first;
   if (!to->w)
@@ -142,58 +166,36 @@ static void use_rows(const purpose *to, const float *tile, uint32_t rows, const 
     apply_general(to, sum, rows, columns->count, row * out + columns->o, out);
 }
 
-static void use_tile(const ft_gradient *g, const tile_part *part, const float *tile,
-                     const fresh *columns, const purpose *to) {
+static void use_tile(const ft_gradient *g, const ft_tile *part, const float *tile,
+                     const ft_fresh *columns, const purpose *to) {
   const uint32_t run = g->conv->window.kernel_w * g->depth, rows = part->end - part->first;
   for (uint32_t k = part->row; k < part->row + part->rows; k++, tile += rows * FT_TILE_COLUMNS)
     use_rows(to, tile, rows, columns, (size_t)k * run + part->first, g->conv->window.y.channels);
 }
 
-/* All elements of some columns: several kernel rows a tile, or equal parts of one. */
-static void use_columns(const ft_gradient *g, const fresh *columns, const purpose *to) {
-  float tile[TILE_ELEMENTS * FT_TILE_COLUMNS];
-  const uint32_t run = g->conv->window.kernel_w * g->depth;
-  const uint32_t parts = (run + TILE_ELEMENTS - 1) / TILE_ELEMENTS;
-  const uint32_t width = (run + parts - 1) / parts, height = TILE_ELEMENTS / width;
-  const uint32_t rows = parts > 1 ? 1 : height;
-  for (uint32_t k = 0; k < g->conv->window.kernel_h; k += rows)
-    for (uint32_t e = 0; e < run; e += width) {
-      const tile_part part = {k, ft_at_most(rows, g->conv->window.kernel_h - k), e,
-                              ft_at_most(run, e + width)};
-      sum_tile(g, &part, tile);
-      use_tile(g, &part, tile, columns, to);
-    }
-}
-
-/* A band is as wide as a tile, or for a norm as a vector that stays within eight lanes. The rest
- * of a group is computed together with columns before it, which it uses no more. */
-static void use_band(ft_gradient g, uint32_t group, uint32_t *at, uint32_t columns,
-                     const purpose *to) {
-  const uint32_t left = columns - *at, first_column = group * columns;
-  const uint32_t whole = to->w ? FT_WIDTH : FT_WIDTH - (first_column + *at) % FT_WIDTH;
-  const uint32_t count =
-      to->w && left >= FT_TILE_COLUMNS ? FT_TILE_COLUMNS : ft_at_most(whole, left);
-  const uint32_t width = count > FT_WIDTH ? count : ft_at_most(FT_WIDTH, columns);
-  const uint32_t start = ft_block_start(*at, width, columns);
-  const fresh part = {*at - start, count, first_column + *at};
-  g.dy += first_column + start;
-  g.first_column = first_column + start;
-  g.vectors = count > FT_WIDTH ? 2 : 1;
-  g.lanes = ft_at_most(FT_WIDTH, columns);
-  g.x += g.by_channel ? start : group * g.depth;
-  use_columns(&g, &part, to);
-  *at += count;
+/* All elements of some columns. */
+static void use_columns(const ft_gradient *g, const ft_fresh *columns, const purpose *to) {
+  float tile[FT_TILE_ELEMENTS * FT_TILE_COLUMNS];
+  for (ft_tile part = ft_tile_at(g, 0, 0); part.rows; part = ft_tile_behind(g, &part)) {
+    ft_sum_tile(g, &part, tile);
+    use_tile(g, &part, tile, columns, to);
+  }
 }
 
 static void use_gradient(const ft_conv *conv, const float *x, const float *dy,
                          const uint32_t *codes, const purpose *to) {
   const ft_image *y = &conv->window.y;
   ft_gradient g = {conv, x, dy, codes, *y, conv->window.x.channels / conv->groups, 0, 0, 0,
-                ft_is_depthwise(conv)};
+                   ft_is_depthwise(conv)};
   const uint32_t groups = g.by_channel ? 1 : conv->groups, columns = y->channels / groups;
   if (codes) g.y.height /= conv->pool_h, g.y.width /= conv->pool_w;
   for (uint32_t group = 0; group < groups; group++)
-    for (uint32_t at = 0; at < columns;) use_band(g, group, &at, columns, to);
+    for (uint32_t at = 0; at < columns;) {
+      ft_gradient band = g;
+      const ft_fresh part = ft_take_band(&band, group, at, columns, !to->w);
+      use_columns(&band, &part, to);
+      at += part.count;
+    }
 }
 
 static float norm(const ft_conv *conv, const float *x, const float *dy, const uint32_t *codes) {

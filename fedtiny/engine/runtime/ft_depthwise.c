@@ -9,7 +9,7 @@
 typedef struct { const float *from, *w, *b; float *to; uint32_t lanes; } band;
 
 FT_INLINE void block(uint32_t positions, uint32_t vectors, int partial, const ft_area *area,
-                     const band *at_band, ft_cursor *at) {
+                     const band *at_band, ft_area_cursor *at) {
   size_t from[4], to[4];
   vw sum[4][2];
   const uint32_t lanes = at_band->lanes;
@@ -42,7 +42,7 @@ FT_INLINE void block(uint32_t positions, uint32_t vectors, int partial, const ft
 
 #define BAND(name, vectors, partial)                                                               \
   FT_BAND void name(const ft_area *area, band at_band) {                                           \
-    ft_cursor at = ft_first(area);                                                                 \
+    ft_area_cursor at = ft_first(area);                                                            \
     uint32_t left = ft_positions(area);                                                            \
     for (; left >= 4; left -= 4) block(4, vectors, partial, area, &at_band, &at);                  \
     for (; left; left--) block(1, vectors, partial, area, &at_band, &at);                          \

@@ -8,7 +8,7 @@
 #ifndef FT_KERNELS_H
 #define FT_KERNELS_H
 
-#include "ft_runtime.h"
+#include "ft_live.h"
 
 #include <string.h>
 
@@ -92,6 +92,13 @@ void ft_normalize_f32(const ft_groups *groups, const float *x, float *y, float *
 void ft_normalize_dx_f32(const ft_groups *groups, const float *dy, const float *y,
                          const float *rstd, float *dx);
 
+/* The statistics of a batch, which running ones follow by `momentum` of the way; `tracked` is NULL
+ * where they stay. */
+typedef struct { float *mean, *var, momentum; } ft_tracked;
+
+void ft_track_normalize_f32(const float *x, float *y, float *rstd, uint32_t size,
+                            uint32_t channels, float eps, const ft_tracked *tracked);
+
 /* A gradient that stands in a buffer. */
 void ft_gradient_update_f32(const float *g, float *w, uint32_t size, const ft_rule *rule);
 float ft_gradient_norm_f32(const float *g, uint32_t size, uint32_t channels);
@@ -123,6 +130,16 @@ void ft_conv_pool_update_f32(const ft_conv *conv, const float *x, const float *d
                              const uint32_t *codes, float *w, const ft_rule *rule);
 float ft_conv_pool_norm_f32(const ft_conv *conv, const float *x, const float *dy,
                             const uint32_t *codes);
+
+/* The weights are those that live. The scratch is the caller's (ft_scratch_bytes). */
+void ft_sparse_conv_f32(const ft_conv *conv, const float *x, const ft_live *w, const float *b,
+                        float *y, void *scratch);
+void ft_sparse_conv_dx_f32(const ft_conv *conv, const float *dy, const ft_live *w, float *dx,
+                           void *scratch);
+void ft_sparse_conv_update_f32(const ft_conv *conv, const float *x, const float *dy,
+                               const ft_live *w, const ft_rule *rule, void *scratch);
+float ft_sparse_conv_norm_f32(const ft_conv *conv, const float *x, const float *dy,
+                              const ft_live *w, void *scratch);
 
 void ft_max_pool_f32(const ft_window *pool, const float *x, float *y, uint32_t *codes);
 void ft_max_pool_dx_f32(const ft_window *pool, const float *dy, const uint32_t *codes, float *dx);
@@ -182,10 +199,17 @@ ft_conv ft_conv_of(const ft_op *op, const ft_tensor *x, const ft_tensor *w);
 ft_window ft_pool_of(const ft_op *op, const ft_tensor *x);
 uint32_t ft_pool_taps(const ft_op *op);
 
+/* As a sparse op takes them: rows are images of one pixel, a matrix is the window of one tap. */
+ft_tensor ft_as_image(const ft_tensor *x, const ft_tensor *w);
+ft_tensor ft_as_window(const ft_tensor *w);
+ft_conv ft_sparse_conv_of(const ft_op *op, const ft_tensor *x, const ft_tensor *w);
+
 /* The same, proved: FT_OK, FT_E_OP or FT_E_SHAPE. Multiply-adds are added to *work. */
 ft_status ft_check_conv(const ft_op *op, const ft_tensor *x, const ft_tensor *w,
                         const ft_tensor *y, int is_pooled, uint64_t *work);
 ft_status ft_check_pool(const ft_op *op, const ft_tensor *x, const ft_tensor *y, uint64_t *work);
+ft_status ft_check_sparse(const ft_op *op, const ft_tensor *x, const ft_tensor *w,
+                          const ft_tensor *y, uint64_t *work);
 
 /* The number and the float among an op's attributes. */
 static inline uint32_t ft_number(const ft_op *op) { return op->attr[1]; }
@@ -198,6 +222,9 @@ static inline float ft_scalar(const ft_op *op) {
 }
 
 int ft_is_zero(const void *bytes, size_t count);
+ft_status ft_check_pool_header(const ft_header *header);
+/* The pool, once the tensors and the parameters are proved. */
+ft_status ft_check_live(const ft_program *program);
 ft_status ft_check_ops(const ft_program *program);
 
 /* The loss op: ft_check makes sure that there is exactly one. */

@@ -209,6 +209,41 @@ void ft_frozen_normalize_dx_f32(const float *dy, const float *var, float *dx, ui
   }
 }
 
+/* ---- statistics of a batch that running ones follow ---------------------------------------- */
+
+static void divide(ft_part *sums, uint32_t columns, float by) {
+  for (uint32_t c = 0; c < columns; c++) sums->at[c] /= by;
+}
+
+static void follow(float *running, const ft_part *batch, uint32_t columns, float momentum) {
+  for (uint32_t c = 0; c < columns; c++) running[c] += momentum * (batch->at[c] - running[c]);
+}
+
+/* The running statistics of a part, and the sums that its batch has: (x - mean)^2. */
+static void track_part(const ft_tracked *tracked, uint32_t c, const ft_part *mean,
+                       const ft_part *squares, const ft_columns *part) {
+  ft_part var = *squares;
+  divide(&var, part->columns, (float)(part->rows - 1));
+  follow(tracked->mean + c, mean, part->columns, tracked->momentum);
+  follow(tracked->var + c, &var, part->columns, tracked->momentum);
+}
+
+void ft_track_normalize_f32(const float *x, float *y, float *rstd, uint32_t size,
+                            uint32_t channels, float eps, const ft_tracked *tracked) {
+  for (uint32_t c = 0; c < channels; c += PART) {
+    const ft_columns part = part_at(c, channels, size / channels, channels);
+    ft_part mean, squares, own;
+    sum_rows(&part, x + c, &mean);
+    divide(&mean, part.columns, (float)part.rows);
+    sum_squares(&part, x + c, &mean, &squares);
+    if (tracked) track_part(tracked, c, &mean, &squares, &part);
+    divide(&squares, part.columns, (float)part.rows);
+    own = rstd_of(squares.at, part.columns, eps);
+    memcpy(rstd + c, own.at, part.columns * sizeof(float));
+    normalize_rows(&part, x + c, mean.at, own.at, y + c);
+  }
+}
+
 /* ---- statistics of groups of channels ------------------------------------------------------ */
 
 /* Groups of one sample that are treated together: several that fill one part, or a single one,

@@ -1,5 +1,5 @@
 /* ft_ops.c: from an op to its kernel: which tensors, and which extents. */
-#include "ft_ops.h"
+#include "ft_grow.h"
 
 #include <math.h>
 
@@ -147,6 +147,27 @@ static void conv_dx(const ft_frame *f, const ft_op *op) {
   ft_conv_dx_f32(&c, ft_at(f, op, 0), ft_at(f, op, 1), ft_at(f, op, 2));
 }
 
+static ft_conv sparse_conv_of(const ft_frame *f, const ft_op *op, uint32_t x, uint32_t w) {
+  return ft_sparse_conv_of(op, ft_operand(f, op, x), ft_operand(f, op, w));
+}
+
+static ft_live live_of(const ft_frame *f, const ft_op *op, uint32_t w) {
+  return ft_live_at(f->program, f->memory, ft_operand(f, op, w)->offset);
+}
+
+static void sparse_conv(const ft_frame *f, const ft_op *op) {
+  const ft_conv c = sparse_conv_of(f, op, 0, 1);
+  const ft_live w = live_of(f, op, 1);
+  ft_sparse_conv_f32(&c, ft_at(f, op, 0), &w, at_or_null(f, op, 2), ft_at(f, op, 3),
+                     f->memory->scratch);
+}
+
+static void sparse_conv_dx(const ft_frame *f, const ft_op *op) {
+  const ft_conv c = sparse_conv_of(f, op, 2, 1);
+  const ft_live w = live_of(f, op, 1);
+  ft_sparse_conv_dx_f32(&c, ft_at(f, op, 0), &w, ft_at(f, op, 2), f->memory->scratch);
+}
+
 static void max_pool(const ft_frame *f, const ft_op *op) {
   const ft_window pool = ft_pool_of(op, ft_operand(f, op, 0));
   ft_max_pool_f32(&pool, ft_at(f, op, 0), ft_at(f, op, 1), bits_at(f, op, 2));
@@ -187,6 +208,21 @@ static void frozen_normalize(const ft_frame *f, const ft_op *op) {
 static void frozen_normalize_dx(const ft_frame *f, const ft_op *op) {
   ft_frozen_normalize_dx_f32(ft_at(f, op, 0), ft_at(f, op, 1), ft_at(f, op, 2),
                              size_of(f, op, 2), channels_of(f, op, 2), ft_scalar(op));
+}
+
+/* A step tracks, unless it is told not to. */
+static void track_normalize(const ft_frame *f, const ft_op *op) {
+  const uint32_t size = size_of(f, op, 3), channels = channels_of(f, op, 3);
+  const float *x = ft_at(f, op, 0), eps = ft_scalar(op);
+  const ft_tracked tracked = {ft_at(f, op, 1), ft_at(f, op, 2), (float)ft_number(op) / 1000.0f};
+  const int tracks = f->hyper && !(f->hyper->flags & FT_KEEP_STATISTICS);
+  float *y = ft_at(f, op, 3), *rstd = ft_at(f, op, 4);
+  if (f->by_batch) {
+    ft_track_normalize_f32(x, y, rstd, size, channels, eps, tracks ? &tracked : NULL);
+    return;
+  }
+  for (uint32_t c = 0; c < channels; c++) rstd[c] = 1.0f / sqrtf(tracked.var[c] + eps);
+  ft_frozen_normalize_f32(x, tracked.mean, tracked.var, y, size, channels, eps);
 }
 
 /* Number 0: the statistics of a whole batch. */
@@ -232,7 +268,8 @@ static ft_rule rule_of(const ft_frame *f, const ft_op *op) {
   static const ft_rule sum = {-1.0f, 0.0f, 0.0f, 0.0f, 1.0f, NULL, NULL, NULL};
   if (op->code >= FT_OP_LINEAR_GRADIENT) return sum;
   const ft_hyper *hyper = f->hyper;
-  const uint32_t state_at = f->program->params[op->attr[0]].state_at;
+  const uint32_t state_at =
+      ft_state_at(f->program, f->memory, &f->program->params[op->attr[0]]);
   ft_rule rule;
   rule.lr = hyper->lr;
   rule.momentum = hyper->momentum;
@@ -262,8 +299,18 @@ static void conv_pool_update(const ft_frame *f, const ft_op *op, const ft_rule *
                           ft_at(f, op, 2), rule);
 }
 
+static void sparse_conv_update(const ft_frame *f, const ft_op *op, const ft_rule *rule) {
+  const ft_conv c = sparse_conv_of(f, op, 0, 2);
+  const ft_live w = live_of(f, op, 2);
+  ft_sparse_conv_update_f32(&c, ft_at(f, op, 0), ft_at(f, op, 1), &w, rule, f->memory->scratch);
+}
+
 static void update(const ft_frame *f, const ft_op *op) {
   const ft_rule rule = rule_of(f, op);
+  if (op->code == FT_OP_SPARSE_CONV_UPDATE) {
+    sparse_conv_update(f, op, &rule);
+    return;
+  }
   const float *dy = ft_at(f, op, 1);
   float *w = ft_at(f, op, 2);
   const uint32_t size = size_of(f, op, 1), channels = channels_of(f, op, 1);
@@ -293,6 +340,12 @@ static float conv_pool_norm(const ft_frame *f, const ft_op *op) {
   return ft_conv_pool_norm_f32(&c, ft_at(f, op, 0), ft_at(f, op, 1), bits_at(f, op, 4));
 }
 
+static float sparse_conv_norm(const ft_frame *f, const ft_op *op) {
+  const ft_conv c = sparse_conv_of(f, op, 0, 3);
+  const ft_live w = live_of(f, op, 3);
+  return ft_sparse_conv_norm_f32(&c, ft_at(f, op, 0), ft_at(f, op, 1), &w, f->memory->scratch);
+}
+
 static float norm_of(const ft_frame *f, const ft_op *op) {
   const float *dy = ft_at(f, op, 1);
   const uint32_t size = size_of(f, op, 1), channels = channels_of(f, op, 1);
@@ -303,6 +356,7 @@ static float norm_of(const ft_frame *f, const ft_op *op) {
     case FT_OP_BIAS_NORM: return ft_bias_norm_f32(dy, size, channels);
     case FT_OP_CONV_NORM: return conv_norm(f, op);
     case FT_OP_CONV_POOL_NORM: return conv_pool_norm(f, op);
+    case FT_OP_SPARSE_CONV_NORM: return sparse_conv_norm(f, op);
     case FT_OP_AFFINE_NORM: return ft_affine_norm_f32(ft_at(f, op, 0), dy, size, channels);
     default: return ft_gradient_norm_f32(dy, size, channels);
   }
@@ -337,8 +391,10 @@ static void forward(const ft_frame *f, const ft_op *op) {
     case FT_OP_CONV_POOL: conv_pool(f, op); break;
     case FT_OP_MAX_POOL: max_pool(f, op); break;
     case FT_OP_AVG_POOL: avg_pool(f, op); break;
+    case FT_OP_SPARSE_CONV: sparse_conv(f, op); break;
     case FT_OP_AFFINE: affine(f, op); break;
     case FT_OP_FROZEN_NORMALIZE: frozen_normalize(f, op); break;
+    case FT_OP_TRACKED_NORMALIZE: track_normalize(f, op); break;
     default: normalize(f, op);
   }
 }
@@ -366,6 +422,7 @@ static void backward(const ft_frame *f, const ft_op *op) {
     case FT_OP_CONV_DX: conv_dx(f, op); break;
     case FT_OP_MAX_POOL_DX: max_pool_dx(f, op); break;
     case FT_OP_AVG_POOL_DX: avg_pool_dx(f, op); break;
+    case FT_OP_SPARSE_CONV_DX: sparse_conv_dx(f, op); break;
     case FT_OP_AFFINE_DX: affine_dx(f, op); break;
     case FT_OP_FROZEN_NORMALIZE_DX: frozen_normalize_dx(f, op); break;
     case FT_OP_ZERO: zero(f, op); break;
@@ -374,9 +431,18 @@ static void backward(const ft_frame *f, const ft_op *op) {
   }
 }
 
+/* Ops that move parameters, or serve those that do. */
+static int is_moving(const ft_op *op) {
+  return op->code >= FT_OP_LINEAR_UPDATE || op->code == FT_OP_NORM_SCALE;
+}
+
 float ft_run_ops(const ft_frame *f, const ft_op *op, const ft_op *end) {
   float result = 0.0f;
   for (; op < end; op++) {
+    if (f->growth && is_moving(op)) {
+      if (op->code == FT_OP_SPARSE_CONV_UPDATE) ft_grow_op(f, op);
+      continue;
+    }
     if (op->group != FT_ALWAYS && !(f->hyper->groups >> op->group & 1)) continue;
     if (op->code < FT_OP_MSE) forward(f, op);
     else if (op->code < FT_OP_LINEAR_DX) result = loss(f, op);

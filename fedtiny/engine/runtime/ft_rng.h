@@ -22,7 +22,8 @@ typedef enum {
   FT_PURPOSE_CONTACT = 10,
   FT_PURPOSE_PROFILE = 11,
   FT_PURPOSE_BACKOFF = 12,
-  FT_PURPOSE_EPISODE = 13
+  FT_PURPOSE_EPISODE = 13,
+  FT_PURPOSE_MASK = 14
 } ft_purpose;
 
 typedef struct {

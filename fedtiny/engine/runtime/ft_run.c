@@ -3,75 +3,15 @@
 
 uint32_t ft_abi(void) { return FT_ABI; }
 
-/* ---- parameters and state ------------------------------------------------------------------ */
-
-/* The state slot of a feature; NULL if the Program reserved none. */
-static float *slot(const ft_program *program, const ft_memory *memory, uint32_t feature) {
-  const ft_header *h = program->header;
-  if (!(h->features & feature)) return NULL;
-  float *at = memory->state;
-  if (feature > FT_MOMENTUM && h->features & FT_MOMENTUM) at += h->trained_floats;
-  if (feature > FT_PROX && h->features & FT_PROX) at += h->trained_floats;
-  return at;
-}
-
-static void copy(float *to, const float *from, uint32_t floats) {
-  memcpy(to, from, floats * sizeof(float));
-}
-
-/* The parts of the averaged vector that are trained, into a state slot. */
-static void load_slot(const ft_program *program, float *state, const float *vector) {
-  const ft_param *end = program->params + program->header->n_params;
-  for (const ft_param *p = program->params; p < end; p++)
-    if (p->trained) copy(state + p->state_at, vector + p->vector_at, p->count);
-}
-
-static float *param_at(const ft_program *program, const ft_memory *memory, const ft_param *p) {
-  return memory->params + program->tensors[p->tensor].offset / sizeof(float);
-}
-
-void ft_load(const ft_program *program, const ft_memory *memory, const float *vector) {
-  const ft_param *end = program->params + program->header->n_params;
-  for (const ft_param *p = program->params; p < end; p++)
-    copy(param_at(program, memory, p), vector + p->vector_at, p->count);
-  float *base = slot(program, memory, FT_PROX);
-  if (base) load_slot(program, base, vector);
-  ft_clear_momentum(program, memory);
-}
-
-void ft_clear_momentum(const ft_program *program, const ft_memory *memory) {
-  float *velocity = slot(program, memory, FT_MOMENTUM);
-  if (velocity) memset(velocity, 0, program->header->trained_floats * sizeof(float));
-}
-
-void ft_load_correction(const ft_program *program, const ft_memory *memory, const float *vector) {
-  float *correction = slot(program, memory, FT_CORRECTION);
-  if (correction) load_slot(program, correction, vector);
-}
-
-void ft_store(const ft_program *program, const ft_memory *memory, float *vector) {
-  const ft_param *end = program->params + program->header->n_params;
-  for (const ft_param *p = program->params; p < end; p++)
-    copy(vector + p->vector_at, param_at(program, memory, p), p->count);
-}
-
-void ft_store_gradient(const ft_program *program, const ft_memory *memory, float *vector) {
-  const ft_header *h = program->header;
-  const float *velocity = slot(program, memory, FT_MOMENTUM);
-  memset(vector, 0, h->vector_floats * sizeof(float));
-  if (!velocity) return;
-  for (const ft_param *p = program->params; p < program->params + h->n_params; p++)
-    if (p->trained) copy(vector + p->vector_at, velocity + p->state_at, p->count);
-}
-
 /* ---- a batch ------------------------------------------------------------------------------- */
 
 /* Nothing is ever written to the input and the labels: ft_check lets ops write the arena and
  * trained parameters alone. */
-static ft_frame frame_of(const ft_program *program, const ft_memory *memory, const float *x,
-                         const void *y) {
+ft_frame ft_frame_of(const ft_program *program, const ft_memory *memory, const float *x,
+                     const void *y) {
   ft_frame f = {0};
   f.program = program;
+  f.memory = memory;
   f.tensors = program->tensors;
   f.region[FT_ARENA] = memory->arena;
   f.region[FT_PARAMS] = (uint8_t *)memory->params;
@@ -91,7 +31,7 @@ ft_status ft_check_hyper(const ft_program *program, const ft_hyper *hyper) {
   return needed & ~(uint32_t)program->header->features ? FT_E_FEATURE : FT_OK;
 }
 
-static ft_status check_labels(const ft_program *program, const void *y, uint32_t count) {
+ft_status ft_check_labels(const ft_program *program, const void *y, uint32_t count) {
   const ft_header *h = program->header;
   if (program->tensors[h->label].dtype != FT_I32) return FT_OK;
   const int32_t *labels = y;
@@ -104,13 +44,14 @@ static ft_status check_labels(const ft_program *program, const void *y, uint32_t
 ft_status ft_step(const ft_program *program, const ft_memory *memory, const float *x, const void *y,
                   const ft_hyper *hyper, float *loss) {
   ft_status status = ft_check_hyper(program, hyper);
-  if (!status) status = check_labels(program, y, program->header->batch);
+  if (!status) status = ft_check_labels(program, y, program->header->batch);
   if (status) return status;
-  ft_frame f = frame_of(program, memory, x, y);
+  ft_frame f = ft_frame_of(program, memory, x, y);
   f.hyper = hyper;
-  f.velocity = slot(program, memory, FT_MOMENTUM);
-  if (hyper->prox != 0.0f) f.base = slot(program, memory, FT_PROX);
-  if (hyper->flags & FT_USE_CORRECTION) f.correction = slot(program, memory, FT_CORRECTION);
+  f.by_batch = 1;
+  f.velocity = ft_slot(program, memory, FT_MOMENTUM);
+  if (hyper->prox != 0.0f) f.base = ft_slot(program, memory, FT_PROX);
+  if (hyper->flags & FT_USE_CORRECTION) f.correction = ft_slot(program, memory, FT_CORRECTION);
   *loss = ft_run_ops(&f, program->ops, program->ops + program->header->n_ops);
   return FT_OK;
 }
@@ -121,7 +62,7 @@ static const float *output_of(const ft_program *program, const ft_memory *memory
 }
 
 const float *ft_predict(const ft_program *program, const ft_memory *memory, const float *x) {
-  const ft_frame f = frame_of(program, memory, x, NULL);
+  const ft_frame f = ft_frame_of(program, memory, x, NULL);
   run_forward(&f);
   return output_of(program, memory);
 }
@@ -156,7 +97,7 @@ static void score_row(uint32_t code, const float *row, const void *y, uint32_t i
 ft_status ft_evaluate(const ft_program *program, const ft_memory *memory, const float *x,
                       const void *y, uint32_t valid, ft_score *score) {
   valid = valid_rows(program, valid);
-  ft_status status = check_labels(program, y, valid);
+  ft_status status = ft_check_labels(program, y, valid);
   if (status) return status;
   const float *row = ft_predict(program, memory, x);
   const uint32_t outputs = ft_row_floats(&program->tensors[program->header->output]);
@@ -180,12 +121,35 @@ static void add_moments(ft_moments *m, const float *values, uint32_t count) {
 
 void ft_calibrate(const ft_program *program, const ft_memory *memory, const float *x,
                   uint32_t valid, ft_moments *moments) {
-  const ft_frame f = frame_of(program, memory, x, NULL);
+  const ft_frame f = ft_frame_of(program, memory, x, NULL);
   valid = valid_rows(program, valid);
   for (uint32_t i = 0; i < program->header->n_forward; i++) {
     const ft_op *op = &program->ops[i];
     ft_run_ops(&f, op, op + 1);
     const uint32_t k = ft_output_operand(op->code);
     add_moments(&moments[i], ft_at(&f, op, k), valid * ft_row_floats(ft_operand(&f, op, k)));
+  }
+}
+
+/* Each channel's sum to the first half, its sum of squares to the second. */
+static void add_powers(double *sums, const float *x, uint32_t size, uint32_t channels) {
+  for (uint32_t at = 0; at < size; at += channels)
+    for (uint32_t c = 0; c < channels; c++) {
+      const double value = (double)x[at + c];
+      sums[c] += value;
+      sums[channels + c] += value * value;
+    }
+}
+
+void ft_observe(const ft_program *program, const ft_memory *memory, const float *x, double *sums) {
+  ft_frame f = ft_frame_of(program, memory, x, NULL);
+  f.by_batch = 1;
+  for (const ft_op *op = program->ops; op < program->ops + program->header->n_forward; op++) {
+    if (op->code == FT_OP_TRACKED_NORMALIZE) {
+      const ft_tensor *in = ft_operand(&f, op, 0);
+      add_powers(sums, ft_at(&f, op, 0), ft_floats(in), ft_channels(in));
+      sums += 2 * ft_channels(in);
+    }
+    ft_run_ops(&f, op, op + 1);
   }
 }

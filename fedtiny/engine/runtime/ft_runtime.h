@@ -18,13 +18,14 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define FT_ABI 3           /* changes with every struct and function of the runtime's headers */
-#define FT_IMAGE_VERSION 2
+#define FT_ABI 4           /* changes with every struct and function of the runtime's headers */
+#define FT_IMAGE_VERSION 3
 #define FT_HEADER_BYTES 128
 #define FT_NONE 0xFFFFu   /* an absent tensor in an op */
 #define FT_ALWAYS 0xFFu    /* the group of an op that every phase runs */
 #define FT_MAX_GROUPS 32
 #define FT_MAX_FLOATS (1u << 28) /* no region holds more: every byte offset fits in 31 bits */
+#define FT_TILE_FLOATS (1u << 18) /* of the scratch that a sparse op works in */
 
 typedef enum {
   FT_OK = 0,
@@ -44,7 +45,8 @@ typedef enum {
   FT_E_NOT_FINITE = 14,/* a visit ended with NaN or infinity */
   FT_E_BOUND = 15,     /* a visit moved a coordinate further than the fold's bound */
   FT_E_EMPTY = 16,     /* a visit without samples */
-  FT_E_FLEET = 17      /* hosts: a table of a fleet call does not fit, or points outside */
+  FT_E_FLEET = 17,     /* hosts: a table of a fleet call does not fit, or points outside */
+  FT_E_MASK = 18       /* a mask has more live values than the pool holds */
 } ft_status;
 
 /* ---- the image ---------------------------------------------------------------------------
@@ -62,7 +64,7 @@ typedef struct {
   uint32_t arena_bytes;
   uint32_t param_floats;   /* parameter memory of this device */
   uint32_t state_floats;   /* number of state slots x trained floats */
-  uint32_t trained_floats;
+  uint32_t trained_floats; /* of dense parameters, + live_capacity */
   uint32_t vector_floats;  /* the averaged vector (Layout) */
   uint16_t n_tensors, n_params, n_ops;
   uint16_t n_forward;      /* ops [0, n_forward) compute the output from the input */
@@ -70,15 +72,39 @@ typedef struct {
   uint16_t features;       /* FT_MOMENTUM | ... */
   uint16_t input, label, output, loss; /* tensor indices */
   uint32_t tensors_at, params_at, ops_at, card_at, card_bytes;
-  uint8_t reserved[20];    /* zero; the header has FT_HEADER_BYTES */
+  uint32_t live_capacity;  /* live values that the pool holds; 0 without a pool, and so all below */
+  uint32_t live_at;        /* floats into the parameter memory where the pool stands */
+  uint16_t live_form;      /* FT_GAPS or FT_BITMAP */
+  uint16_t n_pruned;       /* parameters whose values stand in the pool */
+  uint32_t bucket;         /* the most places that one growth returns */
+  uint8_t reserved[4];     /* zero; the header has FT_HEADER_BYTES */
 } ft_header;
+
+/* THE POOL. The weights of the pruned parameters stand in one pool of live_capacity live values, in
+ * ascending order of parameter and coordinate; every other weight of theirs is dead: it is no term
+ * of any sum and no gradient moves it. Which weights live is run-time data (ft_load_mask). The pool
+ * stands behind the dense parameters, to the end of the parameter memory. In 4-byte words:
+ *   float  values[live_capacity]
+ *   uint32 starts[n_pruned + 1]     the live values of pruned parameter k: [starts[k], starts[k + 1])
+ * FT_GAPS:
+ *   uint32 gap_starts[n_pruned + 1] the entries of parameter k: [gap_starts[k], gap_starts[k + 1])
+ *   uint16 gaps[live_capacity + sum over k of count_k div 65535], padded to a word: cursor = 0; an
+ *          entry e < 65535: the weight at cursor + e lives, cursor = cursor + e + 1; 65535: nothing
+ *          lives there, cursor = cursor + 65535
+ * FT_BITMAP:
+ *   uint32 bits[sum over k of ceil(count_k / 32)], parameter by parameter: weight j lives if bit
+ *          j mod 32 of word j div 32 is set
+ * A pool of all zeros is empty. */
+enum { FT_GAPS = 1, FT_BITMAP = 2 };
 
 /* What the update rule of this Program may use. A slot holds trained_floats floats; slots stand in
  * the state memory in the order of these bits (clip has none). */
 enum { FT_MOMENTUM = 1, FT_CLIP = 2, FT_PROX = 4, FT_CORRECTION = 8 };
 
 enum { FT_F32 = 0, FT_I32 = 1 };
-enum { FT_ARENA = 0, FT_PARAMS = 1, FT_INPUT = 2, FT_LABELS = 3 };
+/* FT_LIVE: the weights of a pruned parameter; its offset is the parameter's ordinal in the pool, its
+ * dims are those of the dense weights, and only sparse ops name it. */
+enum { FT_ARENA = 0, FT_PARAMS = 1, FT_INPUT = 2, FT_LABELS = 3, FT_LIVE = 4 };
 
 typedef struct {           /* 24 bytes */
   uint8_t dtype, region, ndim, reserved;
@@ -87,15 +113,17 @@ typedef struct {           /* 24 bytes */
 } ft_tensor;
 
 /* The records ascend without overlap in vector_at, in their tensors' offsets and, of the trained
- * ones, in state_at. */
+ * ones, in state_at. Those of pruned parameters ascend in vector_at and in ordinal; in a state slot
+ * their live values stand behind all others, at trained_floats - live_capacity + starts[ordinal]. */
 typedef struct {           /* 24 bytes: where a parameter stands in the averaged vector */
   uint16_t tensor;
   uint8_t group;           /* index; bit of ft_hyper.groups */
   uint8_t trained;         /* 0 or 1: does the UpdatePlan train it */
   uint32_t vector_at;      /* floats into the averaged vector */
   uint32_t count;          /* floats */
-  uint32_t state_at;       /* floats into each state slot, if trained */
-  uint32_t reserved[2];    /* zero */
+  uint32_t state_at;       /* floats into each state slot, if trained; 0 of a pruned one */
+  uint32_t pruned;         /* 0, or 1 + its ordinal in the pool */
+  uint32_t reserved;       /* zero */
 } ft_param;
 
 typedef struct {           /* 40 bytes */
@@ -155,6 +183,17 @@ typedef struct {           /* 40 bytes */
  *           channel sequentially over the rows of the sample, then lanes8 over the group's channels.
  *  FROZEN_NORMALIZE  t0 x[...,C] t1 mean[C] t2 var[C] t3 y (may alias x); eps;
  *           y = (x - mean) * (1 / sqrt(var + eps)).
+ *  TRACKED_NORMALIZE  t0 x[...,C] t1 mean[C] t2 var[C] (trained parameters without an update) t3 y
+ *           (may alias x) t4 rstd[C]; eps; number from 1 to 1000, m = number / 1000. In a step:
+ *           BATCH_NORMALIZE, and then, unless FT_KEEP_STATISTICS: mean = mean + m * (batch mean -
+ *           mean); var = var + m * (v - var), v = (sum of e * e) / (float)(N - 1), N > 1.
+ *           Elsewhere: rstd = 1 / sqrt(var + eps); y = (x - mean) * rstd. Its way back is
+ *           BATCH_NORMALIZE_DX.
+ *  SPARSE_CONV  t0 x[B,H,W,I] t1 W[kh,kw,I,O] (live) t2 b[O] or none, t3 y[B,OH,OW,O]: y[p,o] starts
+ *           at b[o] (or +0), += x[q,i] * W[ky,kx,i,o] sequentially over the live (ky, kx, i); x[q]
+ *           is +0 outside the image, and such terms count. The window has groups = 1. If W is
+ *           [I,O], x [B,...] is taken as [B,1,1,I] and y as [B,1,1,O], here and in the other SPARSE
+ *           ops. A host works in tiles, so 8 * (O + kh * kw) is at most FT_TILE_FLOATS.
  * Losses (t0 = output, t1 = label, t2 gradient, which may alias t0, t3 loss[1]):
  *  MSE      t0 prediction[B,O] t1 target[B,O]: e = p - y; row loss = (lanes8 over o of e * e) /
  *           (float)O; loss = (sequential sum of the rows, from +0) / (float)B;
@@ -193,6 +232,8 @@ typedef struct {           /* 40 bytes */
  *                b = (sum of dy * y) / (float)N; dx = rstd * ((dy - a) - y * b); sums as forward.
  *  GROUP_NORMALIZE_DX  the same with the sums and the n of GROUP_NORMALIZE.
  *  FROZEN_NORMALIZE_DX  t0 dy t1 var[C] t2 dx (may alias dy); dx = dy * (1 / sqrt(var + eps)).
+ *  SPARSE_CONV_DX  t0 dy t1 W t2 dx[B,H,W,I]: dx[q,i] from +0, += W[ky,kx,i,o] * dy[p,o] sequentially
+ *                over the live (ky, kx, o) where a p reads q by that tap.
  *  ZERO          t0 any; all elements +0.
  * Update in place. g is the gradient element; attr[0] = index into the parameter table;
  * t3 = scale[1] or none:
@@ -202,6 +243,9 @@ typedef struct {           /* 40 bytes */
  *  CONV_POOL_UPDATE  t0 x t1 dy[B,PH,PW,O] t2 W, t4 codes; g from +0, over the pooled positions
  *                ascending, += x[q,i] * dy[pooled p,o], q as read from the position that the code of
  *                (pooled p, o) names.
+ *  SPARSE_CONV_UPDATE  t0 x t1 dy t2 W; per live weight: lane (b mod 8) += x[q,i] * dy[p,o] over
+ *                groups of eight samples b ascending, then (oy, ox) ascending (x is +0 outside the
+ *                image), all lanes from +0; g = tree8.
  *  AFFINE_UPDATE t0 x[...,C] t1 dy[...,C] t2 g[C]; from +0, += x[r,c] * dy[r,c] over r.
  *  GRADIENT_UPDATE  t0 none t1 g t2 w, of one shape: g itself.
  *    if t3: g = scale * g; if weight_decay != 0: g = g + weight_decay * w;
@@ -217,6 +261,8 @@ typedef struct {           /* 40 bytes */
  *                lanes from +0; sum = sum + tree8(lanes).
  *  CONV_NORM, CONV_POOL_NORM  ... t3 W (for its shape); the same, but over groups of eight o
  *                ascending, then the rows (ky, kx, i) ascending.
+ *  SPARSE_CONV_NORM  t0 x t1 dy t2 sum[1] t3 W; lane (index of the live value within its parameter
+ *                mod 8) += g * g, ascending, all lanes from +0; sum = sum + tree8(lanes).
  *  NORM_SCALE    t0 sum[1] t1 scale[1] (may alias t0); n = sqrt(sum);
  *                scale = (clip > 0 and n > clip) ? clip / n : 1.
  */
@@ -225,8 +271,8 @@ enum {
   FT_OP_LINEAR = 1, FT_OP_BIAS = 2, FT_OP_RELU = 3, FT_OP_TANH = 4, FT_OP_SIGMOID = 5, FT_OP_ADD = 6,
   FT_OP_RELU6 = 7, FT_OP_LEAKY_RELU = 8, FT_OP_HARDSWISH = 9, FT_OP_SOFTMAX = 10, FT_OP_CONCAT = 11,
   FT_OP_RESHAPE = 12, FT_OP_CONV = 16, FT_OP_CONV_POOL = 17, FT_OP_MAX_POOL = 18,
-  FT_OP_AVG_POOL = 19, FT_OP_AFFINE = 24, FT_OP_BATCH_NORMALIZE = 25, FT_OP_GROUP_NORMALIZE = 26,
-  FT_OP_FROZEN_NORMALIZE = 27,
+  FT_OP_AVG_POOL = 19, FT_OP_SPARSE_CONV = 20, FT_OP_AFFINE = 24, FT_OP_BATCH_NORMALIZE = 25, FT_OP_GROUP_NORMALIZE = 26,
+  FT_OP_FROZEN_NORMALIZE = 27, FT_OP_TRACKED_NORMALIZE = 29,
   /* losses: 64 to 79 */
   FT_OP_MSE = 64, FT_OP_CROSS_ENTROPY = 65, FT_OP_SOFT_CROSS_ENTROPY = 66,
   FT_OP_WEIGHTED_CROSS_ENTROPY = 67,
@@ -234,14 +280,16 @@ enum {
   FT_OP_LINEAR_DX = 80, FT_OP_RELU_DX = 81, FT_OP_TANH_DX = 82, FT_OP_SIGMOID_DX = 83,
   FT_OP_RELU6_DX = 84, FT_OP_LEAKY_RELU_DX = 85, FT_OP_HARDSWISH_DX = 86, FT_OP_SOFTMAX_DX = 87,
   FT_OP_MASK_DX = 88, FT_OP_SLICE = 89, FT_OP_CONV_DX = 96, FT_OP_MAX_POOL_DX = 97,
-  FT_OP_AVG_POOL_DX = 98, FT_OP_AFFINE_DX = 104, FT_OP_BATCH_NORMALIZE_DX = 105,
+  FT_OP_AVG_POOL_DX = 98, FT_OP_SPARSE_CONV_DX = 99, FT_OP_AFFINE_DX = 104, FT_OP_BATCH_NORMALIZE_DX = 105,
   FT_OP_GROUP_NORMALIZE_DX = 106, FT_OP_FROZEN_NORMALIZE_DX = 107, FT_OP_ZERO = 120,
   FT_OP_NORM_SCALE = 121,
   /* updates: 128 to 159; the norm of the same gradient is 32 above, its sum in a buffer 64 above */
   FT_OP_LINEAR_UPDATE = 128, FT_OP_BIAS_UPDATE = 129, FT_OP_CONV_UPDATE = 130,
   FT_OP_CONV_POOL_UPDATE = 131, FT_OP_AFFINE_UPDATE = 132, FT_OP_GRADIENT_UPDATE = 133,
+  FT_OP_SPARSE_CONV_UPDATE = 134,
   FT_OP_LINEAR_NORM = 160, FT_OP_BIAS_NORM = 161, FT_OP_CONV_NORM = 162, FT_OP_CONV_POOL_NORM = 163,
   FT_OP_AFFINE_NORM = 164, FT_OP_GRADIENT_NORM = 165,
+  FT_OP_SPARSE_CONV_NORM = 166,
   FT_OP_LINEAR_GRADIENT = 192, FT_OP_BIAS_GRADIENT = 193, FT_OP_CONV_GRADIENT = 194,
   FT_OP_CONV_POOL_GRADIENT = 195, FT_OP_AFFINE_GRADIENT = 196
 };
@@ -259,14 +307,16 @@ typedef struct {           /* the caller's memory; 4-byte aligned */
   float *params;           /* header.param_floats */
   uint8_t *arena;          /* header.arena_bytes */
   float *state;            /* header.state_floats; NULL if 0 */
+  void *scratch;           /* ft_scratch_bytes, 64-byte aligned; NULL if 0. Keeps nothing */
 } ft_memory;
 
-enum { FT_USE_CORRECTION = 1 };
+/* FT_KEEP_STATISTICS: a step leaves running means and variances as they are. */
+enum { FT_USE_CORRECTION = 1, FT_KEEP_STATISTICS = 2 };
 
 typedef struct {           /* the hyper-parameters of a phase; run-time data */
   float lr, momentum, weight_decay, clip, prox; /* 0 = not used */
   uint32_t groups;         /* bit g set: group g trains */
-  uint32_t flags;          /* FT_USE_CORRECTION */
+  uint32_t flags;          /* FT_USE_CORRECTION | FT_KEEP_STATISTICS */
 } ft_hyper;
 
 typedef struct { double loss_sum; uint32_t count, correct; } ft_score; /* add to it; starts at 0 */
@@ -288,16 +338,32 @@ ft_status ft_check(const void *image, size_t bytes, ft_program *program);
  * clip, prox, or the correction flag). */
 ft_status ft_check_hyper(const ft_program *program, const ft_hyper *hyper);
 
-/* The averaged vector (header.vector_floats) into the parameters; sets the prox base; clears the
- * momentum. */
+/* The room that the host form of the sparse ops works in; 0 without them, and with FT_SMALL. */
+size_t ft_scratch_bytes(const ft_program *program);
+
+/* Which weights live: a bit for each coordinate of the averaged vector, bit i mod 8 of byte i div 8;
+ * those of coordinates that are not pruned count for nothing. All live values and what the state
+ * holds of them become 0: load the model, and a correction, again. A pool needs this call, or
+ * zeros, before any other. FT_E_MASK, and no change, if the pool is too small. */
+ft_status ft_load_mask(const ft_program *program, const ft_memory *memory, const uint8_t *bits);
+/* The floats of a compact vector: the parameters in the order of their records, and of pruned ones
+ * the live values. */
+uint32_t ft_live_floats(const ft_program *program, const ft_memory *memory);
+/* As ft_load and ft_store, with a compact vector. */
+void ft_load_live(const ft_program *program, const ft_memory *memory, const float *vector);
+void ft_store_live(const ft_program *program, const ft_memory *memory, float *vector);
+
+/* The averaged vector (header.vector_floats) into the parameters, of which dead ones take nothing;
+ * sets the prox base; clears the momentum. */
 void ft_load(const ft_program *program, const ft_memory *memory, const float *vector);
 void ft_clear_momentum(const ft_program *program, const ft_memory *memory);
 /* A correction in the order of the averaged vector into its slot. Needs FT_CORRECTION. */
 void ft_load_correction(const ft_program *program, const ft_memory *memory, const float *vector);
-/* The parameters into the averaged vector; coordinates without a parameter stay as they are. */
+/* The parameters into the averaged vector; coordinates without a parameter, and dead ones, stay as
+ * they are. */
 void ft_store(const ft_program *program, const ft_memory *memory, float *vector);
 /* The momentum slot into the averaged vector: after a step with lr = 0 and momentum = 0 it holds
- * that step's gradient. Untrained coordinates get 0. Needs FT_MOMENTUM. */
+ * that step's gradient. Untrained and dead coordinates get 0. Needs FT_MOMENTUM. */
 void ft_store_gradient(const ft_program *program, const ft_memory *memory, float *vector);
 
 /* One training step on one batch: x[B, ...] float32; y: float32[B, ...] or int32[B]. Labels are
@@ -318,5 +384,19 @@ ft_status ft_evaluate(const ft_program *program, const ft_memory *memory, const 
  * moments[n_forward] (one entry per forward op, in op order), in float64, element by element. */
 void ft_calibrate(const ft_program *program, const ft_memory *memory, const float *x,
                   uint32_t valid, ft_moments *moments);
+
+/* Forward on one whole batch as in a step, but running statistics stay. Of the input of every
+ * TRACKED_NORMALIZE, in op order, adds the C sums over the batch, then the C sums of squares, each
+ * element by element in float64. */
+void ft_observe(const ft_program *program, const ft_memory *memory, const float *x, double *sums);
+
+typedef struct { uint32_t at; float g; } ft_place; /* a coordinate of the averaged vector */
+
+/* Forward and backward on one batch; nothing moves. Of pruned parameter k the most[k] dead
+ * coordinates with the largest |g| (of equal ones the lower; a NaN counts as the largest), in
+ * ascending order from places[sum of most[< k]] on; found[k] says how many there are. g as in
+ * CONV_UPDATE. FT_E_MEMORY if the sum of most is above header.bucket. */
+ft_status ft_grow(const ft_program *program, const ft_memory *memory, const float *x, const void *y,
+                  const uint32_t *most, ft_place *places, uint32_t *found);
 
 #endif

@@ -2,6 +2,7 @@
  *
  * A position p of an output and a tap of its window name one position q of the input.
  */
+#include "ft_grow.h"
 #include "ft_small.h"
 
 #ifdef FT_SMALL
@@ -157,23 +158,46 @@ void ft_conv_dx_f32(const ft_conv *c, const float *dy, const float *w, float *dx
 /* A weight: tap (ky, kx), input i of the group of output o. */
 typedef struct { uint32_t ky, kx, i, o; } weight;
 
-/* Its gradient; with codes, dy is that of the pooled output. */
-static float gradient_at(const ft_conv *c, const float *x, const float *dy, const uint32_t *codes,
-                         const weight *k) {
-  const ft_image out = codes ? pooled_image(c) : c->window.y;
+/* The input that it belongs to, at the first position. */
+static const float *input_of(const ft_conv *c, const float *x, const weight *k) {
+  return x + k->o / group_outputs(c) * group_inputs(c) + k->i;
+}
+
+static float plain_gradient_at(const ft_conv *c, const float *x, const float *dy,
+                               const weight *k) {
+  float sum = 0.0f;
+  size_t at;
+  position p = {0, 0, 0};
+  x = input_of(c, x, k);
+  dy += k->o;
+  do {
+    if (reads(&c->window, p, k->ky, k->kx, &at)) sum += x[at] * *dy;
+    dy += c->window.y.channels;
+  } while (advance(&p, &c->window.y));
+  return sum;
+}
+
+/* dy is that of the pooled output. */
+static float pooled_gradient_at(const ft_conv *c, const float *x, const float *dy,
+                                const uint32_t *codes, const weight *k) {
+  const ft_image out = pooled_image(c);
   const code_table table = codes_of(&out, c->pool_h * c->pool_w);
   float sum = 0.0f;
   size_t element = k->o, at;
   position p = {0, 0, 0};
-  x += k->o / group_outputs(c) * group_inputs(c) + k->i;
+  x = input_of(c, x, k);
   do {
-    const uint32_t code = codes ? get_code(&table, codes, element) : 0;
-    if (code < table.taps &&
-        reads(&c->window, codes ? unpooled(c, p, code) : p, k->ky, k->kx, &at))
+    const uint32_t code = get_code(&table, codes, element);
+    if (code < table.taps && reads(&c->window, unpooled(c, p, code), k->ky, k->kx, &at))
       sum += x[at] * dy[element];
     element += out.channels;
   } while (advance(&p, &out));
   return sum;
+}
+
+static float gradient_at(const ft_conv *c, const float *x, const float *dy, const uint32_t *codes,
+                         const weight *k) {
+  return codes ? pooled_gradient_at(c, x, dy, codes, k) : plain_gradient_at(c, x, dy, k);
 }
 
 /* The next weight of columns [first, end), in the order of the memory; 0 behind the last. */
@@ -216,6 +240,17 @@ float ft_conv_pool_norm_f32(const ft_conv *c, const float *x, const float *dy,
 
 float ft_conv_norm_f32(const ft_conv *c, const float *x, const float *dy) {
   return ft_conv_pool_norm_f32(c, x, dy, NULL);
+}
+
+void ft_scan_f32(const ft_conv *c, const float *x, const float *dy, const ft_live *w,
+                 ft_heap *heap) {
+  ft_walk walk = ft_first_dead(w);
+  weight k = {0, 0, 0, 0};
+  uint32_t at = 0;
+  do {
+    if (ft_is_dead(&walk, at)) ft_heap_offer(heap, at, plain_gradient_at(c, x, dy, &k));
+    at++;
+  } while (next_weight(&k, c, 0, c->window.y.channels));
 }
 
 /* ---- pools --------------------------------------------------------------------------------- */

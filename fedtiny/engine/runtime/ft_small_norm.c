@@ -97,6 +97,24 @@ static void normalize_dx(const group *g, const float *dy, const float *y, float 
     for (uint32_t c = 0; c < g->columns; c++) dx[c] = rstd * ((dy[c] - a) - y[c] * b);
 }
 
+/* One channel; the running statistics follow those of the batch. */
+static void track_normalize(const group *g, const float *x, float *y, float *rstd, float eps,
+                            const ft_tracked *tracked, uint32_t c) {
+  const float mean = sum_of(g, PLAIN, x, NULL, 0.0f) / count_of(g);
+  const float squares = sum_of(g, SQUARES, x, NULL, mean), var = squares / (float)(g->rows - 1);
+  *rstd = normalize(g, x, y, eps);
+  if (!tracked) return;
+  tracked->mean[c] += tracked->momentum * (mean - tracked->mean[c]);
+  tracked->var[c] += tracked->momentum * (var - tracked->var[c]);
+}
+
+void ft_track_normalize_f32(const float *x, float *y, float *rstd, uint32_t size,
+                            uint32_t channels, float eps, const ft_tracked *tracked) {
+  const group g = {size / channels, 1, channels};
+  for (uint32_t c = 0; c < channels; c++)
+    track_normalize(&g, x + c, y + c, rstd + c, eps, tracked, c);
+}
+
 static group group_of(const ft_groups *groups) {
   const group g = {groups->rows, groups->channels / groups->groups, groups->channels};
   return g;

@@ -125,13 +125,13 @@ FT_INLINE uint32_t ft_positions(const ft_area *area) {
 }
 
 /* One position after the other. */
-typedef struct { size_t from, to; uint32_t column, row; } ft_cursor;
+typedef struct { size_t from, to; uint32_t column, row; } ft_area_cursor;
 
-FT_INLINE ft_cursor ft_first(const ft_area *area) {
-  return (ft_cursor){area->from_at, area->to_at, 0, 0};
+FT_INLINE ft_area_cursor ft_first(const ft_area *area) {
+  return (ft_area_cursor){area->from_at, area->to_at, 0, 0};
 }
 
-static inline void ft_advance(const ft_area *area, ft_cursor *at) {
+static inline void ft_advance(const ft_area *area, ft_area_cursor *at) {
   at->from += area->from.column;
   at->to += area->to.column;
   if (++at->column < area->columns) return;
@@ -145,7 +145,7 @@ static inline void ft_advance(const ft_area *area, ft_cursor *at) {
 }
 
 /* The next `count` positions; mostly they stand in one row. */
-FT_INLINE void ft_take(const ft_area *area, ft_cursor *at, uint32_t count, size_t *from,
+FT_INLINE void ft_take(const ft_area *area, ft_area_cursor *at, uint32_t count, size_t *from,
                        size_t *to) {
   if (at->column + count < area->columns) {
     FT_UNROLL for (uint32_t k = 0; k < count; k++) {

@@ -41,6 +41,27 @@ ft_conv ft_conv_of(const ft_op *op, const ft_tensor *x, const ft_tensor *w) {
   return conv;
 }
 
+static ft_tensor pixels(const ft_tensor *t, uint32_t count, uint32_t channels) {
+  const ft_tensor image = {t->dtype, t->region, 4, 0, t->offset, {count, 1, 1, channels}};
+  return image;
+}
+
+ft_tensor ft_as_image(const ft_tensor *x, const ft_tensor *w) {
+  return w->ndim == 2 ? pixels(x, x->dims[0], ft_row_floats(x)) : *x;
+}
+
+ft_tensor ft_as_window(const ft_tensor *w) {
+  if (w->ndim != 2) return *w;
+  ft_tensor window = pixels(w, 1, w->dims[1]);
+  window.dims[2] = w->dims[0];
+  return window;
+}
+
+ft_conv ft_sparse_conv_of(const ft_op *op, const ft_tensor *x, const ft_tensor *w) {
+  const ft_tensor image = ft_as_image(x, w), window = ft_as_window(w);
+  return ft_conv_of(op, &image, &window);
+}
+
 ft_window ft_pool_of(const ft_op *op, const ft_tensor *x) {
   return window_of(op, x, op->attr[POOL_H], op->attr[POOL_W]);
 }

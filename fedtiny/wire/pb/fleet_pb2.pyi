@@ -174,20 +174,42 @@ class Manifest(_message.Message):
     def __init__(self, version: _Optional[int] = ..., size: _Optional[int] = ..., digest: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Instruction(_message.Message):
-    __slots__ = ("kind", "phases", "returns", "part", "correction", "candidates")
+    __slots__ = ("kind", "phases", "returns", "part", "correction", "candidates", "mask", "grow", "statistics")
     KIND_FIELD_NUMBER: _ClassVar[int]
     PHASES_FIELD_NUMBER: _ClassVar[int]
     RETURNS_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
     CORRECTION_FIELD_NUMBER: _ClassVar[int]
     CANDIDATES_FIELD_NUMBER: _ClassVar[int]
+    MASK_FIELD_NUMBER: _ClassVar[int]
+    GROW_FIELD_NUMBER: _ClassVar[int]
+    STATISTICS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     phases: _containers.RepeatedCompositeFieldContainer[Phase]
     returns: str
     part: str
     correction: bytes
     candidates: _containers.RepeatedCompositeFieldContainer[Candidate]
-    def __init__(self, kind: _Optional[str] = ..., phases: _Optional[_Iterable[_Union[Phase, _Mapping]]] = ..., returns: _Optional[str] = ..., part: _Optional[str] = ..., correction: _Optional[bytes] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ...) -> None: ...
+    mask: Mask
+    grow: _containers.RepeatedCompositeFieldContainer[Growth]
+    statistics: bytes
+    def __init__(self, kind: _Optional[str] = ..., phases: _Optional[_Iterable[_Union[Phase, _Mapping]]] = ..., returns: _Optional[str] = ..., part: _Optional[str] = ..., correction: _Optional[bytes] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., mask: _Optional[_Union[Mask, _Mapping]] = ..., grow: _Optional[_Iterable[_Union[Growth, _Mapping]]] = ..., statistics: _Optional[bytes] = ...) -> None: ...
+
+class Mask(_message.Message):
+    __slots__ = ("density", "digest")
+    DENSITY_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    density: float
+    digest: bytes
+    def __init__(self, density: _Optional[float] = ..., digest: _Optional[bytes] = ...) -> None: ...
+
+class Growth(_message.Message):
+    __slots__ = ("parameter", "most")
+    PARAMETER_FIELD_NUMBER: _ClassVar[int]
+    MOST_FIELD_NUMBER: _ClassVar[int]
+    parameter: str
+    most: int
+    def __init__(self, parameter: _Optional[str] = ..., most: _Optional[int] = ...) -> None: ...
 
 class Candidate(_message.Message):
     __slots__ = ("seed", "digest")

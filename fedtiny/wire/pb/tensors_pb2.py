@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64tiny/v1/tensors.proto\x12\nfedtiny.v1\"\x98\x01\n\x06Vector\x12\x11\n\x04size\x18\x01 \x01(\x07H\x01\x88\x01\x01\x12\r\n\x05\x65\x64ges\x18\x02 \x03(\x07\x12\x11\n\x07\x66loat32\x18\x03 \x01(\x0cH\x00\x12$\n\x06sparse\x18\x04 \x01(\x0b\x32\x12.fedtiny.v1.SparseH\x00\x12 \n\x04int8\x18\x05 \x01(\x0b\x32\x10.fedtiny.v1.Int8H\x00\x42\x08\n\x06valuesB\x07\n\x05_size\")\n\x06Sparse\x12\x0e\n\x06places\x18\x01 \x01(\x0c\x12\x0f\n\x07\x66loat32\x18\x02 \x01(\x0c\"?\n\x04Int8\x12\x12\n\x05\x62lock\x18\x01 \x01(\x07H\x00\x88\x01\x01\x12\x0e\n\x06scales\x18\x02 \x01(\x0c\x12\t\n\x01q\x18\x03 \x01(\x0c\x42\x08\n\x06_blockb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18\x66\x65\x64tiny/v1/tensors.proto\x12\nfedtiny.v1\"\xca\x01\n\x06Vector\x12\x11\n\x04size\x18\x01 \x01(\x07H\x02\x88\x01\x01\x12\r\n\x05\x65\x64ges\x18\x02 \x03(\x07\x12\x11\n\x07\x66loat32\x18\x03 \x01(\x0cH\x00\x12$\n\x06sparse\x18\x04 \x01(\x0b\x32\x12.fedtiny.v1.SparseH\x00\x12 \n\x04int8\x18\x05 \x01(\x0b\x32\x10.fedtiny.v1.Int8H\x00\x12\x14\n\ngiven_mask\x18\x06 \x01(\x0cH\x01\x12\x12\n\x08own_mask\x18\x07 \x01(\x0cH\x01\x42\x08\n\x06valuesB\x06\n\x04maskB\x07\n\x05_size\")\n\x06Sparse\x12\x0e\n\x06places\x18\x01 \x01(\x0c\x12\x0f\n\x07\x66loat32\x18\x02 \x01(\x0c\"?\n\x04Int8\x12\x12\n\x05\x62lock\x18\x01 \x01(\x07H\x00\x88\x01\x01\x12\x0e\n\x06scales\x18\x02 \x01(\x0c\x12\t\n\x01q\x18\x03 \x01(\x0c\x42\x08\n\x06_blockb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -32,9 +32,9 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'fedtiny.v1.tensors_pb2', _g
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_VECTOR']._serialized_start=41
-  _globals['_VECTOR']._serialized_end=193
-  _globals['_SPARSE']._serialized_start=195
-  _globals['_SPARSE']._serialized_end=236
-  _globals['_INT8']._serialized_start=238
-  _globals['_INT8']._serialized_end=301
+  _globals['_VECTOR']._serialized_end=243
+  _globals['_SPARSE']._serialized_start=245
+  _globals['_SPARSE']._serialized_end=286
+  _globals['_INT8']._serialized_start=288
+  _globals['_INT8']._serialized_end=351
 # @@protoc_insertion_point(module_scope)

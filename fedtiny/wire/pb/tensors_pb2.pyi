@@ -7,18 +7,22 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Vector(_message.Message):
-    __slots__ = ("size", "edges", "float32", "sparse", "int8")
+    __slots__ = ("size", "edges", "float32", "sparse", "int8", "given_mask", "own_mask")
     SIZE_FIELD_NUMBER: _ClassVar[int]
     EDGES_FIELD_NUMBER: _ClassVar[int]
     FLOAT32_FIELD_NUMBER: _ClassVar[int]
     SPARSE_FIELD_NUMBER: _ClassVar[int]
     INT8_FIELD_NUMBER: _ClassVar[int]
+    GIVEN_MASK_FIELD_NUMBER: _ClassVar[int]
+    OWN_MASK_FIELD_NUMBER: _ClassVar[int]
     size: int
     edges: _containers.RepeatedScalarFieldContainer[int]
     float32: bytes
     sparse: Sparse
     int8: Int8
-    def __init__(self, size: _Optional[int] = ..., edges: _Optional[_Iterable[int]] = ..., float32: _Optional[bytes] = ..., sparse: _Optional[_Union[Sparse, _Mapping]] = ..., int8: _Optional[_Union[Int8, _Mapping]] = ...) -> None: ...
+    given_mask: bytes
+    own_mask: bytes
+    def __init__(self, size: _Optional[int] = ..., edges: _Optional[_Iterable[int]] = ..., float32: _Optional[bytes] = ..., sparse: _Optional[_Union[Sparse, _Mapping]] = ..., int8: _Optional[_Union[Int8, _Mapping]] = ..., given_mask: _Optional[bytes] = ..., own_mask: _Optional[bytes] = ...) -> None: ...
 
 class Sparse(_message.Message):
     __slots__ = ("places", "float32")

@@ -31,6 +31,12 @@ static void *take(ft_stack *stack, size_t bytes) {
   return taken;
 }
 
+/* At a whole cache line, wherever the memory starts. */
+static void *take_scratch(ft_stack *stack, size_t bytes) {
+  uint8_t *taken = bytes ? take(stack, bytes + 48) : NULL;
+  return taken ? taken + (64 - (uintptr_t)taken % 64) % 64 : NULL;
+}
+
 static void take_samples(ft_stack *stack, const ft_task *task, ft_samples *samples) {
   size_t batch = samples->batch;
   samples->index = take(stack, 4 * batch);
@@ -49,6 +55,7 @@ static size_t lay_out(ft_run *run, uint8_t *memory) {
   run->memory.params = take(&stack, 4 * (size_t)h->param_floats);
   run->memory.arena = take(&stack, h->arena_bytes);
   run->memory.state = h->state_floats ? take(&stack, 4 * (size_t)h->state_floats) : NULL;
+  run->memory.scratch = take_scratch(&stack, ft_scratch_bytes(&run->program));
   run->trained = take(&stack, 4 * (size_t)h->vector_floats);
   run->mixed = fleet->personal ? take(&stack, 4 * (size_t)h->vector_floats) : NULL;
   run->samples = (ft_samples){.fleet = fleet,
@@ -76,6 +83,7 @@ static ft_status check_fleet(const ft_program *program, const ft_fleet *fleet) {
   ft_status status = ft_task_check(fleet, program);
   if (!fleet->base || !fleet->device || !fleet->outcomes) return FT_E_FLEET;
   if (fleet->personal && !fleet->local) return FT_E_FLEET;
+  if (!fleet->mask != !program->header->n_pruned) return FT_E_FLEET;
   for (uint32_t i = 0; !status && i < fleet->n_phases; i++) status = check_phase(program, fleet, i);
   return status;
 }
@@ -349,6 +357,8 @@ ft_status ft_fleet_run(const ft_fleet *fleet, uint32_t first, uint32_t last, voi
   if (first > last || last > fleet->n_visits || (sum && !fleet->weight)) return FT_E_FLEET;
   if ((uintptr_t)memory % 16 || memory_bytes < bytes) return FT_E_MEMORY;
   lay_out(&run, memory);
+  if (fleet->mask) status = ft_load_mask(&run.program, &run.memory, fleet->mask);
+  if (status) return status;
   if (fleet->correction) ft_load_correction(&run.program, &run.memory, fleet->correction);
   for (uint32_t visit = first; visit < last; visit++) {
     ft_outcome outcome = {0};

@@ -69,6 +69,8 @@ typedef struct {
   double scale;                    /* 2^shift of the fold */
   double bound;                    /* |delta| above is FT_E_BOUND */
   double norm_bound;               /* norm of the delta above is FT_E_BOUND; 0 = none */
+  const uint8_t *mask;             /* which weights live, as for ft_load_mask: given if, and only if,
+                                      the Program has a pool */
   float *vectors;                  /* [n_visits, vector_floats] or NULL; the row of a visit that
                                       failed its check holds nothing of use */
   ft_outcome *outcomes;            /* [n_visits] */
@@ -80,7 +82,8 @@ size_t ft_fleet_memory_bytes(const ft_fleet *fleet);
 /* Visits [first, last). sum: int64[vector_floats], added to, or NULL. A visit that fails its check
  * is not folded, leaves its personal row alone, and its outcome says why; the others go on. A phase
  * over a part without samples is FT_E_EMPTY; a query without samples scores nothing. Returns FT_OK,
- * or why nothing ran: FT_E_FLEET if the tables do not fit the Program or each other.
+ * or why nothing ran: FT_E_FLEET if the tables do not fit the Program or each other, FT_E_MASK if the
+ * mask does not fit the pool.
  * Folding: sum[i] += rint(weight * ((double)v[i] - (double)base[i]) * scale), each operation in
  * float64, rint to nearest even, the product known to be below 2^51 in magnitude.
  * FT_RETURN_GRADIENT: the delta is the gradient itself (base plays no part). */

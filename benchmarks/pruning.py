@@ -1,0 +1,171 @@
+"""Pruning experiments: every method at every density with paired seeds, as tables of a README.
+
+python benchmarks/pruning.py [digits] [omniglot] [--seeds 5] [--methods fedtiny,oneshot]
+
+A run is kept in build/pruning and not repeated. Seeds are paired: one seed deals out the same
+samples and begins with the same dense model whatever the method.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from fedtiny import Experiment, simulate
+from fedtiny.engine import zoo
+from fedtiny.experiment.workload import Workload
+
+ROOT = Path(__file__).parent.parent
+KEPT = ROOT / "build" / "pruning"
+DENSITIES = (0.1, 0.03, 0.01)
+METHODS = ("fedtiny", "fedrts", "feddst", "oneshot", "uniform", "small", "dense")
+_T_975 = (12.71, 4.30, 3.18, 2.78, 2.57, 2.45, 2.36, 2.31, 2.26)
+"""Quantiles of Student's t with 1, 2, ... degrees of freedom."""
+
+Row = Mapping[str, Any]
+
+
+# ---- one run ---------------------------------------------------------------------------------
+
+
+def experiment_of(task: str, method: str, density: float, seed: int) -> Experiment:
+    """The experiment of a method at a density; a dense net ignores the density."""
+    name = "oneshot" if method == "uniform" else method
+    experiment = Experiment.load(ROOT / "simulations" / f"{task}_prune_{name}.toml")
+    settings = [f"seed={seed}", "fleet.threads=1"]
+    if method == "uniform":
+        settings.append("strategy.layers=uniform")
+    if method == "small":
+        settings += smaller(task, density)
+    elif method != "dense":
+        settings.append(f"device.density={density}")
+    return experiment.override(*settings)
+
+
+def smaller(task: str, density: float) -> list[str]:
+    """The widest net of the same form that has no more parameters than a pruned one has live."""
+    full = zoo.digits_bn() if task == "digits" else zoo.omniglot_bn()
+    fixed = sum(p.size for p in full.graph(1).layout.parameters if len(p.shape) == 1)
+    weights = full.graph(1).layout.size - fixed
+    most = density * weights + fixed
+    fitting = (
+        width
+        for width in range(64, 0, -1)
+        if _narrow(task, width).graph(1).layout.size <= most
+    )
+    width = next(fitting, 1)
+    channels = [max(1, width // 2), width, width] if task == "digits" else width
+    return [f"model.channels={channels}"]
+
+
+def _narrow(task: str, width: int) -> Any:
+    if task == "digits":
+        return zoo.digits_bn(channels=(max(1, width // 2), width, width))
+    return zoo.omniglot_bn(channels=width)
+
+
+def run(job: tuple[str, str, float, int]) -> Row:
+    """The figures of one run, from the disk if it was run before."""
+    experiment = experiment_of(*job)
+    path = KEPT / f"{experiment.digest[:24]}.json"
+    if path.exists():
+        return dict(json.loads(path.read_text()))
+    row = figures(experiment, job)
+    KEPT.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(row))
+    return row
+
+
+def figures(experiment: Experiment, job: tuple[str, str, float, int]) -> Row:
+    """Run it; accuracy of the last model as it is, bytes, and those of growth rounds."""
+    done = simulate(experiment)
+    (judged,) = done.summary["evaluations"].values()
+    work = Workload.of(experiment)
+    scheduled = getattr(work.strategy, "grows", lambda t, T: False)
+    rounds = experiment.run.rounds
+    growths = [r for r in done.history if r["kind"] == "round" and scheduled(r["round"], rounds)]
+    return {
+        "job": job,
+        "accuracy": 100 * judged["accuracy_before"],
+        "bytes_up": done.summary["bytes_up"],
+        "bytes_down": done.summary["bytes_down"],
+        "energy_j": done.summary["energy_j"],
+        "growth_bytes": sum(r["bytes_up"] for r in growths),
+        "growth_updates": sum(r["accepted"] for r in growths),
+        "parameters": work.layout.size,
+    }
+
+
+# ---- tables ----------------------------------------------------------------------------------
+
+
+def interval(values: Sequence[float]) -> str:
+    """Mean and half-width of the 95 % interval."""
+    half = _T_975[len(values) - 2] * stdev(values) / math.sqrt(len(values))
+    return f"{mean(values):.1f} +- {half:.1f}"
+
+
+def tables(task: str, rows: Iterable[Row], methods: Sequence[str], seeds: int) -> None:
+    """Accuracies and paired differences, then bytes."""
+    found = {tuple(row["job"]): row for row in rows}
+
+    def column(method: str, density: float, key: str) -> list[float]:
+        shared = 1.0 if method == "dense" else density
+        return [float(found[task, method, shared, s][key]) for s in range(1, seeds + 1)]
+
+    def differences(a: str, b: str, density: float) -> str:
+        pairs = zip(column(a, density, "accuracy"), column(b, density, "accuracy"), strict=True)
+        return interval([x - y for x, y in pairs])
+
+    heads = " | ".join(f"{density:.0%}" for density in DENSITIES)
+    print(f"\n| {task} | {heads} | MB up | MB down |\n| --- |{' ---: |' * (len(DENSITIES) + 2)}")
+    for method in methods:
+        cells = [interval(column(method, density, "accuracy")) for density in DENSITIES]
+        for key in ("bytes_up", "bytes_down"):
+            spent = (mean(column(method, density, key)) / 1e6 for density in DENSITIES)
+            cells.append(" / ".join(f"{mb:.2f}" for mb in spent))
+        print(f"| {method} | {' | '.join(cells)} |")
+    pairs = [("fedtiny", "oneshot"), ("fedtiny", "uniform"), ("fedrts", "fedtiny"),
+             ("fedtiny", "small")]  # fmt: skip
+    for a, b in pairs:
+        if {a, b} <= set(methods):
+            cells = [differences(a, b, density) for density in DENSITIES]
+            print(f"| {a} - {b} | {' | '.join(cells)} | | |")
+    for method in methods:
+        growths = [sum(column(method, d, "growth_bytes")) for d in DENSITIES]
+        if not any(growths):
+            continue
+        dense = [
+            sum(4 * row * n for row, n in zip(column(method, d, "parameters"),
+                                              column(method, d, "growth_updates"), strict=True))
+            for d in DENSITIES
+        ]  # fmt: skip
+        shares = " | ".join(f"{a / b:.0f} x" for a, b in zip(dense, growths, strict=True))
+        print(f"| {method}: dense gradients / growth bytes | {shares} | | |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("tasks", nargs="*", default=["digits", "omniglot"])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--methods", default=",".join(METHODS))
+    asked = parser.parse_args()
+    methods = asked.methods.split(",")
+    for task in asked.tasks:
+        jobs = {
+            (task, m, 1.0 if m == "dense" else d, s)
+            for m in methods for d in DENSITIES for s in range(1, asked.seeds + 1)
+        }  # fmt: skip
+        with ProcessPoolExecutor(2) as pool:
+            rows = list(pool.map(run, sorted(jobs, key=lambda job: (job[3], job[1:]))))
+        tables(task, rows, methods, asked.seeds)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,57 @@
+"""A device's side of masks: where live values stand, and which of them are exchanged. No NumPy."""
+
+from __future__ import annotations
+
+import math
+from array import array
+from bisect import bisect_left
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import TYPE_CHECKING
+
+from fedtiny.values import merge_ranges
+
+if TYPE_CHECKING:
+    from fedtiny.engine.program import Program
+    from fedtiny.masks import Mask
+    from fedtiny.values import Layout, Ranges
+
+
+def compact_ranges(mask: Mask, layout: Layout, ranges: Ranges) -> Ranges:
+    """Where the live values of whole parameters stand among all live values."""
+    ends = list(accumulate(mask.counts(layout), initial=0))
+    named = [any(a <= p.offset < b for a, b in ranges) for p in layout.parameters]
+    return merge_ranges(pair for pair, own in zip(pairwise(ends), named, strict=True) if own)
+
+
+def live_values(values: memoryview[float], mask: Mask, ranges: Ranges) -> bytes:
+    """Those of the live coordinates within the ranges, ascending."""
+    return array("f", [values[at] for at in mask.coordinates(ranges)]).tobytes()
+
+
+def exchanged(
+    mask: Mask,
+    layout: Layout,
+    prunable: Sequence[str],
+    values: memoryview[float],
+    grown: Sequence[int],
+) -> Mask:
+    """The mask with these coordinates, and in each layer without as many live ones of the smallest
+    magnitude; of two alike the lower coordinate stays."""
+    dead: list[int] = []
+    for parameter in map(layout.__getitem__, prunable):
+        own = (parameter.offset, parameter.offset + parameter.size)
+        wanted = bisect_left(grown, own[1]) - bisect_left(grown, own[0])
+        live = map(int, mask.coordinates((own,)) if wanted else ())
+        dead += sorted(live, key=lambda at: (abs(values[at]), -at))[:wanted]
+    return mask.moved(dead, grown)
+
+
+def tracked_elements(program: Program) -> list[int]:
+    """For each sum that `Executor.observe` gives: how many elements of a batch it adds up."""
+    tables, means = program.tables, program.tracked[::2]
+    pairs = zip(program.layout.parameters, tables.params, strict=True)
+    tensors = {record.tensor for p, record in pairs if p.name in means}
+    ops = [op for op in tables.ops[: tables.n_forward] if tensors.intersection(op.tensors[1:2])]
+    shapes = [tables.tensors[op.tensors[0]].shape for op in ops]
+    return [math.prod(shape[:-1]) for shape in shapes for _ in range(2 * shape[-1])]

@@ -1,0 +1,138 @@
+"""What an update may say when masks, growth or statistics were asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedtiny.masks import Mask, remembered
+from fedtiny.server.admission import Expected, flaw_of
+from fedtiny.values import (
+    CALIBRATE,
+    GRADIENT,
+    VALUES,
+    VOTES,
+    Instruction,
+    Layout,
+    Parameter,
+    Phase,
+    Ranges,
+    Update,
+)
+
+LAYOUT = Layout.of(
+    [
+        Parameter("conv.weight", (40,)),
+        Parameter("conv.bias", (4,)),
+        Parameter("fc.weight", (30,)),
+        Parameter("bn.mean", (3,), "statistics"),
+        Parameter("bn.var", (3,), "statistics"),
+    ]
+)
+WHOLE: Ranges = ((0, 80),)
+SPARSE = Mask.draw(LAYOUT, {"conv.weight": 4, "fc.weight": 3}, 1)
+DENSER = Mask.draw(LAYOUT, {"conv.weight": 8, "fc.weight": 6}, 2)
+MASKS = ((0.1, SPARSE.blob), (0.2, DENSER.blob))
+MEASURES = {"loss_sum": 1.0, "steps": 3.0}
+TRAIN = Instruction(phases=(Phase(0.1, 3),), masks=MASKS)
+
+
+@dataclass(frozen=True)
+class Board:
+    """Of a Program, what admission looks at."""
+
+    density: float
+
+    def sent_ranges(self, asked: Instruction) -> Ranges:
+        return WHOLE
+
+
+def flaw(update: Update, asked: Instruction) -> str:
+    boards = (Board(0.1), Board(0.2))
+    expected = Expected.of(asked, boards, LAYOUT, lambda b: remembered(b, LAYOUT))  # type: ignore[arg-type]
+    return flaw_of(update, expected)
+
+
+def trained(mask: Mask | None) -> Update:
+    count = mask.count if mask else 80
+    return Update(1, 2, 0, 0, 5, bytes(4 * count), WHOLE, MEASURES, mask)
+
+
+def grown(*places: int, value: float = 0.5) -> Update:
+    values = np.full(len(places), value, np.float32).tobytes()
+    packed = np.array(places, "<u4").tobytes()
+    return Update(1, 2, 0, 0, 5, values, WHOLE, MEASURES, places=packed)
+
+
+def test_each_class_of_devices_sends_the_values_of_its_mask() -> None:
+    assert flaw(trained(SPARSE), TRAIN) == flaw(trained(DENSER), TRAIN) == ""
+    other = Mask.draw(LAYOUT, {"conv.weight": 4, "fc.weight": 3}, 9)
+    for mask in (None, other):
+        assert "not for the mask that was given" in flaw(trained(mask), TRAIN)
+
+
+def test_an_update_of_a_dense_round_has_no_mask() -> None:
+    dense = replace(TRAIN, masks=())
+    assert flaw(trained(None), dense) == ""
+    assert "not for the mask" in flaw(trained(SPARSE), dense)
+
+
+@given(st.data())
+def test_a_mask_that_moved_has_as_many_live_values_in_each_parameter(data: st.DataObject) -> None:
+    asked = replace(TRAIN, masks=MASKS[:1], grow=(("fc.weight", 2),), returns=VALUES)
+    expected = Expected.of(asked, [Board(0.1)], LAYOUT, lambda b: remembered(b, LAYOUT))  # type: ignore[list-item]
+    live = SPARSE.coordinates(WHOLE).tolist()
+    dead = sorted(set(range(80)) - set(live))
+    die = data.draw(st.lists(st.sampled_from(live), max_size=3, unique=True))
+    grow = data.draw(st.lists(st.sampled_from(dead), max_size=3, unique=True))
+    moved = SPARSE.moved(die, grow)
+
+    def within(places: list[int], name: str) -> int:
+        p = LAYOUT[name]
+        return sum(p.offset <= at < p.offset + p.size for at in places)
+
+    fits = all(within(die, p.name) == within(grow, p.name) for p in LAYOUT.parameters)
+    fits |= moved == SPARSE
+    only_fc = all(
+        within(die, p.name) == within(grow, p.name) for p in LAYOUT.parameters
+        if p.name != "fc.weight"
+    )  # fmt: skip
+    fewer = within(grow, "fc.weight") <= within(die, "fc.weight")
+    assert (flaw_of(trained(moved), expected) == "") == (fits or (only_fc and fewer))
+
+
+def test_what_grows_is_dead_and_of_a_named_parameter_and_no_more_than_asked() -> None:
+    asked = replace(TRAIN, masks=MASKS[:1], returns=GRADIENT, grow=(("fc.weight", 2),))
+    dead = [at for at in range(44, 74) if not SPARSE.bools[at]]
+    assert flaw(grown(dead[0], dead[-1]), replace(asked, masks=MASKS)) == ""
+    assert flaw(grown(), replace(asked, masks=MASKS)) == ""
+    alive = next(at for at in range(44, 74) if SPARSE.bools[at])
+    one = Expected.of(asked, [Board(0.1)], LAYOUT, lambda b: remembered(b, LAYOUT))  # type: ignore[list-item]
+    assert f"{alive:,} is live" in flaw_of(grown(alive), one)
+    outside = next(at for at in range(40) if not SPARSE.bools[at])
+    assert "not to grow" in flaw_of(grown(outside), one)
+    assert "fc.weight has 3; at most 2" in flaw_of(grown(*dead[:3]), one)
+    assert "it has none" in flaw_of(trained(SPARSE), one)
+
+
+def test_votes_have_no_values() -> None:
+    asked = replace(TRAIN, masks=MASKS[:1], returns=VOTES, grow=(("fc.weight", 2),))
+    one = Expected.of(asked, [Board(0.1)], LAYOUT, lambda b: remembered(b, LAYOUT))  # type: ignore[list-item]
+    place = next(at for at in range(44, 74) if not SPARSE.bools[at])
+    assert flaw_of(grown(place, value=1.0), one) == ""
+    assert "places alone" in flaw_of(grown(place), one)
+
+
+def test_places_are_refused_where_values_are_asked_for() -> None:
+    assert "some places" in flaw(grown(3), TRAIN)
+
+
+@pytest.mark.parametrize(("count", "fits"), [(18, True), (19, False), (80, False)])
+def test_statistics_are_a_row_for_each_candidate(count: int, fits: bool) -> None:
+    asked = Instruction(CALIBRATE, candidates=(1, 2, 3))
+    update = Update(1, 2, 0, 0, 5, bytes(4 * count), ((0, count),))
+    assert (flaw(update, asked) == "") == fits
