@@ -40,7 +40,7 @@ def experiment_of(task: str, method: str, density: float, seed: int) -> Experime
     experiment = Experiment.load(ROOT / "simulations" / f"{task}_prune_{name}.toml")
     settings = [f"seed={seed}", "fleet.threads=1"]
     if method == "uniform":
-        settings.append("strategy.layers=uniform")
+        settings.append("strategy.layers_by=uniform")
     if method == "small":
         settings += smaller(task, density)
     elif method != "dense":

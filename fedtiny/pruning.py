@@ -37,24 +37,28 @@ def erk_counts(layout: Layout, prunable: Sequence[str], density: float) -> dict[
     U. Evci et al., "Rigging the Lottery: Making All Tickets Winners", ICML 2020, section 3: small
     layers stay denser, and one that would be more than full is dense.
     """
+    return _dealt(layout, prunable, density, _erk_scores(layout, prunable))
+
+
+def _erk_scores(layout: Layout, prunable: Sequence[str]) -> list[float]:
     shapes = [layout[name].shape for name in prunable]
-    return _dealt(layout, prunable, density, [sum(shape) / math.prod(shape) for shape in shapes])
+    return [sum(shape) / math.prod(shape) for shape in shapes]
 
 
 def candidate_counts(
     layout: Layout, prunable: Sequence[str], density: float, seed: int
 ) -> dict[str, int]:
-    """Those of the candidate with this seed: 0 is ERK, 1 uniform, any other uniform with noise.
+    """Those of the candidate with this seed: 0 is ERK, 1 uniform; then each of the two with noise.
 
     The noise multiplies each layer's density by a number from 0.5 to 1.5, before the budget is
-    dealt out.
+    dealt out; even seeds begin with ERK, odd ones with uniform densities.
     """
-    if seed == ERK:
-        return erk_counts(layout, prunable, density)
-    if seed == UNIFORM:
-        return uniform_counts(layout, prunable, density)
-    words = rng.words(seed, 0, 0, rng.Purpose.MASK, len(prunable))
-    return _dealt(layout, prunable, density, [rng.uniform(word, 0.5, 1.5) for word in words])
+    scores = _erk_scores(layout, prunable) if seed % 2 == ERK else [1.0] * len(prunable)
+    if seed > UNIFORM:
+        words = rng.words(seed, 0, 0, rng.Purpose.MASK, len(prunable))
+        noise = (rng.uniform(word, 0.5, 1.5) for word in words)
+        scores = [score * factor for score, factor in zip(scores, noise, strict=True)]
+    return _dealt(layout, prunable, density, scores)
 
 
 def _dealt(

@@ -4,10 +4,10 @@ H. Huang et al., "Distributed Pruning Towards Tiny Neural Networks in Federated 
 2023. Before it trains, the fleet chooses among candidate masks of one budget. In a first round
 each device sends the statistics of every candidate's normalisations on its own data, in a second
 one the loss of each candidate with the pooled statistics; the least mean loss wins. Then, every
-few rounds, one layer exchanges weights: it grows the dead coordinates with the largest gradients
+few rounds, layers exchange weights: it grows the dead coordinates with the largest gradients
 of the fleet, and prunes as many of its smallest weights.
 
-What differs: candidates travel as seeds. Variances are pooled from second moments, where the
+What differs: the least loss wins only with a lead over the ERK mask (`LEAD`). Candidates travel as seeds. Variances are pooled from second moments, where the
 published code averages them. Devices send (place, gradient) of their largest only, where the code
 sends dense gradients. A growth is a round of its own, at the model that the fleet has. And a
 weight that was just grown is never pruned at once. A net without tracked normalisations selects
@@ -32,6 +32,10 @@ from fedtiny.values import CALIBRATE, SCORE, Instruction, Layout
 if TYPE_CHECKING:
     from fedtiny.strategies.base import State
     from fedtiny.tensors import Bools, Float32, Float64
+
+LEAD = 0.05
+"""By what share of its loss the first candidate must be beaten. At low densities all candidates
+begin near chance, and the least of such losses says nothing."""
 
 SELECTIONS = ("auto", "bn", "loss")
 
@@ -112,7 +116,9 @@ class FedTiny(Adjusting):
         if seen.total is not None:
             return model, {**state, "statistics": seen.total.mean()}
         # Every candidate saw the same samples: the least sum is the least mean.
-        chosen = int(np.argmin([seen.measures[f"loss_sum.{seed}"] for seed in self.seeds]))
+        losses = np.array([seen.measures[f"loss_sum.{seed}"] for seed in self.seeds])
+        best = int(np.argmin(losses))
+        chosen = best if losses[best] < (1.0 - LEAD) * losses[0] else 0
         return self._begun(chosen, round, model, state)
 
     def _begun(
