@@ -55,9 +55,7 @@ def smaller(task: str, density: float) -> list[str]:
     weights = full.graph(1).layout.size - fixed
     most = density * weights + fixed
     fitting = (
-        width
-        for width in range(64, 0, -1)
-        if _narrow(task, width).graph(1).layout.size <= most
+        width for width in range(64, 0, -1) if _narrow(task, width).graph(1).layout.size <= most
     )
     width = next(fitting, 1)
     channels = [max(1, width // 2), width, width] if task == "digits" else width

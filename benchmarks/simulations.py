@@ -1,4 +1,4 @@
-"""Run every experiment of simulations/ with three seeds and print the rows of its README.
+"""Run the experiments of simulations/ with three seeds and print the rows of its README.
 
 python benchmarks/simulations.py [PREFIX ...]
 """
@@ -61,8 +61,9 @@ class Figures:
 
 
 def names() -> list[str]:
-    """The experiments with figures in the README."""
-    return sorted(path.stem for path in FOLDER.glob("*.toml") if path.stem not in _EXAMPLES)
+    """The experiments with a row each; those that prune are in the tables of pruning.py."""
+    found = sorted(path.stem for path in FOLDER.glob("*.toml"))
+    return [name for name in found if name not in _EXAMPLES and "_prune_" not in name]
 
 
 def main() -> None:

@@ -190,6 +190,8 @@ class Layout:
         import numpy as np
 
         expected = {p.name for p in self.parameters}
+        if not isinstance(state, Mapping):
+            raise DataError(f"a {type(state).__name__} is no mapping from names to arrays")
         if set(state) != expected:
             raise DataError(
                 f"the state has the arrays {sorted(state)}, the model has {sorted(expected)}"

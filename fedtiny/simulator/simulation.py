@@ -280,27 +280,30 @@ class Simulation:
         return np.asarray(draws.uniform(words[:, window]) < share)
 
     def _carried(self, devices: Int64) -> VisitBytes:
-        """The bytes of each visit; who holds the mask of this round already, or the model, does
-        not fetch it."""
-        columns = np.zeros((devices.size, len(VisitBytes._fields)), np.int64)
+        """The bytes of each visit, in columns; the mask is among work and requests.
+
+        Who holds the mask of this round already, or the model, does not fetch it.
+        """
+        columns = np.zeros((devices.size, 4), np.int64)
         for profile, at in self.fleet.split(devices):
             assert profile.program is not None
-            columns[at] = self.work.visit_bytes(profile.program, self.open.instruction)
+            visit = self.work.visit_bytes(profile.program, self.open.instruction)
+            fetched = visit.work + visit.mask, visit.requests + visit.mask_requests
+            columns[at] = (*fetched, visit.update, visit.receipt)
             if self.work.prunes:
-                columns[at] -= self._held(profile.program, devices[at])
+                columns[at, :2] -= self._held(profile.program, devices[at])
         return VisitBytes(*columns.T)
 
     def _held(self, program: Program, devices: Int64) -> Int64:
-        """What of a visit's bytes each device saves by what it holds; from now on it holds all."""
+        """Bytes down and up that each device saves by what it holds; from now on it holds all."""
         blob, stands = self.open.instruction.of(program.density).mask, self.standing
         visit = self.work.visit_bytes(program, self.open.instruction)
         floats = remembered(blob, self.layout).count if blob else self.layout.size
         up, down = fetch_bytes(FLOAT_BYTES * floats, compared=True)
-        mask = VisitBytes(0, 0, 0, 0, visit.mask, visit.mask_requests)
         model = b"%d " % stands.version + (blob or b"")
-        saved = np.zeros((devices.size, len(mask)), np.int64)
-        things = [(stands.models, model, VisitBytes(down, up, 0, 0))]
-        things += [(stands.masks, blob, mask)] if blob else []
+        saved = np.zeros((devices.size, 2), np.int64)
+        things = [(stands.models, model, (down, up))]
+        things += [(stands.masks, blob, (visit.mask, visit.mask_requests))] if blob else []
         for held, thing, fetched in things:
             name = np.frombuffer(mask_name(thing), np.uint64)[0]
             saved[held[devices] == name] += np.array(fetched)
@@ -428,12 +431,12 @@ _ACTIONS: dict[type[Command], Callable[[Simulation, Any], None]] = {
 
 def _down(carried: VisitBytes, arrives: Bools) -> Int64:
     """Bytes to each device; who never arrives gets no receipt."""
-    return np.asarray(carried.work + carried.mask + carried.receipt * arrives)
+    return np.asarray(carried.work + carried.receipt * arrives)
 
 
 def _up(carried: VisitBytes, arrives: Bools) -> Int64:
     """Bytes from each device; who never arrives sends no update."""
-    return np.asarray(carried.requests + carried.mask_requests + carried.update * arrives)
+    return np.asarray(carried.requests + carried.update * arrives)
 
 
 def _devices(form: DeviceForm, work: Workload, standing: Standing) -> tuple[Workers, Sessions]:

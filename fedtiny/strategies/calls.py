@@ -47,55 +47,53 @@ Result = TypeVar("Result")
 
 def fitted(strategy: Strategy, fleet: FleetFacts) -> Strategy:
     """The strategy, fitted to the Programs of its fleet."""
-    result = _call(strategy, "fitted", _BEFORE, lambda: strategy.fitted(fleet))
+    result = _call(strategy, "fitted", None, lambda: strategy.fitted(fleet))
     if not isinstance(result, Strategy):
-        raise _wrong(strategy, "fitted", _BEFORE, f"a Strategy, not {type(result).__name__}")
+        raise _wrong(strategy, "fitted", None, f"a Strategy, not {type(result).__name__}")
     return result
 
 
 def bucket(strategy: Strategy, layout: Layout) -> int:
     """The most coordinates that one of its growths may return."""
-    most = _call(strategy, "bucket", _BEFORE, lambda: strategy.bucket(layout))
+    most = _call(strategy, "bucket", None, lambda: strategy.bucket(layout))
     if not isinstance(most, Integral) or most < 0:
-        raise _wrong(strategy, "bucket", _BEFORE, f"an integer >= 0, not {most!r}")
+        raise _wrong(strategy, "bucket", None, f"an integer >= 0, not {most!r}")
     return int(most)
 
 
 def start(strategy: Strategy, layout: Layout, model: Float32) -> State:
     """Its state before the first round."""
-    state = _call(strategy, "start", _BEFORE, lambda: strategy.start(layout, model))
-    return _checked_state(strategy, _BEFORE, state)
+    state = _call(strategy, "start", None, lambda: strategy.start(layout, model))
+    return _checked_state(strategy, None, state)
 
 
 def ask(strategy: Strategy, round: Round, state: State, layout: Layout) -> Instruction:
     """Its instruction for the round, with its masks; devices with this layout can carry it out."""
-    when = _when(round)
-    asked = _call(strategy, "ask", when, lambda: strategy.ask(round, state))
+    asked = _call(strategy, "ask", round, lambda: strategy.ask(round, state))
     if not isinstance(asked, Instruction):
-        raise _wrong(strategy, "ask", when, f"an Instruction, not {type(asked).__name__}")
+        raise _wrong(strategy, "ask", round, f"an Instruction, not {type(asked).__name__}")
     known = masks(strategy, round, state, layout)
     for flaw in (*_flaws(asked, layout), *_pruning_flaws(asked, bool(known), strategy, layout)):
-        raise StrategyError(f"{type(strategy).__name__}.ask {when}: {flaw}")
-    return replace(asked, masks=known) if asked.kind in (TRAIN, EVALUATE) else asked
+        raise StrategyError(f"{type(strategy).__name__}.ask {_when(round)}: {flaw}")
+    return replace(asked, masks=known) if known and asked.kind in (TRAIN, EVALUATE) else asked
 
 
 def masks(strategy: Strategy, round: Round, state: State, layout: Layout) -> Masks:
     """Its mask of each density, which devices with this layout can read."""
-    when = _when(round)
     given = _call(
-        strategy, "masks", when,
+        strategy, "masks", round,
         lambda: tuple((float(density), bytes(blob)) for density, blob in strategy.masks(state)),
     )  # fmt: skip
     densities = [density for density, _ in given]
     if densities != sorted(set(densities)) or not all(0 < density < 1 for density in densities):
         needed = f"densities that ascend between 0 and 1, each once; they are {densities}"
-        raise _wrong(strategy, "masks", when, needed)
+        raise _wrong(strategy, "masks", round, needed)
     for density, blob in given:
         try:
             remembered(blob, layout)
         except WireError as error:
             needed = f"blobs of masks; that of density {density:g} is none: {error}"
-            raise _wrong(strategy, "masks", when, needed) from None
+            raise _wrong(strategy, "masks", round, needed) from None
     return given
 
 
@@ -182,26 +180,24 @@ def _phase_flaws(phase: Phase, layout: Layout) -> Iterator[str]:
 
 def fold_rule(strategy: Strategy, round: Round) -> FoldRule:
     """Its fold rule: the fixed point in which the updates of the round are added up."""
-    when = _when(round)
-    rule = _call(strategy, "fold_rule", when, lambda: strategy.fold_rule)
+    rule = _call(strategy, "fold_rule", round, lambda: strategy.fold_rule)
     if not isinstance(rule, FoldRule):
-        raise _wrong(strategy, "fold_rule", when, f"a FoldRule, not {type(rule).__name__}")
+        raise _wrong(strategy, "fold_rule", round, f"a FoldRule, not {type(rule).__name__}")
     return rule
 
 
 def weight(strategy: Strategy, round: Round, samples: Float64) -> Float64:
     """Its weights, a column like ``samples``, on the grid of its fold rule."""
-    when = _when(round)
     weights = _call(
-        strategy, "weight", when, lambda: np.asarray(strategy.weight(samples), np.float64)
+        strategy, "weight", round, lambda: np.asarray(strategy.weight(samples), np.float64)
     )
     if weights.shape != samples.shape:
-        raise _wrong(strategy, "weight", when, f"{samples.size} weights, not {weights.size}")
+        raise _wrong(strategy, "weight", round, f"{samples.size} weights, not {weights.size}")
     rule = fold_rule(strategy, round)
     try:
         return rule.weights(weights)
     except UpdateError as error:
-        raise StrategyError(f"{type(strategy).__name__}.weight {when}: {error}") from None
+        raise StrategyError(f"{type(strategy).__name__}.weight {_when(round)}: {error}") from None
 
 
 def finish(
@@ -226,63 +222,62 @@ def observe(
 def _next(
     strategy: Strategy, method: str, round: Round, model: Float32, call: Callable[[], object]
 ) -> tuple[Float32, State]:
-    when = _when(round)
-    result = _call(strategy, method, when, call)
+    result = _call(strategy, method, round, call)
     if not isinstance(result, tuple) or len(result) != 2:
-        raise _wrong(strategy, method, when, "a pair (model, state)")
+        raise _wrong(strategy, method, round, "a pair (model, state)")
     next_model, next_state = np.asarray(result[0]), result[1]
     if next_model.shape != model.shape or next_model.dtype != np.float32:
         shape = f"{next_model.dtype} {next_model.shape}"
-        raise _wrong(strategy, method, when, f"a model of float32 {model.shape}, not {shape}")
+        raise _wrong(strategy, method, round, f"a model of float32 {model.shape}, not {shape}")
     bad = model.size - np.count_nonzero(np.isfinite(next_model))
     if bad:
         what = f"a finite model, but {bad:,} of {model.size:,} values are not"
-        raise _wrong(strategy, method, when, what)
-    return next_model, _checked_state(strategy, when, next_state)
+        raise _wrong(strategy, method, round, what)
+    return next_model, _checked_state(strategy, round, next_state)
 
 
 def telemetry(
     strategy: Strategy, round: Round, model: Float32, state: State
 ) -> Mapping[str, float]:
     """What the history tells of the round; ``model`` and ``state`` are those after it."""
-    when = _when(round)
-    told = _call(strategy, "telemetry", when, lambda: dict(strategy.telemetry(round, model, state)))
+    told = _call(
+        strategy, "telemetry", round, lambda: dict(strategy.telemetry(round, model, state))
+    )
     for name, value in told.items():
         if not (isinstance(name, str) and isinstance(value, Real) and math.isfinite(value)):
             raise _wrong(
-                strategy, "telemetry", when, f"finite numbers by name; {name!r} is {value!r}"
+                strategy, "telemetry", round, f"finite numbers by name; {name!r} is {value!r}"
             )
     return {name: float(value) for name, value in told.items()}
 
 
-_BEFORE = "before round 0"
+def _when(round: Round | None) -> str:
+    return f"in round {round.t:,} of {round.T:,}" if round else "before round 0"
 
 
-def _when(round: Round) -> str:
-    return f"in round {round.t:,} of {round.T:,}"
-
-
-def _call(strategy: Strategy, method: str, when: str, call: Callable[[], Result]) -> Result:
+def _call(
+    strategy: Strategy, method: str, round: Round | None, call: Callable[[], Result]
+) -> Result:
     try:
         return call()
     except StrategyError:
         raise
     except Exception as error:
-        cause = f"{type(error).__name__}: {error}"
-        raise StrategyError(f"{type(strategy).__name__}.{method} failed {when}: {cause}") from error
+        what = f"{type(strategy).__name__}.{method} failed {_when(round)}"
+        raise StrategyError(f"{what}: {type(error).__name__}: {error}") from error
 
 
-def _checked_state(strategy: Strategy, when: str, state: object) -> State:
+def _checked_state(strategy: Strategy, round: Round | None, state: object) -> State:
     if not isinstance(state, Mapping):
-        raise _wrong(strategy, "state", when, f"a mapping, not {type(state).__name__}")
+        raise _wrong(strategy, "state", round, f"a mapping, not {type(state).__name__}")
     for name, value in state.items():
         is_array = isinstance(value, np.ndarray) and value.dtype in (np.float64, np.uint8)
         if not isinstance(name, str) or not (is_array or isinstance(value, int | float)):
             kind = getattr(value, "dtype", type(value).__name__)
             needed = f"float64 or uint8 arrays or numbers by name; {name!r} is {kind}"
-            raise _wrong(strategy, "state", when, needed)
+            raise _wrong(strategy, "state", round, needed)
     return state
 
 
-def _wrong(strategy: Strategy, method: str, when: str, needed: str) -> StrategyError:
-    return StrategyError(f"{type(strategy).__name__}.{method} {when} must give {needed}")
+def _wrong(strategy: Strategy, method: str, round: Round | None, needed: str) -> StrategyError:
+    return StrategyError(f"{type(strategy).__name__}.{method} {_when(round)} must give {needed}")

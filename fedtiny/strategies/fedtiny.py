@@ -7,11 +7,11 @@ one the loss of each candidate with the pooled statistics; the least mean loss w
 few rounds, layers exchange weights: it grows the dead coordinates with the largest gradients
 of the fleet, and prunes as many of its smallest weights.
 
-What differs: the least loss wins only with a lead over the ERK mask (`LEAD`). Candidates travel as seeds. Variances are pooled from second moments, where the
-published code averages them. Devices send (place, gradient) of their largest only, where the code
-sends dense gradients. A growth is a round of its own, at the model that the fleet has. And a
-weight that was just grown is never pruned at once. A net without tracked normalisations selects
-by the loss alone.
+What differs: the least loss wins only with a lead over the ERK mask (`LEAD`). Candidates travel as
+seeds. Variances are pooled from second moments, where the published code averages them. Devices
+send (place, gradient) of their largest only, where the code sends dense gradients. A growth is a
+round of its own, at the model that the fleet has. And a weight that was just grown is never pruned
+at once. A net without tracked normalisations selects by the loss alone.
 """
 
 from __future__ import annotations

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 
 import pytest
 
 from benchmarks.simulations import FOLDER, Figures, names
-from fedtiny import Experiment
+from fedtiny import Experiment, simulate
 from fedtiny.data.sources import SOURCES
 
 figures = cache(Figures.of)
@@ -19,13 +20,24 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]
 LONG = [name for name in names() if name.startswith("omniglot") and not name.endswith("none")]
 
 
+def readme() -> str:
+    return (FOLDER / "README.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("name", sorted({*names()} - {*LONG}))
 def test_an_experiment_reproduces_its_row_of_the_readme(
     name: str, request: pytest.FixtureRequest
 ) -> None:
     if Experiment.load(FOLDER / f"{name}.toml").data.source in DATA_SETS_NEEDED:
         request.getfixturevalue("data_dir")
-    assert figures(name).row() in (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert figures(name).row() in readme()
+
+
+def test_a_seed_of_fedtiny_ends_where_the_readme_says() -> None:
+    text = " ".join(readme().split())
+    (stated,) = re.findall(r"Seed 1 of `digits_prune_fedtiny` ends at (0\.\d{4})\.", text)
+    run = simulate(Experiment.load(FOLDER / "digits_prune_fedtiny.toml").override("seed=1"))
+    assert f"{run.summary['evaluations']['adapted']['accuracy_before']:.4f}" == stated
 
 
 def test_tinyreptile_adapts_better_than_joint_transfer() -> None:

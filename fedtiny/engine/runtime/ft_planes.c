@@ -17,8 +17,8 @@ static uint32_t plane_of(uint32_t positions) {
 
 static void measure(ft_cut *cut) {
   const ft_window *w = cut->window;
-  cut->x_rows = (cut->rows - 1) * w->stride_h + w->kernel_h;
-  cut->x_columns = (cut->columns - 1) * w->stride_w + w->kernel_w;
+  cut->x_rows = (cut->rows - 1) * cut->stride_h + w->kernel_h;
+  cut->x_columns = (cut->columns - 1) * cut->stride_w + w->kernel_w;
   cut->x_plane = plane_of(cut->groups * cut->x_rows * cut->x_columns);
   cut->y_plane = plane_of(cut->groups * cut->rows * cut->columns);
 }
@@ -42,7 +42,10 @@ static int extend(ft_cut *cut, uint32_t *extent, uint32_t all) {
 static uint32_t groups_of(const ft_window *w) { return (w->y.batch + 7) / 8; }
 
 ft_cut ft_cut_of(const ft_window *w) {
-  ft_cut cut = {w, 1, 1, 1, w->x.channels, 0, 0, 0, 0};
+  const int is_thin_h = w->kernel_h == 1, is_thin_w = w->kernel_w == 1;
+  ft_cut cut = {.window = w, .groups = 1, .rows = 1, .columns = 1, .channels = w->x.channels};
+  cut.step_h = is_thin_h ? w->stride_h : 1, cut.stride_h = w->stride_h / cut.step_h;
+  cut.step_w = is_thin_w ? w->stride_w : 1, cut.stride_w = w->stride_w / cut.step_w;
   measure(&cut);
   if (!fits(&cut)) {
     const uint32_t left = FT_TILE_ROOM - w->y.channels * cut.y_plane;
@@ -75,11 +78,11 @@ ft_patch ft_patch_at(const ft_cut *cut, uint32_t k) {
 }
 
 void ft_put_places(const ft_cut *cut, const ft_patch *p, uint32_t *places) {
-  const ft_window *w = cut->window;
   for (uint32_t g = 0; g < p->groups; g++)
     for (uint32_t r = 0; r < p->rows; r++)
       for (uint32_t c = 0; c < p->columns; c++)
-        *places++ = 8 * ((g * cut->x_rows + r * w->stride_h) * cut->x_columns + c * w->stride_w);
+        *places++ =
+            8 * ((g * cut->x_rows + r * cut->stride_h) * cut->x_columns + c * cut->stride_w);
 }
 
 /* ---- eight channels of eight samples ------------------------------------------------------- */
@@ -138,42 +141,48 @@ typedef struct {
   uint32_t plane;
 } strip;
 
-FT_INLINE void gather(int whole, strip s) {
-  for (uint32_t k = 0; k < s.count; k++, s.image += s.step, s.planes += 8) {
-    ft_lanes x[8];
-    FT_UNROLL for (uint32_t b = 0; b < 8; b++) {
-      const float *from = s.image + b * s.sample;
-      if (whole || (b < s.samples && s.channels == 8))
-        x[b] = ft_lanes_at(from);
-      else
-        x[b] = b < s.samples ? ft_lanes_first(from, s.channels) : ft_no_lanes();
-    }
-    transpose(x);
-    FT_UNROLL for (uint32_t c = 0; c < 8; c++)
-      if (whole || c < s.channels) ft_put_lanes(s.planes + (size_t)c * s.plane, x[c]);
+FT_INLINE void gather(int whole, uint32_t samples, uint32_t channels, const float *image,
+                      size_t sample, float *planes, uint32_t plane) {
+  ft_lanes x[8];
+  FT_UNROLL for (uint32_t b = 0; b < 8; b++) {
+    const float *from = image + b * sample;
+    if (whole) __builtin_prefetch(from + 512);
+    if (whole || (b < samples && channels == 8))
+      x[b] = ft_lanes_at(from);
+    else
+      x[b] = b < samples ? ft_lanes_first(from, channels) : ft_no_lanes();
   }
+  transpose(x);
+  FT_UNROLL for (uint32_t c = 0; c < 8; c++)
+    if (whole || c < channels) ft_put_lanes(planes + (size_t)c * plane, x[c]);
 }
 
-FT_INLINE void scatter(int whole, strip s) {
-  for (uint32_t k = 0; k < s.count; k++, s.image += s.step, s.planes += 8) {
-    ft_lanes x[8];
-    FT_UNROLL for (uint32_t c = 0; c < 8; c++)
-      x[c] = whole || c < s.channels ? ft_lanes_at(s.planes + (size_t)c * s.plane) : ft_no_lanes();
-    transpose(x);
-    FT_UNROLL for (uint32_t b = 0; b < 8; b++) {
-      float *to = s.image + b * s.sample;
-      if (whole || (b < s.samples && s.channels == 8))
-        ft_put_lanes(to, x[b]);
-      else if (b < s.samples)
-        ft_put_lanes_first(to, x[b], s.channels);
-    }
+FT_INLINE void scatter(int whole, uint32_t samples, uint32_t channels, float *image,
+                       size_t sample, const float *planes, uint32_t plane) {
+  ft_lanes x[8];
+  FT_UNROLL for (uint32_t c = 0; c < 8; c++)
+    x[c] = whole || c < channels ? ft_lanes_at(planes + (size_t)c * plane) : ft_no_lanes();
+  transpose(x);
+  FT_UNROLL for (uint32_t b = 0; b < 8; b++) {
+    float *to = image + b * sample;
+    if (whole) __builtin_prefetch(to + 512, 1);
+    if (whole || (b < samples && channels == 8))
+      ft_put_lanes(to, x[b]);
+    else if (b < samples)
+      ft_put_lanes_first(to, x[b], channels);
   }
 }
 
 typedef void move_fn(const strip *s);
 
 #define MOVE(name, body, whole)                                                                    \
-  FT_BAND void name(const strip *s) { body(whole, *s); }
+  FT_BAND void name(const strip *s) {                                                              \
+    float *image = s->image, *planes = s->planes;                                                  \
+    for (uint32_t k = 0; k < s->count; k++, image += s->step, planes += 8)                         \
+      for (uint32_t c = 0; c < s->channels; c += 8)                                                \
+        body(whole, s->samples, ft_at_most(8, s->channels - c), image + c, s->sample,              \
+             planes + c * (size_t)s->plane, s->plane);                                             \
+  }
 MOVE(gather_whole, gather, 1)
 MOVE(gather_some, gather, 0)
 MOVE(scatter_whole, scatter, 1)
@@ -187,14 +196,9 @@ static const way scattering = {scatter_whole, scatter_some};
 
 /* ---- a row of a tile ----------------------------------------------------------------------- */
 
-/* All channels of a strip, of which it has those of the first plane. */
 static void move(const way *way, strip s, uint32_t channels) {
-  for (uint32_t c = 0; c < channels; c += 8) {
-    s.channels = ft_at_most(8, channels - c);
-    (s.channels == 8 && s.samples == 8 ? way->whole : way->some)(&s);
-    s.image += 8;
-    s.planes += 8 * (size_t)s.plane;
-  }
+  s.channels = channels;
+  (channels % 8 == 0 && s.samples == 8 ? way->whole : way->some)(&s);
 }
 
 /* The strip of one group: `count` positions from (row, column) on. */
@@ -238,43 +242,58 @@ static inside inside_of(uint32_t at, uint32_t pad, uint32_t size, uint32_t count
   return (inside){begin, end > begin ? end : begin};
 }
 
-static void clear(float *planes, uint32_t plane, uint32_t channels, uint32_t positions) {
-  for (uint32_t c = 0; c < channels; c++, planes += plane)
-    memset(planes, 0, positions * 8 * sizeof(float));
+static void clear(float *planes, uint32_t plane, uint32_t channels) {
+  memset(planes, 0, (size_t)plane * channels * sizeof *planes);
 }
 
 static uint32_t channels_from(const ft_cut *cut, uint32_t channel) {
   return ft_at_most(cut->channels, cut->window->x.channels - channel);
 }
 
-static void move_x(const way *way, const ft_cut *cut, const ft_patch *p, uint32_t channel,
-                   float *x, float *planes) {
+/* What is inside the image of a tile, from its row `first` on. */
+typedef struct {
+  inside rows, columns;
+  int is_all;
+} part;
+
+static part part_of(const ft_cut *cut, const ft_patch *p, uint32_t first) {
   const ft_window *w = cut->window;
-  const uint32_t top = p->row * w->stride_h, left = p->column * w->stride_w;
-  const uint32_t height = (p->rows - 1) * w->stride_h + w->kernel_h;
-  const uint32_t width = (p->columns - 1) * w->stride_w + w->kernel_w;
-  const inside rows = inside_of(top, w->pad_top, w->x.height, height);
-  const inside columns = inside_of(left, w->pad_left, w->x.width, width);
-  const uint32_t row_floats = 8 * cut->x_columns;
-  for (uint32_t g = 0; g < p->groups; g++)
-    for (uint32_t r = rows.begin; r < rows.end; r++)
-      move(way,
-           strip_of(&w->x, x + channel, p->sample + 8 * g, top + r - w->pad_top,
-                    left + columns.begin - w->pad_left, columns.end - columns.begin,
-                    planes + (g * cut->x_rows + r) * row_floats + 8 * columns.begin, cut->x_plane),
-           channels_from(cut, channel));
+  const uint32_t height = (p->rows - 1) * cut->stride_h + w->kernel_h;
+  const uint32_t width = (p->columns - 1) * cut->stride_w + w->kernel_w;
+  inside rows = inside_of(p->row * cut->stride_h, w->pad_top, w->x.height, height);
+  const inside columns = inside_of(p->column * cut->stride_w, w->pad_left, w->x.width, width);
+  const uint32_t count = (rows.end - rows.begin) * (columns.end - columns.begin);
+  if (rows.begin < first) rows.begin = first;
+  return (part){rows, columns, !first && count == height * width};
 }
 
-void ft_gather_x(const ft_cut *cut, const ft_patch *patch, uint32_t channel, const float *x,
-                 float *planes) {
-  const uint32_t positions = cut->x_plane / 8;
-  clear(planes, cut->x_plane, channels_from(cut, channel), positions);
-  move_x(&gathering, cut, patch, channel, (float *)(uintptr_t)x, planes);
+static void move_x(const way *way, const ft_cut *cut, const ft_patch *p, const part *part,
+                   uint32_t channel, float *x, float *planes) {
+  const ft_window *w = cut->window;
+  const uint32_t column = part->columns.begin, columns = part->columns.end - column;
+  const uint32_t top = p->row * cut->stride_h - w->pad_top;
+  const uint32_t left = p->column * cut->stride_w - w->pad_left;
+  for (uint32_t g = 0; g < p->groups; g++)
+    for (uint32_t r = part->rows.begin; r < part->rows.end; r++) {
+      float *to = planes + 8 * ((g * cut->x_rows + r) * cut->x_columns + column);
+      strip s = strip_of(&w->x, x + channel, p->sample + 8 * g, (top + r) * cut->step_h,
+                         (left + column) * cut->step_w, columns, to, cut->x_plane);
+      s.step *= cut->step_w;
+      move(way, s, channels_from(cut, channel));
+    }
+}
+
+void ft_gather_x(const ft_cut *cut, const ft_patch *patch, uint32_t channel, uint32_t first,
+                 const float *x, float *planes) {
+  const part part = part_of(cut, patch, first);
+  if (!part.is_all) clear(planes, cut->x_plane, channels_from(cut, channel));
+  move_x(&gathering, cut, patch, &part, channel, (float *)(uintptr_t)x, planes);
 }
 
 void ft_scatter_x(const ft_cut *cut, const ft_patch *patch, uint32_t channel, const float *planes,
                   float *x) {
-  move_x(&scattering, cut, patch, channel, x, (float *)(uintptr_t)planes);
+  const part part = part_of(cut, patch, 0);
+  move_x(&scattering, cut, patch, &part, channel, x, (float *)(uintptr_t)planes);
 }
 
 #endif

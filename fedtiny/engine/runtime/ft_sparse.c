@@ -29,9 +29,9 @@ void ft_open_patch(ft_sparse *s, uint32_t k) {
   ft_put_places(&s->cut, &s->patch, s->places);
 }
 
-void ft_need_x(ft_sparse *s, int64_t channel, const float *x) {
+void ft_need_x(ft_sparse *s, int64_t channel, uint32_t first, const float *x) {
   if (s->channel == channel) return;
-  ft_gather_x(&s->cut, &s->patch, (uint32_t)channel, x, s->x);
+  ft_gather_x(&s->cut, &s->patch, (uint32_t)channel, first, x, s->x);
   s->channel = channel;
 }
 
@@ -112,7 +112,7 @@ static void start_y(const ft_sparse *s, const float *b) {
 }
 
 static void add_to_y(ft_sparse *s, float *x) {
-  ft_need_x(s, s->decoded.channel, x);
+  ft_need_x(s, s->decoded.channel, 0, x);
   sum_forward(s);
 }
 
@@ -135,9 +135,17 @@ static void put_dx(const ft_sparse *s, float *dx) {
     ft_scatter_x(&s->cut, &s->patch, (uint32_t)s->channel, s->x, dx);
 }
 
+/* The first row of a tile that an earlier one may have added to: it is below, if tiles have whole
+ * rows of all channels. */
+static uint32_t first_reached(const ft_sparse *s) {
+  const ft_window *w = s->cut.window;
+  const int is_whole = s->cut.columns == w->y.width && s->cut.channels == w->x.channels;
+  return is_whole ? s->patch.rows * s->cut.stride_h : 0;
+}
+
 static void add_to_dx(ft_sparse *s, float *dx) {
   if (s->channel != s->decoded.channel) put_dx(s, dx);
-  ft_need_x(s, s->decoded.channel, dx);
+  ft_need_x(s, s->decoded.channel, first_reached(s), dx);
   sum_back(s);
 }
 

@@ -49,8 +49,8 @@ ft_sparse ft_sparse_of(const ft_conv *conv, void *scratch);
 
 /* Goes on to tile k, whose planes are still to be gathered. */
 void ft_open_patch(ft_sparse *s, uint32_t k);
-/* The planes of x from this channel on, unless they are there. */
-void ft_need_x(ft_sparse *s, int64_t channel, const float *x);
+/* The planes of x from this channel on, unless they are there; +0 in the rows before `first`. */
+void ft_need_x(ft_sparse *s, int64_t channel, uint32_t first, const float *x);
 
 /* The live weights from number `taken` on, which is weight `at`. */
 typedef struct {

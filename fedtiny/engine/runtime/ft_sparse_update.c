@@ -93,7 +93,7 @@ static void use_gradients(const ft_conv *conv, const float *x, const float *dy,
         ft_open_patch(&s, i);
         ft_gather_y(&s.cut, &s.patch, dy, s.y);
       }
-      ft_need_x(&s, s.decoded.channel, x);
+      ft_need_x(&s, s.decoded.channel, 0, x);
       add_patch(&s, lanes);
     }
     use_lanes(to, live->values, at, lanes, s.decoded.size);
