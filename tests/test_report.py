@@ -87,7 +87,19 @@ def test_a_run_that_prunes_shows_each_layer(tmp_path: Path) -> None:
     assert 'aria-label="PQ index against rounds"' in text
     cells = "<td>50 %</td><td>12.5 %</td><td>0.031</td>"
     assert f'<th scope="row">&lt;conv1&gt;</th>{cells}' in text
+    assert "<figcaption>PQ index</figcaption>" in text
     assert "at most 1,234 live weights; a training step takes" in text
+
+
+def test_every_layer_of_a_deep_net_has_a_shade_of_its_own(tmp_path: Path) -> None:
+    record = Record.read(synthetic_run(tmp_path / "run"))
+    layers = {f"density.conv{i}": 0.1 + 0.04 * i for i in range(21)}  # as many as ResNet18 has
+    record.rounds[0]["telemetry"] = layers
+    drawn = page(record).split("<h2>Pruning</h2>")[1].split("<h2>")[0]
+    legend, plot = drawn.split("</ul>", 1)
+    shades = re.findall(r"background:([^\"]*)", legend)
+    assert len(set(shades)) == 21
+    assert all(f"stroke: {shade}" in plot for shade in shades)
 
 
 def test_a_run_that_does_not_prune_has_no_section_on_it(sine: str) -> None:

@@ -168,7 +168,6 @@ class FleetCall:
         self._local = _stays(program)
         self._folded: Array | None = None
         self._live: Array | None = None
-        self._covered: tuple[Instruction | None, Mask | None] = None, None
         self._fleet = FleetStruct(
             image=ctypes.addressof(self._image), image_bytes=len(self._image),
             local=_address(self._local),
@@ -176,7 +175,7 @@ class FleetCall:
         task = self._fleet.task
         task.features = _row_floats(program, program.tables.input)
         task.outputs = _row_floats(program, program.tables.label)
-        self._instruction: Instruction | None = None
+        self._asked: tuple[Instruction, Mask | None] | None = None
         self._kept: tuple[Any, ...] = ()
         self._memories: dict[tuple[int, ...], list[Memory]] = {}
 
@@ -218,8 +217,7 @@ class FleetCall:
         base = _fitting("model", base, np.float32, (size,))
         outcomes = np.zeros(count, OUTCOME)
         vectors = np.zeros((count, size), np.float32) if keep_vectors else None
-        self._set_instruction(instruction)
-        self._set_coverage(instruction, mask)
+        self._set_asked(instruction, mask)
         self._set_task(task, count)
         self._set_fold(rule, weight, count)
         fleet.personal = None
@@ -231,9 +229,15 @@ class FleetCall:
         sums = self._call(count, size if rule is not None else 0)
         return Visits(sums if rule is not None else None, outcomes, vectors)
 
-    def _set_instruction(self, instruction: Instruction) -> None:
-        if instruction is self._instruction:
+    def _set_asked(self, instruction: Instruction, mask: Mask | None) -> None:
+        if (instruction, mask) == self._asked:
             return
+        self._asked = None  # until both are set
+        self._set_instruction(instruction)
+        self._set_coverage(instruction, mask)
+        self._asked = instruction, mask
+
+    def _set_instruction(self, instruction: Instruction) -> None:
         if instruction.kind not in (TRAIN, EVALUATE):
             raise RunError(f"a fleet call runs train or evaluate, not {instruction.kind!r}")
         phases = [self._phase(phase) for phase in instruction.phases]
@@ -251,15 +255,12 @@ class FleetCall:
         if instruction.kind == EVALUATE:
             fleet.evaluate = EVALUATE_BEFORE | (EVALUATE_AFTER if phases else 0)
         self._kept = array, correction
-        self._instruction = instruction
 
     def _set_coverage(self, instruction: Instruction, mask: Mask | None) -> None:
         """The live coordinates, of which those that the instruction sends are folded."""
         if bool(self.program.capacity) != (mask is not None):
             how = "with the mask of that density" if mask is None else "without a mask"
             raise DataError(f"a Program of density {self.program.density:g} runs {how}")
-        if (instruction, mask) == self._covered:
-            return
         folded = _sent(self.program, instruction)
         if mask is not None:
             self._check_mask(mask)
@@ -267,7 +268,6 @@ class FleetCall:
             folded &= mask.bools
         self._folded = None if folded.all() else folded.view(np.uint8)
         self._fleet.mask, self._fleet.fold_mask = _address(self._live), _address(self._folded)
-        self._covered = instruction, mask
 
     def _check_mask(self, mask: Mask) -> None:
         tables = self.program.tables
@@ -334,7 +334,7 @@ class FleetCall:
         return int(self._library.ft_fleet_run(fleet, first, last, room, len(memory), sums_at))
 
     def _refuse(self, status: Status) -> NoReturn:
-        for phase in self._instruction.phases if self._instruction else ():
+        for phase in self._asked[0].phases if self._asked else ():
             check_hyper(self.program.tables, self.program.hyper(phase))
         raise RunError(f"the fleet call is refused: {status.meaning}; {status.remedy}")
 

@@ -14,9 +14,9 @@ def wide_table(head: str, rows: Iterable[str]) -> str:
     )
 
 
-def swatch(variable: str, name: str) -> str:
-    """An item of a legend: a colour of the style sheet."""
-    return f'<li><i class="swatch" style="background:var(--{variable})"></i>{escape(name)}</li>'
+def swatch(paint: str, name: str) -> str:
+    """An item of a legend: a colour of the style sheet, such as ``var(--ink)``."""
+    return f'<li><i class="swatch" style="background:{paint}"></i>{escape(name)}</li>'
 
 
 def line(classes: str, name: str) -> str:

@@ -23,7 +23,7 @@ def memory_section(record: Record) -> Iterator[str]:
         '<p class="note">What one device needs to train, part by part. The frame is the RAM that '
         "the experiment gives it; a frame without an end goes on beyond the page.</p>"
     )
-    yield legend(swatch(f"part-{i}", name) for i, name in enumerate(RAM_PARTS))
+    yield legend(swatch(f"var(--part-{i})", name) for i, name in enumerate(RAM_PARTS))
     scale_bytes = _scale(record.profiles)
     yield from (_row(profile, scale_bytes) for profile in record.profiles)
     yield _table(record.profiles)

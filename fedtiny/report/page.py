@@ -112,7 +112,7 @@ def _learning(record: Record) -> Iterator[str]:
     yield "<h2>Learning</h2>"
     yield '<p class="note">The same evaluations against what they cost, with 95 % intervals.</p>'
     names = enumerate(record.evaluations)
-    swatches = [swatch(f"series-{i % SERIES}", name) for i, name in names]
+    swatches = [swatch(f"var(--series-{i % SERIES})", name) for i, name in names]
     lines = [line("line", "after adapting"), line("line dashed", "before adapting")]
     yield legend(swatches * (len(swatches) > 1) + lines)
     for measure in record.measures:
@@ -131,7 +131,7 @@ def _training(record: Record) -> Iterator[str]:
         f"{f' {failed:,} rounds failed for want of updates.' if failed else ''}</p>"
     )
     named = (("series-0", "accepted"), ("series-1", "refused"), ("unanswered", "unanswered"))
-    yield legend(swatch(*pair) for pair in named)
+    yield legend(swatch(f"var(--{variable})", name) for variable, name in named)
     yield plots.figures([plot for plot in (loss, fleet) if plot])
     yield from (f'<p class="reason">{escape(why)}</p>' for why in record.refusals)
 

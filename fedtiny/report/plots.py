@@ -31,8 +31,17 @@ _LEAST_FALL = 12.0  # a loss that falls further than this is drawn on a logarith
 # matplotlib wants real colours: each of these stands for a variable of the style sheet.
 _INK, _MUTED, _GRID, _UNANSWERED = "#010101", "#020202", "#030303", "#040404"
 _COLOURS = tuple(f"#0501{i:02x}" for i in range(SERIES))
-_VARIABLES = {_INK: "ink", _MUTED: "muted", _GRID: "grid", _UNANSWERED: "unanswered"} | {
-    colour: f"series-{i}" for i, colour in enumerate(_COLOURS)
+_SHADES = tuple(f"#0502{i:02x}" for i in range(21))
+_PAINTS = {
+    _INK: "var(--ink)",
+    _MUTED: "var(--muted)",
+    _GRID: "var(--grid)",
+    _UNANSWERED: "var(--unanswered)",
+    **{colour: f"var(--series-{i})" for i, colour in enumerate(_COLOURS)},
+    **{
+        shade: f"color-mix(in oklab, var(--series-1) {5 * i}%, var(--series-0))"
+        for i, shade in enumerate(_SHADES)
+    },
 }
 _STYLE: Any = {
     "svg.fonttype": "none",
@@ -161,14 +170,25 @@ def participation(record: Record) -> Plot | None:
 def by_layer(series: Series, label: str, factor: float) -> Plot:
     """A line for each layer, level from one round in which it was told to the next."""
     with _drawing() as (figure, axes):
-        for index, points in enumerate(series.values()):
+        for colour, points in zip(_of_layers(len(series)), series.values(), strict=True):
             x, y = np.array(points, float).T
-            colour = _COLOURS[index % SERIES]
             axes.plot(x, factor * y, color=colour, drawstyle="steps-post", clip_on=False)
         values = [factor * value for points in series.values() for _, value in points]
         title = _finish_value_axis(axes, label, values)
         _finish_x_axis(axes, "rounds", max(points[-1][0] for points in series.values()))
         return Plot(title, _svg(figure, f"{label} against rounds"))
+
+
+def layer_paints(count: int) -> list[str]:
+    """The style sheet's colour of each layer's line."""
+    return [_PAINTS[colour] for colour in _of_layers(count)]
+
+
+def _of_layers(count: int) -> list[str]:
+    """A colour each; of more layers than there are colours, shades from the first to the last."""
+    if count <= SERIES:
+        return list(_COLOURS[:count])
+    return [_SHADES[round(i * (len(_SHADES) - 1) / (count - 1))] for i in range(count)]
 
 
 # ---- axes ------------------------------------------------------------------------------------
@@ -233,8 +253,8 @@ def _svg(figure: Figure, label: str) -> str:
     drawn = re.sub(r'<g id="[^"]*"', "<g", drawn)
     drawn = re.sub(r'<svg width="[^"]*" height="[^"]*"|<svg height="[^"]*"', "<svg", drawn, count=1)
     drawn = re.sub(r"font: [^;\"]*", _font, drawn)
-    for colour, variable in _VARIABLES.items():
-        drawn = drawn.replace(colour, f"var(--{variable})")
+    for colour, paint in _PAINTS.items():
+        drawn = drawn.replace(colour, paint)
     return drawn.replace("<svg", f'<svg role="img" aria-label="{label}"', 1)
 
 
@@ -247,7 +267,7 @@ def _font(match: re.Match[str]) -> str:
 def figures(drawn: Iterable[Plot]) -> str:
     """The drawings side by side, as far as the page is wide."""
     parts = "\n".join(
-        f"<figure><figcaption>{plot.title.capitalize()}</figcaption>\n{plot.svg}</figure>"
+        f"<figure><figcaption>{plot.title[:1].upper()}{plot.title[1:]}</figcaption>\n{plot.svg}</figure>"
         for plot in drawn
     )
     return f'<div class="plots">\n{parts}\n</div>'

@@ -27,7 +27,7 @@ def pruning_section(record: Record) -> Iterator[str]:
         '<p class="note">The share of each layer\'s weights that are live, and the PQ index of '
         "the live ones: 0 where all are equally large, near 1 where few of them matter.</p>"
     )
-    yield legend(swatch(f"series-{i % plots.SERIES}", name) for i, name in enumerate(densities))
+    yield legend(map(swatch, plots.layer_paints(len(densities)), densities))
     yield from _drawn(densities, indices)
     heads = "<th>layer</th><th>density<br>first</th><th>last</th><th>PQ index<br>last</th>"
     yield wide_table(heads, _rows(densities, indices))
@@ -43,7 +43,7 @@ def _drawn(densities: Series, indices: Series) -> Iterator[str]:
 
 def _rows(densities: Series, indices: Series) -> Iterator[str]:
     for layer, points in densities.items():
-        index = f"{indices[layer][-1][1]:.3f}" if layer in indices else ""
+        index = f"{indices[layer][-1][1]:.2g}" if layer in indices else ""
         first, last = (f"{100 * points[at][1]:.3g} %" for at in (0, -1))
         yield (
             f'<tr class="last"><th scope="row">{escape(layer)}</th>'

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from fedtiny.errors import StrategyError, UpdateError, WireError
+from fedtiny.errors import FedtinyError, StrategyError, UpdateError, WireError
 from fedtiny.fold import FoldRule
 from fedtiny.masks import remembered
 from fedtiny.strategies.base import Round, Strategy
@@ -146,7 +146,11 @@ def _growth_flaws(asked: Instruction, pruned: bool, most: int, layout: Layout) -
     elif not all(0 < count <= sizes[name] for name, count in asked.grow):
         yield f"grow = {asked.grow}; a parameter can grow by 1 up to its size"
     elif sum(count for _, count in asked.grow) > most:
-        yield f"grow = {asked.grow}; the Programs have memory for bucket(layout) = {most:,} in all"
+        wanted = sum(count for _, count in asked.grow)
+        yield (
+            f"grow names {wanted:,} weights; the Programs have memory for bucket(layout) = "
+            f"{most:,} in all: let bucket() return more, or grow fewer"
+        )
     elif asked.sends_gradient and asked.phases[-1].steps != 1:
         yield f"phases[-1].steps = {asked.phases[-1].steps}; what grows is found in 1 step"
 
@@ -262,6 +266,9 @@ def _call(
         return call()
     except StrategyError:
         raise
+    except FedtinyError as error:
+        what = f"{type(strategy).__name__}.{method} {_when(round)}"
+        raise StrategyError(f"{what}: {error}") from error
     except Exception as error:
         what = f"{type(strategy).__name__}.{method} failed {_when(round)}"
         raise StrategyError(f"{what}: {type(error).__name__}: {error}") from error

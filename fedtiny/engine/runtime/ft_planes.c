@@ -129,10 +129,9 @@ FT_INLINE void transpose(ft_lanes x[8]) {
 }
 #endif
 
-/* Some positions that lie side by side, of which `channels` (up to eight) of `samples` (up to
- * eight) are meant: in the image the first one of the first sample, and floats from sample to
- * sample and from position to position; in the planes the first one, and floats from plane to
- * plane. */
+/* Positions of one row, of `channels` of `samples` (up to eight): in the image the first one of the
+ * first sample, and floats from sample to sample and from position to position; in the planes the
+ * first one, and floats from plane to plane. */
 typedef struct {
   float *image;
   size_t sample;
@@ -141,47 +140,51 @@ typedef struct {
   uint32_t plane;
 } strip;
 
-FT_INLINE void gather(int whole, uint32_t samples, uint32_t channels, const float *image,
-                      size_t sample, float *planes, uint32_t plane) {
+/* Eight samples are more streams than a processor follows by itself. */
+FT_INLINE void fetch(const float *from) {
+  enum { AHEAD = 1024 };
+  __builtin_prefetch((const void *)((uintptr_t)from + AHEAD));
+}
+
+FT_INLINE void gather(int whole, const strip *s, uint32_t channels, float *image, float *planes) {
   ft_lanes x[8];
   FT_UNROLL for (uint32_t b = 0; b < 8; b++) {
-    const float *from = image + b * sample;
-    if (whole) __builtin_prefetch(from + 512);
-    if (whole || (b < samples && channels == 8))
+    const float *from = image + b * s->sample;
+    if (whole) fetch(from);
+    if (whole || (b < s->samples && channels == 8))
       x[b] = ft_lanes_at(from);
     else
-      x[b] = b < samples ? ft_lanes_first(from, channels) : ft_no_lanes();
+      x[b] = b < s->samples ? ft_lanes_first(from, channels) : ft_no_lanes();
   }
   transpose(x);
   FT_UNROLL for (uint32_t c = 0; c < 8; c++)
-    if (whole || c < channels) ft_put_lanes(planes + (size_t)c * plane, x[c]);
+    if (whole || c < channels) ft_put_lanes(planes + (size_t)c * s->plane, x[c]);
 }
 
-FT_INLINE void scatter(int whole, uint32_t samples, uint32_t channels, float *image,
-                       size_t sample, const float *planes, uint32_t plane) {
+FT_INLINE void scatter(int whole, const strip *s, uint32_t channels, float *image, float *planes) {
   ft_lanes x[8];
   FT_UNROLL for (uint32_t c = 0; c < 8; c++)
-    x[c] = whole || c < channels ? ft_lanes_at(planes + (size_t)c * plane) : ft_no_lanes();
+    x[c] = whole || c < channels ? ft_lanes_at(planes + (size_t)c * s->plane) : ft_no_lanes();
   transpose(x);
   FT_UNROLL for (uint32_t b = 0; b < 8; b++) {
-    float *to = image + b * sample;
-    if (whole) __builtin_prefetch(to + 512, 1);
-    if (whole || (b < samples && channels == 8))
+    float *to = image + b * s->sample;
+    if (whole) fetch(to);
+    if (whole || (b < s->samples && channels == 8))
       ft_put_lanes(to, x[b]);
-    else if (b < samples)
+    else if (b < s->samples)
       ft_put_lanes_first(to, x[b], channels);
   }
 }
 
-typedef void move_fn(const strip *s);
+typedef void move_fn(strip s);
 
+/* All channels of a position, before the next: they share lines of a cache. */
 #define MOVE(name, body, whole)                                                                    \
-  FT_BAND void name(const strip *s) {                                                              \
-    float *image = s->image, *planes = s->planes;                                                  \
-    for (uint32_t k = 0; k < s->count; k++, image += s->step, planes += 8)                         \
-      for (uint32_t c = 0; c < s->channels; c += 8)                                                \
-        body(whole, s->samples, ft_at_most(8, s->channels - c), image + c, s->sample,              \
-             planes + c * (size_t)s->plane, s->plane);                                             \
+  FT_BAND void name(strip s) {                                                                     \
+    for (; s.count; s.count--, s.image += s.step, s.planes += 8)                                   \
+      for (uint32_t c = 0; c < s.channels; c += 8)                                                 \
+        body(whole, &s, ft_at_most(8, s.channels - c), s.image + c,                                \
+             s.planes + (size_t)c * s.plane);                                                      \
   }
 MOVE(gather_whole, gather, 1)
 MOVE(gather_some, gather, 0)
@@ -196,19 +199,18 @@ static const way scattering = {scatter_whole, scatter_some};
 
 /* ---- a row of a tile ----------------------------------------------------------------------- */
 
-static void move(const way *way, strip s, uint32_t channels) {
-  s.channels = channels;
-  (channels % 8 == 0 && s.samples == 8 ? way->whole : way->some)(&s);
+static void move(const way *way, strip s) {
+  (s.channels % 8 == 0 && s.samples == 8 ? way->whole : way->some)(s);
 }
 
-/* The strip of one group: `count` positions from (row, column) on. */
+/* The strip of one group: `count` positions from (row, column) on, with all channels. */
 static strip strip_of(const ft_image *image, float *at, uint32_t sample, uint32_t row,
                       uint32_t column, uint32_t count, float *planes, uint32_t plane) {
   const size_t sample_floats = (size_t)image->height * image->width * image->channels;
   const size_t position = (size_t)row * image->width + column;
   at += sample * sample_floats + position * image->channels;
-  return (strip){at, sample_floats, image->channels, ft_at_most(8, image->batch - sample),
-                 0,  count,         planes,          plane};
+  const uint32_t samples = ft_at_most(8, image->batch - sample), step = image->channels;
+  return (strip){at, sample_floats, step, samples, image->channels, count, planes, plane};
 }
 
 /* ---- tiles of the output ------------------------------------------------------------------- */
@@ -217,10 +219,8 @@ static void move_y(const way *way, const ft_cut *cut, const ft_patch *p, float *
   const ft_image *image = &cut->window->y;
   for (uint32_t g = 0; g < p->groups; g++)
     for (uint32_t r = 0; r < p->rows; r++, planes += 8 * p->columns)
-      move(way,
-           strip_of(image, y, p->sample + 8 * g, p->row + r, p->column, p->columns, planes,
-                    cut->y_plane),
-           image->channels);
+      move(way, strip_of(image, y, p->sample + 8 * g, p->row + r, p->column, p->columns, planes,
+                         cut->y_plane));
 }
 
 void ft_gather_y(const ft_cut *cut, const ft_patch *patch, const float *y, float *planes) {
@@ -279,7 +279,8 @@ static void move_x(const way *way, const ft_cut *cut, const ft_patch *p, const p
       strip s = strip_of(&w->x, x + channel, p->sample + 8 * g, (top + r) * cut->step_h,
                          (left + column) * cut->step_w, columns, to, cut->x_plane);
       s.step *= cut->step_w;
-      move(way, s, channels_from(cut, channel));
+      s.channels = channels_from(cut, channel);
+      move(way, s);
     }
 }
 
