@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,7 +10,7 @@ from fedtiny.engine.compile import build
 from fedtiny.engine.program import Program
 from fedtiny.experiment.workload import Profile, Workload
 from fedtiny.tensors import FLOAT_BYTES
-from fedtiny.values import Instruction
+from fedtiny.values import Instruction, Masks
 from fedtiny.wire.visit import VisitBytes
 
 
@@ -113,15 +114,14 @@ def _with_pruning(
     trains = workload.visit_bytes(program, workload.training)
     growths = [(one, visit) for one, visit in zip(asked, each, strict=True) if one.grow]
     dense, dense_bytes = _dense(workload, row.profile)
-    visits, fetches = _visits(workload, row), _fetches(workload, row, asked)
-    mask_bytes = trains.mask + trains.mask_requests
+    visits = _visits(workload, row)
     pruning = Pruning(
         density=program.density,
         live_values=program.capacity,
         dense_ram_bytes=dense.report()["ram_bytes"],
         down_bytes=_held(trains).down,
         up_bytes=_held(trains).up,
-        mask_bytes=mask_bytes,
+        mask_bytes=max(map(_fetch, each)),
         growths=len(growths),
         growth_places=max((sum(k for _, k in one.grow) for one, _ in growths), default=0),
         growth_up_bytes=max((visit.update for _, visit in growths), default=0),
@@ -129,7 +129,8 @@ def _with_pruning(
         dense_visit_bytes=dense_bytes,
         dense_run_bytes=len(asked) * visits * dense_bytes,
     )
-    run_bytes = visits * sum(_both(_held(visit)) for visit in each) + fetches * mask_bytes
+    run_bytes = visits * sum(_both(_held(visit)) for visit in each)
+    run_bytes += _masks_bytes(workload, row, asked, each)
     return replace(row, run_bytes=run_bytes, pruning=pruning)
 
 
@@ -155,17 +156,24 @@ def _visits(workload: Workload, row: Row) -> float:
     return workload.strategy.cohort * row.share / _able(workload)
 
 
-def _fetches(workload: Workload, row: Row, asked: Iterable[Instruction]) -> float:
-    """How often a device of the profile fetches a mask, in expectation: once while it stays."""
+def _masks_bytes(
+    workload: Workload, row: Row, asked: Iterable[Instruction], each: Iterable[VisitBytes]
+) -> float:
+    """Of fetching masks, in expectation: a device that is asked does it once while a mask stays."""
     experiment = workload.experiment
     devices = row.share * (experiment.fleet.devices - experiment.held_out)
     idle = max(0.0, 1.0 - _visits(workload, row) / devices) if devices else 1.0
-    fetches, stays = 0.0, 0
-    for one in asked:
-        stays += bool(one.masks)
-        if one.grow:  # the mask moves
-            fetches, stays = fetches + devices * (1.0 - idle**stays), 0
-    return fetches + devices * (1.0 - idle**stays)
+    stays: Counter[tuple[int, Masks, int]] = Counter()
+    grown = 0  # in the rehearsal nothing grows; in a run each growth moves the mask
+    for one, visit in zip(asked, each, strict=True):
+        stays[grown, one.masks, _fetch(visit)] += 1
+        grown += bool(one.grow)
+    return sum(devices * (1.0 - idle**n) * nbytes for (_, _, nbytes), n in stays.items())
+
+
+def _fetch(visit: VisitBytes) -> int:
+    """What fetching the mask takes."""
+    return visit.mask + visit.mask_requests
 
 
 def _held(visit: VisitBytes) -> VisitBytes:

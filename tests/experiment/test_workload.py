@@ -186,7 +186,7 @@ class Forgetful(FedTiny):
         (["device={batch=16, density=0.001}"], StrategyError,
          r"leaves none of the 240 weights of linear2.weight: 1 live .* raise the density"),
         ([f"strategy={{build='{HERE}:Forgetful', cohort=5, every=3}}"], StrategyError,
-         r"Forgetful.ask in round 3 of 9: grow names 4 .* have memory for bucket\(layout\) = 1 in all"),
+         r"Forgetful.ask in round 3 of 9: grow names 4 .* have memory for bucket.* = 1 in all"),
         (["model.build='digits_mlp'", "strategy.selection='bn'"], StrategyError,
          r"selection = 'bn' with 5 candidates, but the model has no normalisation"),
     ],
