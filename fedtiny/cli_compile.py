@@ -159,18 +159,18 @@ def _show(console: Console, built: Build, ram_bytes: int, flash_bytes: int) -> N
 
 
 def _ram_table(report: Mapping[str, int], ram_bytes: int) -> Table:
-    from fedtiny.report.record import RAM_PARTS
+    from fedtiny.engine.program import ram_parts
     from fedtiny.report.units import percent
 
     table = _table("RAM")
     table.add_column("of what is given", justify="right")
     table.add_column("")
-    rows = [(part, report[f"{part}_bytes"]) for part in RAM_PARTS]
-    for part, nbytes in [*rows, ("needed", report["ram_bytes"])]:
+    parts = ram_parts(report)
+    for part, nbytes in {**parts, "needed": report["ram_bytes"]}.items():
         share = nbytes / max(ram_bytes, 1)
         bar = "█" * min(round(share * BAR_WIDTH), BAR_WIDTH)
         told = percent(share) if nbytes else ""
-        table.add_row(part, f"{nbytes:,}", told, bar, end_section=part == RAM_PARTS[-1])
+        table.add_row(part, f"{nbytes:,}", told, bar, end_section=part == list(parts)[-1])
     table.add_row("given", f"{ram_bytes:,}")
     return table
 

@@ -14,7 +14,8 @@ from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 from rich.table import Table
 
-from fedtiny.report.record import RAM_PARTS, Record
+from fedtiny.engine.program import ram_parts
+from fedtiny.report.record import Record
 from fedtiny.report.units import binary, percent, si
 from fedtiny.simulator.clock import format_time
 
@@ -156,8 +157,8 @@ _LAST = ("RAM given", "flash given", "fits")
 
 def _explained(row: Row) -> Iterator[tuple[str, str]]:
     report = row.report
-    for part in RAM_PARTS:
-        yield part, f"{report[f'{part}_bytes']:,} B"
+    for part, nbytes in ram_parts(report).items():
+        yield part, f"{nbytes:,} B"
     yield "RAM needed", f"{report['ram_bytes']:,} B"
     yield "RAM given", binary(row.ram_given_bytes)
     yield "flash needed", f"{report['flash_bytes']:,} B"
@@ -180,6 +181,8 @@ def _pruning(p: Pruning) -> Iterator[tuple[str, str]]:
     yield "bytes down", f"{p.down_bytes:,} B"
     yield "bytes up", f"{p.up_bytes:,} B"
     yield "a mask that moved", f"+{p.mask_bytes:,} B"
+    yield "rounds of selection", f"{p.selections:,}"
+    yield "a visit of theirs", f"{p.selection_bytes:,} B"
     yield "rounds of growth", f"{p.growths:,}"
     yield "weights they find", f"{p.growth_places:,}"
     yield "their update", f"{p.growth_up_bytes:,} B"

@@ -154,15 +154,18 @@ def top(scores: Float32 | Float64, count: int) -> Bools:
 # ---- how compressible ------------------------------------------------------------------------
 
 
-def pq_index(values: Sequence[float]) -> float:
+def pq_index(values: Float32 | Sequence[float]) -> float:
     """How unequal the magnitudes of live weights are: 0 if all are the same, near 1 if few count.
 
     E. Diao et al., "Pruning Deep Neural Networks from a Sparsity Perspective", ICLR 2023,
     definition 1: ``I = 1 - d^(1/q - 1/p) |w|_p / |w|_q``, here with p = 1/2 and q = 1. These take
     roots alone, which are the same bits on every host; other powers are not.
     """
-    total = math.fsum(map(abs, values))
+    import numpy as np
+
+    sizes = np.abs(np.asarray(values, np.float64))
+    total = math.fsum(sizes.data)
     if not total:
         return 0.0
-    roots = math.fsum(math.sqrt(abs(value)) for value in values)
+    roots = math.fsum(np.sqrt(sizes).data)
     return 1.0 - roots * roots / (len(values) * total)

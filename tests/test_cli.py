@@ -270,7 +270,7 @@ def test_explain_says_what_fits_and_the_least_budget(tiny: Path) -> None:
     assert re.search(r"fits +yes +yes +no", result.stdout)
     # 1,153 floats each way, and what is around them
     assert re.search(r"bytes a visit +9,818 B +9,818 B +-", result.stdout)
-    assert 'thimble: ram = "30608B", flash = "31' in result.stdout
+    assert 'thimble: ram = "30608B", flash = "39' in result.stdout
     assert "does not fit: thimble: needs 30,608 B of 16,384 B RAM" in result.stdout
     assert not Path("runs").exists()
 

@@ -9,9 +9,9 @@ import pytest
 
 import fedtiny
 from fedtiny.engine.program import Program
-from fedtiny.engine.zoo import sine_mlp, small_conv
+from fedtiny.engine.zoo import digits_bn, sine_mlp, small_conv
 from fedtiny.errors import RunError
-from fedtiny.export import export_c, export_npz, write_c
+from fedtiny.export import export_c, export_npz, live_weights, write_c
 from tests.synthetic_run import synthetic_run
 
 Words = npt.NDArray[np.uint32]
@@ -21,6 +21,8 @@ LEARNING_RATE = 0.01  # of main.c
 def _expected(program: Program, vector: npt.NDArray[np.float32]) -> dict[str, Words]:
     """What main.c prints, computed by a Learner on the samples that main.c makes up."""
     learner = fedtiny.Learner(program, executor="reference")
+    if program.density < 1:
+        learner.load_mask(live_weights(program, vector))
     learner.load(vector)
     shape, outputs = (program.batch, *program.sample_shape), program.output_shape[0]
     x = (np.arange(np.prod(shape)) % 8 / 8).astype(np.float32).reshape(shape)
@@ -34,7 +36,8 @@ def _expected(program: Program, vector: npt.NDArray[np.float32]) -> dict[str, Wo
 
 
 def _printed(folder: Path, *options: str) -> dict[str, Words]:
-    strict = "CFLAGS=-Werror -Wpedantic"
+    # To optimise takes longer than all else here, and changes no bit.
+    strict = "CFLAGS=-O0 -Werror -Wpedantic"
     subprocess.run(["make", "-s", "-B", "-C", folder, strict, *options], check=True)
     run = subprocess.run([folder / "model"], capture_output=True, text=True, check=True)
     lines = [line.split() for line in run.stdout.splitlines()]
@@ -49,6 +52,9 @@ PROGRAMS = {
     "classes": fedtiny.compile(
         small_conv(8, 1, 5, (3, 4)), loss="cross_entropy", ram="1MiB", batch=3, plan="last:1",
         sgd=fedtiny.Sgd(momentum=0.9),
+    ),
+    "pruned": fedtiny.compile(
+        digits_bn(5, (3, 4, 4)), loss="cross_entropy", ram="1MiB", batch=3, density=0.25,
     ),
 }  # fmt: skip
 
@@ -65,6 +71,21 @@ def test_the_c_program_computes_the_bits_of_a_learner(
     for what, bits in expected.items():
         np.testing.assert_array_equal(printed[what], bits, err_msg=what)
     assert (expected["trained"] != vector.view(np.uint32)).any()
+
+
+def test_the_weights_that_are_not_0_live_or_the_largest_of_each_layer() -> None:
+    program = PROGRAMS["pruned"]  # 3 x 3 x (1 x 3 + 3 x 4 + 4 x 4) and 64 x 5 weights, or 599
+    assert program.capacity == 149
+    vector = np.asarray(program.initial(seed=3)).copy()
+    arrays = program.layout.unflatten(vector)
+    for name in program.prunable:
+        arrays[name].reshape(-1)[5:] = 0  # views
+    mask = live_weights(program, program.layout.flatten(arrays))
+    assert mask.length(program.layout.ranges(program.prunable)) == 5 * 4
+    full = live_weights(program, np.ones_like(vector))
+    # of 149 in proportion 27 : 108 : 144 : 320, rounded down
+    ranges = (program.layout.ranges([name]) for name in program.prunable)
+    assert [full.length(own) for own in ranges] == [6, 26, 35, 79]
 
 
 def test_the_same_model_gives_the_same_files(tmp_path: Path) -> None:

@@ -84,18 +84,25 @@ def test_the_first_two_candidates_are_erk_and_uniform_and_the_others_differ() ->
     pools = [candidate_counts(LAYOUT, PRUNABLE, 0.05, seed) for seed in range(6)]
     assert pools[:2] == [erk_counts(LAYOUT, PRUNABLE, 0.05), uniform_counts(LAYOUT, PRUNABLE, 0.05)]
     assert len({tuple(pool.values()) for pool in pools}) == 6
-    for pool in pools[2:]:  # factors in [0.5, 1.5] of the mean: at most three times apart
-        shares = [count / LAYOUT[name].size for name, count in pool.items()]
-        assert max(shares) < 3.3 * min(shares)
+    for seed in range(2, 6):  # factors in [0.5, 1.5] of that of its kind: at most three times apart
+        factors = [pools[seed][name] / pools[seed % 2][name] for name in PRUNABLE]
+        assert max(factors) < 3.3 * min(factors)
 
 
-def test_the_noise_of_a_candidate_is_that_of_the_counter_generator() -> None:
-    factors = [0.5 + (word >> 8) / 2**24 for word in rng.words(2, 0, 0, rng.Purpose.MASK, 3)]
-    wanted = np.array(factors) * [72, 8192, 640]
+@pytest.mark.parametrize(
+    ("seed", "shares", "expected"),
+    [(2, [15, 192, 74], [20, 265, 160]), (3, [72, 8192, 640], [4, 414, 27])],
+    ids=["erk", "uniform"],
+)
+def test_the_noise_of_a_candidate_is_that_of_the_counter_generator(
+    seed: int, shares: list[int], expected: list[int]
+) -> None:
+    factors = [0.5 + (word >> 8) / 2**24 for word in rng.words(seed, 0, 0, rng.Purpose.MASK, 3)]
+    wanted = np.array(factors) * shares
     wanted *= math.floor(0.05 * WEIGHTS) / wanted.sum()
-    counts = candidate_counts(LAYOUT, PRUNABLE, 0.05, 2)
-    assert np.abs(np.array(list(counts.values())) - wanted).max() < 1
-    assert counts == {CONV: 3, HIDDEN: 394, HEAD: 48}
+    counts = list(candidate_counts(LAYOUT, PRUNABLE, 0.05, seed).values())
+    assert np.abs(np.array(counts) - wanted).max() < 1
+    assert counts == expected
 
 
 def test_a_density_that_empties_a_layer_is_refused_by_name() -> None:

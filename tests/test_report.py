@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Iterable
 from html import escape
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedtiny.report import write_report
+from fedtiny.engine.program import ram_parts
+from fedtiny.report import plots, write_report
 from fedtiny.report.page import page
-from fedtiny.report.record import RAM_PARTS, Record
+from fedtiny.report.record import Record
 from fedtiny.report.units import binary, measured, percent, scale, si, time_scale, with_interval
 from fedtiny.runs import RunFolder
 from tests.synthetic_run import REASON, program, synthetic_run
@@ -81,14 +83,18 @@ def test_a_run_that_prunes_shows_each_layer(tmp_path: Path) -> None:
         if row["round"] in told:
             density, index = told[row["round"]]
             row["telemetry"] = {"density.<conv1>": density, "pq.<conv1>": index, "spent": 1.0}
-    record.profiles[0]["report"]["live_values"] = 1234
+    for profile, live in zip(record.profiles, (1234, 200, 100), strict=True):
+        # 4 B a float, live ones and 50 biases, and an index of 2 B each
+        figures = {"live_values": live, "index_bytes": 2 * live}
+        profile["report"].update(figures, parameters_bytes=4 * (live + 50) + 2 * live)
     text = page(record)
     assert 'aria-label="density (%) against rounds"' in text
     assert 'aria-label="PQ index against rounds"' in text
     cells = "<td>50 %</td><td>12.5 %</td><td>0.031</td>"
     assert f'<th scope="row">&lt;conv1&gt;</th>{cells}' in text
     assert "<figcaption>PQ index</figcaption>" in text
-    assert "at most 1,234 live weights; a training step takes" in text
+    assert "at most 1,234 live weights, found by 2,468 B of index; a training step takes" in text
+    assert "1,284 live parameters" in text
 
 
 def test_every_layer_of_a_deep_net_has_a_shade_of_its_own(tmp_path: Path) -> None:
@@ -100,6 +106,22 @@ def test_every_layer_of_a_deep_net_has_a_shade_of_its_own(tmp_path: Path) -> Non
     shades = re.findall(r"background:([^\"]*)", legend)
     assert len(set(shades)) == 21
     assert all(f"stroke: {shade}" in plot for shade in shades)
+
+
+@pytest.mark.parametrize(("told", "drawn"), [((7,), 1), ((7, 9, 11), 3), (range(40), 0)])
+def test_few_rounds_with_a_loss_are_marked_one_by_one(
+    tmp_path: Path, told: Iterable[int], drawn: int
+) -> None:
+    record = Record.read(synthetic_run(tmp_path / "run"))
+    for row in record.rounds:
+        row["loss"] = row["loss"] if row["round"] in told else None
+    plot = plots.training(record)
+    assert plot is not None
+    assert len(re.findall(r"<use [^>]*fill: var\(--ink\)", plot.svg)) == drawn
+
+
+def test_a_layer_that_is_told_of_once_is_marked() -> None:
+    assert "fill: var(--series-0)" in plots.by_layer({"conv": [(1, 0.3)]}, "density (%)", 100).svg
 
 
 def test_a_run_that_does_not_prune_has_no_section_on_it(sine: str) -> None:
@@ -125,7 +147,7 @@ def test_memory_bars_have_the_widths_of_the_bytes(sine: str) -> None:
     bars = re.findall(r'<div class="parts">(.*?)</div>', sine)
     widths = {n: float(w) for w, n in re.findall(r'width:([\d.]+)%;[^>]*title="(\w+)', bars[0])}
     assert len(bars) == 3
-    assert set(widths) == {n for n in RAM_PARTS if report[f"{n}_bytes"]}
+    assert set(widths) == {n for n, nbytes in ram_parts(report).items() if nbytes}
     for name, width in widths.items():
         share = report[f"{name}_bytes"] / (1.1 * report["ram_bytes"])
         assert width == pytest.approx(100 * share, abs=0.006)

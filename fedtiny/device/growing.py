@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
+from fedtiny.tensors import floats
 from fedtiny.values import merge_ranges
 
 if TYPE_CHECKING:
@@ -37,14 +38,25 @@ def exchanged(
     grown: Sequence[int],
 ) -> Mask:
     """The mask with these coordinates, and in each layer without as many live ones of the smallest
-    magnitude; of two alike the lower coordinate stays."""
+    magnitude; of two alike the lower coordinate stays. ``values`` are those of the live ones."""
     dead: list[int] = []
     for parameter in map(layout.__getitem__, prunable):
         own = (parameter.offset, parameter.offset + parameter.size)
         wanted = bisect_left(grown, own[1]) - bisect_left(grown, own[0])
-        live = map(int, mask.coordinates((own,)) if wanted else ())
-        dead += sorted(live, key=lambda at: (abs(values[at]), -at))[:wanted]
+        if wanted:
+            live = [-int(at) for at in mask.coordinates((own,))]
+            first = mask.length(((0, own[0]),))
+            sizes = map(abs, values[first : first + len(live)])
+            ranked = sorted(zip(sizes, live, strict=True))
+            dead += [-at for _, at in ranked[:wanted]]
     return mask.moved(dead, grown)
+
+
+def carried(values: memoryview[float], before: Mask, after: Mask) -> memoryview[float]:
+    """The live values under another mask: what both have stays, and what is new is 0."""
+    whole = ((0, before.size),)
+    kept = dict(zip(map(int, before.coordinates(whole)), values, strict=True))
+    return floats([kept.get(int(at), 0.0) for at in after.coordinates(whole)])
 
 
 def tracked_elements(program: Program) -> list[int]:

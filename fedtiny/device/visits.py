@@ -10,7 +10,13 @@ from itertools import chain, pairwise
 from typing import TYPE_CHECKING
 
 from fedtiny import pruning
-from fedtiny.device.growing import compact_ranges, exchanged, live_values, tracked_elements
+from fedtiny.device.growing import (
+    carried,
+    compact_ranges,
+    exchanged,
+    live_values,
+    tracked_elements,
+)
 from fedtiny.engine.program import Moments
 from fedtiny.errors import DataError
 from fedtiny.masks import Mask
@@ -225,13 +231,11 @@ class Visit:
         """As many of the smallest live weights die as dead ones grow, layer by layer."""
         mask = self.learner.mask
         assert mask is not None
-        self._store()  # checks that they are finite
-        grown = [at for at, _ in self._found(phase)]
-        values = self._executor.store()
-        self.learner.load_mask(
-            exchanged(mask, self._program.layout, self._program.prunable, float_view(values), grown)
-        )
-        self._executor.load(values)
+        values, grown = self._store(), [at for at, _ in self._found(phase)]
+        program = self._program
+        moved = exchanged(mask, program.layout, program.prunable, values, grown)
+        self.learner.load_mask(moved)
+        self._executor.load_live(carried(values, mask, moved))
 
     # -- measuring --
 

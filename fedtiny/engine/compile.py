@@ -32,7 +32,7 @@ from fedtiny.engine.image import (
 from fedtiny.engine.ir import Graph, Op
 from fedtiny.engine.memory import MemoryPlan, check_memory, plan_memory
 from fedtiny.engine.plan import trained_parameters
-from fedtiny.engine.program import Program
+from fedtiny.engine.program import Program, ram_parts
 from fedtiny.engine.saving import spare
 from fedtiny.engine.schedule import schedule
 from fedtiny.engine.sparsity import NO_WEIGHTS, PLACE_BYTES, Pool, prune
@@ -66,6 +66,7 @@ def compile(
     max_model: int | str = "64MB",
     density: float = 1.0,
     bucket: int = 0,
+    dense_base: bool = False,
 ) -> Program:
     """Compile a model into a Program that trains within its budget.
 
@@ -88,6 +89,8 @@ def compile(
         density: The share of the weights of linear layers and of convolutions without groups that
             are live at most; below 1 only these are stored, and a mask says which they are.
         bucket: The most dead weights that one growth may name.
+        dense_base: Keep room for a dense model beside the live weights, as choosing among candidate
+            masks takes.
 
     Raises:
         BudgetError: The Program does not fit; carries and says the bytes.
@@ -97,6 +100,7 @@ def compile(
     built = build(
         net, loss=loss, batch=batch, plan=plan, sgd=sgd, reserve=reserve,
         class_weights=class_weights, minimise=minimise, density=density, bucket=bucket,
+        dense_base=dense_base,
     )  # fmt: skip
     built.check(parse_bytes(ram), parse_bytes(flash))
     return built.program
@@ -210,6 +214,7 @@ def build(
     minimise: str = "ram",
     density: float = 1.0,
     bucket: int = 0,
+    dense_base: bool = False,
 ) -> Build:
     """What `compile` makes of a net, fitting or not."""
     if batch < 1 or batch > 0xFFFF:
@@ -229,7 +234,7 @@ def build(
     return Build(
         graph, memory, lower_bound, trained, sgd, loss, plan.rule,
         tuple(getattr(net, "axes", ())), parse_bytes(reserve), density,
-        Pool.of(graph, density, bucket),
+        Pool.of(graph, density, bucket), dense_base and density < 1,
     )  # fmt: skip
 
 
@@ -268,6 +273,7 @@ class Build:
     reserve: int
     density: float = 1.0
     pool: Pool = NO_WEIGHTS
+    dense_base: bool = False
 
     @property
     def features(self) -> int:
@@ -320,6 +326,7 @@ def _report(build: Build) -> dict[str, int]:
         "sample_bytes": tensors[graph.input].nbytes + tensors[graph.label].nbytes,
         "stack_bytes": STACK_BYTES,
         "reserve_bytes": build.reserve,
+        **({"base_bytes": graph.layout.nbytes} if build.dense_base else {}),
     }
     pruned = {
         "live_values": pool.capacity,
@@ -342,7 +349,7 @@ def _report(build: Build) -> dict[str, int]:
 
 def _macs(build: Build, op: Op) -> int:
     dense = ops.macs(op, build.graph.tensors)
-    return build.pool.macs(dense) if op.kind.startswith(ops.SPARSE) else dense
+    return build.pool.macs(op, dense)
 
 
 # ---- the image's tables ----------------------------------------------------------------------
@@ -449,13 +456,11 @@ def _check_budget(build: Build, program: Program, ram: int, flash: int) -> None:
         sizes = [(t.nbytes, t.name) for t in stored] + [(build.pool.words * 4, "the live weights")]
         largest = sorted(sizes, reverse=True)[:3]
         names = ", ".join(f"{name} {size:,} B" for size, name in largest)
-        parts = ", ".join(
-            f"{key.removesuffix('_bytes')} {report[key]:,}"
-            for key in ("parameters_bytes", "arena_bytes", "state_bytes", "sample_bytes",
-                        "stack_bytes", "reserve_bytes")
-        )  # fmt: skip
+        parts = ", ".join(f"{name} {nbytes:,}" for name, nbytes in ram_parts(report).items())
+        fewer = "select fewer candidates: candidates = 1 needs no dense model; "
         raise BudgetError(
             f"needs {report['ram_bytes']:,} B of {ram:,} B RAM ({parts}); largest: {names}; "
+            f"{fewer if build.dense_base else ''}"
             "train fewer layers, lower the batch, or take a smaller net",
             report["ram_bytes"],
             ram,

@@ -22,6 +22,15 @@ if TYPE_CHECKING:
     from fedtiny.tensors import Buffer, Float32, Vector
     from fedtiny.values import Parameter
 
+RAM_PARTS = ("parameters", "arena", "state", "sample", "stack", "reserve", "base")
+"""What a device's RAM holds; ``PART_bytes`` are keys of a Program's report."""
+
+
+def ram_parts(report: Mapping[str, int]) -> dict[str, int]:
+    """The bytes of each part that the report has."""
+    return {part: report[f"{part}_bytes"] for part in RAM_PARTS if f"{part}_bytes" in report}
+
+
 # ---- running ---------------------------------------------------------------------------------
 
 
@@ -276,9 +285,10 @@ class Program:
     def report(self) -> dict[str, int]:
         """Byte figures that add up, and multiply-accumulates.
 
-        ``ram_bytes`` = parameters + arena + state + sample + stack + reserve;
-        ``flash_bytes`` = image + runtime. With a pool also ``live_values``, the ``index_bytes``
-        among those of the parameters, and the ``bucket_bytes`` among those of the state.
+        ``ram_bytes`` = parameters + arena + state + sample + stack + reserve, and the dense base
+        of a pruned Program that has room for one; ``flash_bytes`` = image + runtime. With a pool
+        also ``live_values``, the ``index_bytes`` among those of the parameters, and the
+        ``bucket_bytes`` among those of the state.
         """
         return dict(self.tables.card["report"])
 
@@ -305,19 +315,9 @@ class Program:
     def initial(self, seed: int) -> Vector:
         """The values to start from: the model's own; else a constant, or uniform numbers of the
         seed within +-1/sqrt(fan-in), as torch's layers."""
-        made = zeros(self.layout.size)
-        for index, parameter in enumerate(self.layout.parameters):
-            stop = parameter.offset + parameter.size
-            made[parameter.offset : stop] = self._initial(seed, index, parameter)
-        return vector(made)
-
-    def _initial(self, seed: int, index: int, parameter: Parameter) -> memoryview[float]:
-        if parameter.name in self.start:
-            return floats(self.start[parameter.name])
-        how, value = self.tables.card["initial"][index]
-        if how == "constant":
-            return floats([value] * parameter.size)
-        return _uniform(seed, index, parameter.size, value)
+        names = (p.name for p in self.layout.parameters)
+        initial = dict(zip(names, self.tables.card["initial"], strict=True))
+        return initial_values(self.layout, initial, self.start, seed)
 
 
 @lru_cache(maxsize=16)
@@ -327,6 +327,30 @@ def _sent_ranges(program: Program, instruction: Instruction) -> Ranges:
     layout = program.layout
     groups = {g for p in instruction.phases for g in p.groups or layout.groups}.difference(UNSENT)
     return layout.ranges(n for n in program.trained_names if layout[n].group in groups)
+
+
+# ---- where it starts -------------------------------------------------------------------------
+
+
+def initial_values(
+    layout: Layout,
+    initial: Mapping[str, tuple[str, float]],
+    start: Mapping[str, Float32],
+    seed: int,
+) -> Vector:
+    """Those of a Program, or of a net's graph, which gives the same."""
+    made = zeros(layout.size)
+    for index, p in enumerate(layout.parameters):
+        brought = start.get(p.name)
+        values = _initial(seed, index, p.size, *initial[p.name]) if brought is None else brought
+        made[p.offset : p.offset + p.size] = floats(values)
+    return vector(made)
+
+
+def _initial(seed: int, index: int, count: int, how: str, value: float) -> memoryview[float]:
+    if how == "constant":
+        return floats([value] * count)
+    return _uniform(seed, index, count, value)
 
 
 def _uniform(seed: int, index: int, count: int, bound: float) -> memoryview[float]:

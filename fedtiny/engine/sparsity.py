@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fractions import Fraction
 
+from fedtiny import pruning
 from fedtiny.engine.image import BITMAP, GAPS, NO_POOL
 from fedtiny.engine.ir import LIVE, Graph, Op, Window
 from fedtiny.engine.ops import SPARSE
-from fedtiny.errors import CompileError
-from fedtiny.values import UNSENT
+from fedtiny.errors import CompileError, ExperimentError
+from fedtiny.values import UNSENT, Layout
 
 ESCAPE = 0xFFFF
 """A gap that stands for so many dead weights and no live one."""
@@ -27,22 +30,31 @@ PLACE_BYTES = 8
 
 @dataclass(frozen=True, slots=True)
 class Pool:
-    """The live weights of a Program. ``counts``: the weights of each pruned parameter, live and
-    dead, in the order of the layout."""
+    """The live weights of a Program.
+
+    Attributes:
+        counts: The weights of each pruned parameter, live and dead, in the order of the layout.
+        capacity: How many live at most.
+        bucket: How many dead ones a growth may name.
+        shares: How much of each pruned parameter is expected to live.
+    """
 
     counts: tuple[int, ...] = ()
     capacity: int = 0
     bucket: int = 0
+    shares: Mapping[str, Fraction] = field(default_factory=dict)
 
     @classmethod
     def of(cls, graph: Graph, density: float, bucket: int) -> Pool:
         """That of a pruned graph; a bucket larger than what is dead is cut."""
         if density == 1:
             return NO_WEIGHTS
-        homes = {name: tensor.home for name, tensor in graph.tensors.items()}
-        counts = tuple(p.size for p in graph.layout.parameters if homes[p.name] == LIVE)
+        layout, tensors = graph.layout, graph.tensors
+        names = [p.name for p in layout.parameters if tensors[p.name].home == LIVE]
+        counts = tuple(layout[name].size for name in names)
         capacity = int(density * sum(counts))
-        return cls(counts, capacity, min(bucket, sum(counts) - capacity))
+        shares = _expected_shares(layout, names, density)
+        return cls(counts, capacity, min(bucket, sum(counts) - capacity), shares)
 
     @property
     def form(self) -> int:
@@ -63,9 +75,10 @@ class Pool:
         """Of four bytes, in all."""
         return self.capacity + self.index_words
 
-    def macs(self, dense: int) -> int:
-        """Of a sparse op whose dense twin has that many, at the capacity's density."""
-        return -(-dense * self.capacity // sum(self.counts))
+    def macs(self, op: Op, dense: int) -> int:
+        """Of an op whose dense twin has that many, at the share of its weight that should live."""
+        weight = next(filter(self.shares.__contains__, op.operands), "")
+        return math.ceil(dense * self.shares[weight]) if weight else dense
 
     @property
     def _gap_words(self) -> int:
@@ -78,6 +91,16 @@ class Pool:
 
 
 NO_WEIGHTS = Pool()
+
+
+def _expected_shares(layout: Layout, names: Sequence[str], density: float) -> dict[str, Fraction]:
+    """As strategies begin: dealt out by ERK, or evenly where that would empty a layer."""
+    try:
+        counts = pruning.erk_counts(layout, names, density)
+    except ExperimentError:
+        total = sum(layout[name].size for name in names)
+        return dict.fromkeys(names, Fraction(int(density * total), total))
+    return {name: Fraction(counts[name], layout[name].size) for name in names}
 
 
 # ---- the pass --------------------------------------------------------------------------------

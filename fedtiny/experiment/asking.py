@@ -20,6 +20,11 @@ def returned(program: Program, asked: Instruction) -> Ranges:
     return program.sent_ranges(asked)
 
 
+def picks_masks(asked: Instruction) -> bool:
+    """Whether pruned devices are to try masks of their own making on all weights of the model."""
+    return any(isinstance(one, int) for one in asked.candidates)
+
+
 def measured(program: Program, asked: Instruction) -> tuple[str, ...]:
     """The names of what a visit measures, as a Learner gives them."""
     if asked.kind == TRAIN:
@@ -56,6 +61,11 @@ def flaws(program: Program, asked: Instruction) -> Iterator[str]:
         yield from _mask_flaws(program, asked)
     if asked.grow:
         yield from _growth_flaws(program, asked)
+    if program.density < 1 and picks_masks(asked) and "base_bytes" not in program.report():
+        yield (
+            "has candidates, for which the Programs have no memory: the rehearsal of the run had "
+            "none; let it not depend on what devices send whether masks are selected"
+        )
     if program.density < 1 and not all(isinstance(one, int) for one in asked.candidates):
         yield "has candidates that are vectors; those of pruned Programs are the seeds of masks"
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from fedtiny.engine.compile import build
 from fedtiny.engine.program import Program
+from fedtiny.experiment.asking import picks_masks
+from fedtiny.experiment.schema import Budget
 from fedtiny.experiment.workload import Profile, Workload
 from fedtiny.tensors import FLOAT_BYTES
 from fedtiny.values import Instruction, Masks
@@ -18,6 +20,8 @@ from fedtiny.wire.visit import VisitBytes
 class Pruning:
     """What a density saves a profile, beside the same Program with all of its weights.
 
+    ``selections`` are the rounds that try candidate masks, for which such a visit carries up to
+    ``selection_bytes``, both ways: all weights of the model, and from the second on statistics.
     ``mask_bytes`` come on top of a visit whenever the mask has moved. ``growths`` are the rounds
     that look for weights to grow: such a visit sends up to ``growth_places`` of them, in up to
     ``growth_up_bytes``, where a dense gradient would be ``gradient_bytes``.
@@ -29,6 +33,8 @@ class Pruning:
     down_bytes: int
     up_bytes: int
     mask_bytes: int
+    selections: int
+    selection_bytes: int
     growths: int
     growth_places: int
     growth_up_bytes: int
@@ -69,7 +75,8 @@ def explain(workload: Workload) -> list[Row]:
     """One row for each profile of the fleet."""
     counts = {part: float(column.mean()) for part, column in workload.counts.items()}
     asked = list(workload.rehearsal()) if workload.prunes else []
-    return [_row(workload, profile, counts, asked) for profile in workload.profiles]
+    twins = _Twins(workload)
+    return [_row(workload, profile, counts, asked, twins) for profile in workload.profiles]
 
 
 def _row(
@@ -77,6 +84,7 @@ def _row(
     profile: Profile,
     counts: Mapping[str, float],
     asked: Sequence[Instruction],
+    twins: _Twins,
 ) -> Row:
     experiment, name = workload.experiment, profile.name
     budget, share = experiment.budget(name), experiment.fleet.profiles[name]
@@ -92,7 +100,9 @@ def _row(
     if program is None:
         return row
     row = _with_costs(row, workload, program, counts)
-    return _with_pruning(row, workload, program, asked) if program.density < 1 else row
+    if program.density == 1:
+        return row
+    return _with_pruning(row, workload, program, asked, twins.of(budget))
 
 
 def _with_costs(row: Row, workload: Workload, program: Program, counts: Mapping[str, float]) -> Row:
@@ -108,12 +118,13 @@ def _with_costs(row: Row, workload: Workload, program: Program, counts: Mapping[
 
 
 def _with_pruning(
-    row: Row, workload: Workload, program: Program, asked: Sequence[Instruction]
+    row: Row, workload: Workload, program: Program, asked: Sequence[Instruction], dense: Program
 ) -> Row:
     each = [workload.visit_bytes(program, one) for one in asked]
     trains = workload.visit_bytes(program, workload.training)
     growths = [(one, visit) for one, visit in zip(asked, each, strict=True) if one.grow]
-    dense, dense_bytes = _dense(workload, row.profile)
+    selections = [_both(v) for one, v in zip(asked, each, strict=True) if picks_masks(one)]
+    dense_bytes = _both(workload.visit_bytes(dense, replace(workload.training, masks=())))
     visits = _visits(workload, row)
     pruning = Pruning(
         density=program.density,
@@ -122,6 +133,8 @@ def _with_pruning(
         down_bytes=_held(trains).down,
         up_bytes=_held(trains).up,
         mask_bytes=max(map(_fetch, each)),
+        selections=len(selections),
+        selection_bytes=max(selections, default=0),
         growths=len(growths),
         growth_places=max((sum(k for _, k in one.grow) for one, _ in growths), default=0),
         growth_up_bytes=max((visit.update for _, visit in growths), default=0),
@@ -134,15 +147,22 @@ def _with_pruning(
     return replace(row, run_bytes=run_bytes, pruning=pruning)
 
 
-def _dense(workload: Workload, name: str) -> tuple[Program, int]:
-    """The profile's Program with all weights, and the bytes of a visit that trains it."""
-    budget = workload.experiment.budget(name)
-    program = build(
-        workload.net, loss=workload.loss, batch=budget.batch, plan=budget.plan,
-        sgd=workload.reserved, reserve=budget.reserve_bytes,
-    ).program  # fmt: skip
-    asked = replace(workload.training, masks=())
-    return program, _both(workload.visit_bytes(program, asked))
+@dataclass(frozen=True)
+class _Twins:
+    """The Programs with all weights; profiles that differ in density alone share theirs."""
+
+    workload: Workload
+    made: dict[Budget, Program] = field(default_factory=dict)
+
+    def of(self, budget: Budget) -> Program:
+        """The one for a budget, whether or not it fits."""
+        key = replace(budget, ram_bytes=0, flash_bytes=0, density=1.0)
+        if key not in self.made:
+            self.made[key] = build(
+                self.workload.net, loss=self.workload.loss, batch=budget.batch, plan=budget.plan,
+                sgd=self.workload.reserved, reserve=budget.reserve_bytes,
+            ).program  # fmt: skip
+        return self.made[key]
 
 
 def _able(workload: Workload) -> float:

@@ -13,13 +13,13 @@ import numpy as np
 from fedtiny.data.partitions import Partition
 from fedtiny.data.tables import Task
 from fedtiny.engine import sparsity
-from fedtiny.engine.compile import Compilable, build, compile
-from fedtiny.engine.program import Program
+from fedtiny.engine.compile import Compilable, compile
+from fedtiny.engine.program import Program, initial_values
 from fedtiny.errors import BudgetError, ExperimentError, StrategyError
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.asking import flaws, measured, returned
 from fedtiny.experiment.pretraining import check_public, pretrained
-from fedtiny.experiment.rehearsal import rehearsed
+from fedtiny.experiment.rehearsal import Outlook, rehearsed
 from fedtiny.masks import remembered
 from fedtiny.registry.cost import BoardColumns, VisitCost, visit_cost
 from fedtiny.registry.match import misfits
@@ -86,29 +86,31 @@ class Workload:
         return self.experiment.densities[0] < 1
 
     @cached_property
-    def dense(self) -> Program:
-        """The model with all of its weights, as nobody need be able to train it."""
-        batch = max(self.experiment.budget(name).batch for name in self.experiment.fleet.profiles)
-        return build(self.net, loss=self.loss, batch=batch).program
+    def untrained(self) -> Float32:
+        """The model as the run's seed draws it, with all of its weights."""
+        graph, seed = self.net.graph(1), self.experiment.seed
+        return np.asarray(initial_values(graph.layout, graph.initial, graph.start, seed))
 
     @cached_property
+    def outlook(self) -> Outlook:
+        """What the rounds ask that matters to the Programs: of a fleet that prunes all of them."""
+        return Outlook.of(self.rehearsal() if self.prunes else islice(self.rehearsal(), 1))
+
+    @property
     def instruction(self) -> Instruction:
         """What the first round asks: of a model that is not trained yet, if that matters."""
-        return next(self.rehearsal())
+        return self.outlook.first
 
-    @cached_property
+    @property
     def training(self) -> Instruction:
         """What the first round asks that trains; of a fleet that prunes others may come before."""
-        if not self.prunes:
-            return self.instruction
-        trains = (asked for asked in self.rehearsal() if asked.kind == TRAIN and not asked.grow)
-        return next(trains, self.instruction)
+        return self.outlook.training
 
     def rehearsal(self) -> Iterator[Instruction]:
         """What each round of the run asks, as far as one can tell beforehand; one at least."""
         model = np.zeros(self.layout.size, np.float32)
         if self.prunes:  # by magnitude
-            model = np.asarray(self.dense.initial(self.experiment.seed))
+            model = self.untrained
         rounds = max(1, self.experiment.run.rounds)
         return rehearsed(self.strategy, self.layout, model, rounds)
 
@@ -138,15 +140,9 @@ class Workload:
         Raises StrategyError where these can do nothing with what it asks.
         """
         fitted = tuple(self._fit_rounds(name) for name in self.experiment.fleet.profiles)
-        for asked in (self.training, *self._growing()):
-            self._check(fitted, Round(0, self.experiment.run.rounds), asked)
+        for t, asked in ((0, self.training), *self.outlook.growths):
+            self._check(fitted, Round(t, self.experiment.run.rounds), asked)
         return fitted
-
-    def _growing(self) -> Iterable[Instruction]:
-        """What the first round asks that grows, if there is one."""
-        if not (self.prunes and calls.bucket(self.strategy, self.layout)):
-            return ()
-        return islice((asked for asked in self.rehearsal() if asked.grow), 1)
 
     def _fit_rounds(self, name: str) -> Profile:
         """The board with its Program, which must also be of use to the rounds."""
@@ -228,6 +224,7 @@ class Workload:
                 reserve=budget.reserve_bytes,
                 density=budget.density,
                 bucket=0 if sgd else calls.bucket(self.strategy, self.layout),
+                dense_base=not sgd and self.outlook.selects,
             )
         except BudgetError as error:
             return Profile(name, cast("Program", error.program), (f"{name}: {error}",))
@@ -240,8 +237,7 @@ class Workload:
         seed, said = self.experiment.seed, self.experiment.pretrain
         if said:
             return pretrained(self.net, self.loss, cast("Partition", self.task), said, seed)
-        program = self.dense if self.prunes else self.profiles[0].needed
-        return np.asarray(program.initial(seed))
+        return self.untrained
 
     @cached_property
     def counts(self) -> dict[str, Int64]:

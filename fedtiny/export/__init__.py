@@ -16,10 +16,12 @@ from fedtiny.engine.runtime import build
 from fedtiny.errors import RunError
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.workload import Workload
+from fedtiny.pruning import largest
 from fedtiny.runs import RunFolder, write_npz
 from fedtiny.tensors import FLOAT_BYTES
 
 if TYPE_CHECKING:
+    from fedtiny.masks import Mask
     from fedtiny.tensors import Float32
 
 
@@ -78,7 +80,8 @@ def _new(path: Path) -> Path:
 
 
 def write_c(program: Program, vector: Float32, path: Path) -> None:
-    """The program's image and the vector as C arrays, with all that is needed to run them."""
+    """The program's image, the vector and its mask as C arrays, with all that is needed to run
+    them."""
     written = {"model.h": _header(program), "model.c": _source(program, vector)}
     with naming_files(_ELSEWHERE), as_file(files(__package__).joinpath("c")) as template:
         shutil.copytree(template, _new(path))
@@ -103,13 +106,16 @@ def _header(program: Program) -> str:
         "INPUTS": int(np.prod(program.sample_shape)),
         "OUTPUTS": int(np.prod(program.output_shape)),
         "HAS_CLASSES": int(classes),
+        "IS_PRUNED": int(program.density < 1),
     }
     defines = "\n".join(f"#define MODEL_{name} {value}u" for name, value in figures.items())
     return (
         f"/* Program {program.digest} */\n#ifndef MODEL_H\n#define MODEL_H\n\n"
         f"#include <stdint.h>\n\n{defines}\n\n"
         "/* The image as little-endian words, which makes it aligned. */\n"
-        "extern const uint32_t model_image[];\nextern const float model_vector[];\n\n#endif\n"
+        "extern const uint32_t model_image[];\nextern const float model_vector[];\n"
+        "/* Which weights of a pruned model live. */\nextern const uint8_t model_mask[];\n\n"
+        "#endif\n"
     )
 
 
@@ -118,11 +124,23 @@ def _source(program: Program, vector: Float32) -> str:
     words = (f"0x{word:08x}u" for word in np.frombuffer(padded, "<u4"))
     # Hexadecimal literals are exact, whatever the compiler's decimal conversion does.
     floats = (f"{value.hex()}f" for value in vector.astype(float).tolist())
+    mask = map(str, live_weights(program, vector).bits if program.density < 1 else b"\0")
     return (
         '#include "model.h"\n\n'
         f"const uint32_t model_image[] = {{\n{_rows(list(words), 8)}\n}};\n\n"
-        f"const float model_vector[] = {{\n{_rows(list(floats), 4)}\n}};\n"
+        f"const float model_vector[] = {{\n{_rows(list(floats), 4)}\n}};\n\n"
+        f"const uint8_t model_mask[] = {{\n{_rows(list(mask), 16)}\n}};\n"
     )
+
+
+def live_weights(program: Program, vector: Float32) -> Mask:
+    """The weights that are not 0; where the board holds fewer, the largest of each layer."""
+    arrays = program.layout.unflatten(vector)
+    found = {name: int(np.count_nonzero(arrays[name])) for name in program.prunable}
+    total = sum(found.values())
+    held = min(total, program.capacity)
+    counts = {name: count * held // max(total, 1) for name, count in found.items()}
+    return largest(vector, program.layout, counts)
 
 
 def _rows(items: Sequence[str], width: int) -> str:

@@ -18,8 +18,8 @@ from fedtiny.engine.ir import F32, Graph
 from fedtiny.engine.liveness import lifetimes, live_bytes
 from fedtiny.engine.memory import MemoryPlan
 from fedtiny.engine.ops import FORWARD, GRADIENT, NORM, TABLE, UPDATE
+from fedtiny.engine.program import RAM_PARTS, ram_parts
 from fedtiny.errors import ExperimentError
-from fedtiny.report.record import RAM_PARTS
 from fedtiny.report.units import scale
 
 if TYPE_CHECKING:
@@ -43,7 +43,11 @@ _LEGEND = {
     _SMALL: "mask, codes, statistics",
 }
 _PHASES = {"forward": "#eef4f9", "backward": "#ffffff", "update": "#ececee"}
-_PARTS = ("#0072b2", "#e69f00", "#cc79a7", "#56b4e9", "#009e73", "#a3abb5")
+_PARTS = dict(zip(
+    RAM_PARTS,
+    ("#0072b2", "#e69f00", "#cc79a7", "#56b4e9", "#009e73", "#a3abb5", "#d55e00"),
+    strict=True,
+))  # fmt: skip
 _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "arena",
@@ -221,9 +225,9 @@ def _draw_ram(axes: Axes, report: Mapping[str, int]) -> None:
     """The parts of the RAM on top of each other."""
     by, unit = scale(report["ram_bytes"], "B")
     whole, bottom = report["ram_bytes"] / by, 0.0
-    for part, colour in zip(RAM_PARTS, _PARTS, strict=True):
-        high = report[f"{part}_bytes"] / by
-        axes.bar(0, high, bottom=bottom, color=colour, edgecolor="white", linewidth=0.4)
+    for part, nbytes in ram_parts(report).items():
+        high = nbytes / by
+        axes.bar(0, high, bottom=bottom, color=_PARTS[part], edgecolor="white", linewidth=0.4)
         if high > 0.06 * whole:
             axes.text(
                 0, bottom + high / 2, f"{part}\n{high:.3g}", fontsize=_FONT, ha="center",

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
+from fedtiny.engine.program import RAM_PARTS, ram_parts
 from fedtiny.report.markup import legend, swatch, wide_table
-from fedtiny.report.record import RAM_PARTS, Record
+from fedtiny.report.record import Record
 from fedtiny.report.units import percent
 
 _MOST = 4
@@ -23,10 +24,20 @@ def memory_section(record: Record) -> Iterator[str]:
         '<p class="note">What one device needs to train, part by part. The frame is the RAM that '
         "the experiment gives it; a frame without an end goes on beyond the page.</p>"
     )
-    yield legend(swatch(f"var(--part-{i})", name) for i, name in enumerate(RAM_PARTS))
+    yield legend(swatch(_colour(name), name) for name in _names(record.profiles))
     scale_bytes = _scale(record.profiles)
     yield from (_row(profile, scale_bytes) for profile in record.profiles)
     yield _table(record.profiles)
+
+
+def _names(profiles: list[Mapping[str, Any]]) -> list[str]:
+    """The parts that some profile has."""
+    known = [ram_parts(profile["report"]) for profile in profiles]
+    return [name for name in RAM_PARTS if any(name in parts for parts in known)]
+
+
+def _colour(name: str) -> str:
+    return f"var(--part-{RAM_PARTS.index(name)})"
 
 
 def _scale(profiles: list[Mapping[str, Any]]) -> float:
@@ -40,7 +51,7 @@ def _row(profile: Mapping[str, Any], scale_bytes: float) -> str:
     given, report = profile["ram_given_bytes"], profile["report"]
     wide = 100 * min(given / scale_bytes, 1)
     ends = "budget open" if given > scale_bytes else "budget"
-    parts = "".join(_part(report, i, name, scale_bytes) for i, name in enumerate(RAM_PARTS))
+    parts = "".join(_part(*part, scale_bytes) for part in ram_parts(report).items())
     reasons = "".join(f'<p class="reason">{escape(why)}</p>' for why in profile["reasons"])
     return (
         f'<div class="memory{" unfit" * bool(reasons)}"><p><b>{escape(profile["name"])}</b>'
@@ -50,12 +61,11 @@ def _row(profile: Mapping[str, Any], scale_bytes: float) -> str:
     )
 
 
-def _part(report: Mapping[str, int], index: int, name: str, scale_bytes: float) -> str:
-    nbytes = report[f"{name}_bytes"]
+def _part(name: str, nbytes: int, scale_bytes: float) -> str:
     if not nbytes:
         return ""
     return (
-        f'<i style="width:{100 * nbytes / scale_bytes:.2f}%;background:var(--part-{index})" '
+        f'<i style="width:{100 * nbytes / scale_bytes:.2f}%;background:{_colour(name)}" '
         f'title="{name} {nbytes:,} B"></i>'
     )
 
@@ -68,16 +78,16 @@ def _said(profile: Mapping[str, Any]) -> str:
 
 
 def _table(profiles: list[Mapping[str, Any]]) -> str:
-    columns = ("devices", *RAM_PARTS, "RAM needed", "RAM given", "flash needed")
+    names = _names(profiles)
+    columns = ("devices", *names, "RAM needed", "RAM given", "flash needed")
     head = "".join(f"<th>{column}</th>" for column in ("", *columns))
-    table = wide_table(head, map(_table_row, profiles))
+    table = wide_table(head, (_table_row(profile, names) for profile in profiles))
     return f"<details><summary>The bytes in a table</summary>{table}</details>"
 
 
-def _table_row(profile: Mapping[str, Any]) -> str:
+def _table_row(profile: Mapping[str, Any], names: list[str]) -> str:
     report = profile["report"]
-    keys = [*(f"{name}_bytes" for name in RAM_PARTS), "ram_bytes"]
-    needed = (report[key] for key in keys)
+    needed = (report.get(f"{name}_bytes", 0) for name in (*names, "ram"))
     figures = profile["devices"], *needed, profile["ram_given_bytes"], report["flash_bytes"]
     cells = "".join(f"<td>{figure:,}</td>" for figure in figures)
     return f'<tr><th scope="row">{escape(profile["name"])}</th>{cells}</tr>'

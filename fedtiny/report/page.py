@@ -148,7 +148,8 @@ def _facts(record: Record) -> Iterator[str]:
 
 def _named_facts(record: Record) -> Iterator[tuple[str, str]]:
     e = record.experiment
-    floats = "" if record.parameters is None else f", {record.parameters:,} parameters"
+    live = "live " * record.prunes
+    floats = "" if record.parameters is None else f", {record.parameters:,} {live}parameters"
     yield "Model", f"{_named(e['model'], 'build')}{floats}"
     yield "Data", _named(e["data"], "source")
     yield "Strategy", _named(e["strategy"], "name")

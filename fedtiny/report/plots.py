@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -24,7 +24,7 @@ SERIES = 6
 """Colours that the style sheet has; a seventh evaluation takes the first again."""
 _INCHES = (4.2, 2.5)
 _BINS = 96
-_FEW = 12  # so few evaluations are marked one by one
+_FEW = 12  # so few points are marked one by one
 _STEPS = (1, 2, 5, 10)
 _LEAST_FALL = 12.0  # a loss that falls further than this is drawn on a logarithmic axis
 
@@ -118,11 +118,10 @@ def _draw_adapting(
     axes: Axes, points: list[Point], measure: str, place: Callable[[Point], float], colour: str
 ) -> None:
     x = [place(p) for p in points]
-    marker = "o" if len(points) <= _FEW else None
     for when, dashes, alpha in (("before", (3, 2), 0.1), ("after", (None, None), 0.2)):
         value, half = np.array([p.measure(measure, when) for p in points]).T
         axes.fill_between(x, value - half, value + half, color=colour, alpha=alpha, linewidth=0)
-        axes.plot(x, value, color=colour, dashes=dashes, marker=marker, clip_on=False)
+        axes.plot(x, value, color=colour, dashes=dashes, marker=_marker(x), clip_on=False)
 
 
 # ---- training --------------------------------------------------------------------------------
@@ -139,7 +138,7 @@ def training(record: Record) -> Plot | None:
         if len(rows) > len(bins):
             low, high = np.array([np.quantile(part[:, 1], (0.1, 0.9)) for part in bins]).T
             axes.fill_between(x, low, high, color=_MUTED, alpha=0.18, linewidth=0)
-        axes.plot(x, mean, color=_INK, linewidth=1.2, clip_on=False)
+        axes.plot(x, mean, color=_INK, linewidth=1.2, marker=_marker(bins), clip_on=False)
         title = _finish_value_axis(axes, "training loss", mean.tolist())
         _finish_x_axis(axes, "rounds", rows[-1][0])
         return Plot(title, _svg(figure, "training loss against rounds"))
@@ -172,7 +171,10 @@ def by_layer(series: Series, label: str, factor: float) -> Plot:
     with _drawing() as (figure, axes):
         for colour, points in zip(_of_layers(len(series)), series.values(), strict=True):
             x, y = np.array(points, float).T
-            axes.plot(x, factor * y, color=colour, drawstyle="steps-post", clip_on=False)
+            axes.plot(
+                x, factor * y, color=colour, drawstyle="steps-post", marker=_marker(points),
+                clip_on=False,
+            )  # fmt: skip
         values = [factor * value for points in series.values() for _, value in points]
         title = _finish_value_axis(axes, label, values)
         _finish_x_axis(axes, "rounds", max(points[-1][0] for points in series.values()))
@@ -189,6 +191,11 @@ def _of_layers(count: int) -> list[str]:
     if count <= SERIES:
         return list(_COLOURS[:count])
     return [_SHADES[round(i * (len(_SHADES) - 1) / (count - 1))] for i in range(count)]
+
+
+def _marker(points: Sequence[object]) -> str | None:
+    """A point that stands alone has no line to be seen by."""
+    return "o" if len(points) <= _FEW else None
 
 
 # ---- axes ------------------------------------------------------------------------------------

@@ -57,6 +57,6 @@ def _operations(record: Record) -> Iterator[str]:
         if report.get("live_values"):
             yield (
                 f'<p class="note">{escape(profile["name"])}: at most {report["live_values"]:,} '
-                f"live weights; a training step takes {report['macs_per_step']:,} "
-                "multiply-adds.</p>"
+                f"live weights, found by {report['index_bytes']:,} B of index; a training step "
+                f"takes {report['macs_per_step']:,} multiply-adds.</p>"
             )

@@ -15,9 +15,6 @@ from fedtiny.tensors import FLOAT_BYTES
 Series = dict[str, list[tuple[int, float]]]
 """By name: rounds and what was told in them."""
 
-RAM_PARTS = ("parameters", "arena", "state", "sample", "stack", "reserve")
-"""What a device's RAM holds; ``PART_bytes`` are keys of a Program's report."""
-
 
 @dataclass(frozen=True)
 class Point:
@@ -89,9 +86,16 @@ class Record:
 
     @property
     def parameters(self) -> int | None:
-        """Floats of the model; None while there is no summary."""
-        found = (profile["report"]["parameters_bytes"] // FLOAT_BYTES for profile in self.profiles)
-        return next(found, None)
+        """Floats of the model, of one that is pruned the most that live on a device; None while
+        there is no summary."""
+        reports = [profile["report"] for profile in self.profiles]
+        nbytes = (r["parameters_bytes"] - r.get("index_bytes", 0) for r in reports)
+        return max((each // FLOAT_BYTES for each in nbytes), default=None)
+
+    @property
+    def prunes(self) -> bool:
+        """Whether devices hold live weights alone."""
+        return any(profile["report"].get("live_values") for profile in self.profiles)
 
     @property
     def refusals(self) -> list[str]:

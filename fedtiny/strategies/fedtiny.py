@@ -9,7 +9,8 @@ of the fleet, and prunes as many of its smallest weights.
 
 What differs: the least loss wins only with a lead over the ERK mask (`LEAD`). Candidates travel as
 seeds: in these two rounds a device is sent all weights of the model, from which it takes its own.
-Variances are pooled from second moments, where the published code averages them. Devices send
+Variances are pooled from second moments, where the published code averages them. They are
+pooled over all classes of devices, though a candidate has another density in each. Devices send
 (place, gradient) of their largest only, where the code sends dense gradients. A growth is a round
 of its own, at the model that the fleet has. And a weight that was just grown is never pruned at
 once. A net without tracked normalisations selects by the loss alone.

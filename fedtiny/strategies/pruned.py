@@ -4,6 +4,11 @@ The pool is what the densest devices hold. The mask of a sparser class is the pa
 the largest weights: masks are nested by density, and a coordinate is averaged over the devices
 whose mask has it. The other coordinates of the model are 0 from the first trained round on. Masks
 change only when the pool moves, so each travels once per change; the state holds their blobs.
+
+What growth costs a sparser class: every device is asked for as many places as the pool exchanges,
+and has a bucket for them. Some that are dead in a sparser class live in the pool already. The
+server ignores those, so part of the answer is lost: 39 to 43 % of it for a class of 3 % in a pool
+of 10 %. A round of growth that fails is not made up for: the pool stays until the next one.
 """
 
 from __future__ import annotations
@@ -115,15 +120,15 @@ class Pruned(Averaging):
         return alive(stepped, self.pool(state).bools), {**state, **optimiser}
 
     def telemetry(self, round: Round, model: Float32, state: State) -> Mapping[str, float]:
-        """Density and PQ index of each layer, when the pool has moved and at the end."""
-        if state["moved"] != round.t and round.t + 1 < round.T:
+        """Density and PQ index of each layer, when the pool has moved and every tenth of a run."""
+        if state["moved"] != round.t and not _ends_a_tenth(round):
             return {}
         return dict(self._figures(model, self.pool(state).bools))
 
     def _figures(self, model: Float32, live: Bools) -> Iterator[tuple[str, float]]:
         for layer in self.layers:
             own = part(layer)
-            values = model[own][live[own]].tolist()
+            values = model[own][live[own]]
             yield f"density.{layer.layer}", len(values) / layer.size
             yield f"pq.{layer.layer}", pruning.pq_index(values)
 
@@ -231,6 +236,11 @@ def alive(model: Float32, live: Bools) -> Float32:
 def largest_of(live: Bools, sizes: Float32 | Float64, count: int) -> Bools:
     """Those ``count`` of the live coordinates with the largest sizes; of equal ones the first."""
     return pruning.top(np.where(live, sizes, -np.inf), count)
+
+
+def _ends_a_tenth(round: Round) -> bool:
+    """Whether one more tenth of the run is over after the round, as it is after the last."""
+    return 10 * round.t // round.T < 10 * (round.t + 1) // round.T
 
 
 def _falling(alpha: float, passed: float) -> float:

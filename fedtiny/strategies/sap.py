@@ -70,7 +70,7 @@ class SAP(Pruned):
     def kept(self, weights: Float32) -> int:
         """How many of a layer's live weights stay."""
         d = len(weights)
-        index = pruning.pq_index(weights.tolist())
+        index = pruning.pq_index(weights)
         m = math.ceil(d * (1.0 - index) / (1.0 + self.eta) ** 2)
         pruned = min(max(self.gamma * (1.0 - m / d), 0.0), self.most)
         return d - math.floor(d * pruned)

@@ -243,6 +243,15 @@ def test_a_readjusted_mask_exchanges_the_smallest_weights_for_the_largest_gradie
     assert visit(learner, again, start).values == done.values
 
 
+def test_a_readjustment_takes_no_dense_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = replace(GROW, returns="values", phases=(Phase(0.1),))
+    learner = Learner(SPARSE, "native")
+    expected = visit(learner, asked)
+    for name in ("store", "load"):
+        monkeypatch.delattr(type(learner.executor), name)
+    assert visit(learner, asked, BASE[MASK.bools]) == expected
+
+
 # ---- candidates ------------------------------------------------------------------------------
 
 

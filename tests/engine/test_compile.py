@@ -8,14 +8,12 @@ from hypothesis import given, settings
 
 from fedtiny.engine.builder import Net
 from fedtiny.engine.compile import compile
-from fedtiny.engine.program import Hyper, Program
+from fedtiny.engine.program import Hyper, Program, ram_parts
 from fedtiny.engine.reference import ReferenceExecutor
 from fedtiny.engine.zoo import mlp, omniglot_conv, sine_mlp
 from fedtiny.errors import BudgetError, CompileError, GraphError, ImageError
 from fedtiny.values import Part, Phase, Sgd, UpdatePlan
 from tests.engine.nets import nets, trained
-
-RAM_PARTS = ("parameters", "arena", "state", "sample", "stack", "reserve")
 
 
 def above_parameters(program: Program) -> int:
@@ -28,7 +26,7 @@ def above_parameters(program: Program) -> int:
 def test_the_report_adds_up_and_is_that_of_the_image(net: Net) -> None:
     program = compile(net, loss="mse", ram="1MiB", batch=2, reserve="2KiB", sgd=Sgd(0.9))
     report = program.report()
-    assert report["ram_bytes"] == sum(report[f"{part}_bytes"] for part in RAM_PARTS)
+    assert report["ram_bytes"] == sum(ram_parts(report).values())
     assert report["flash_bytes"] == report["image_bytes"] + report["runtime_bytes"]
     assert report["image_bytes"] == len(program.image)
     assert report["parameters_bytes"] == 4 * program.layout.size

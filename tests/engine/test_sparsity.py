@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from fedtiny import pruning
 from fedtiny.engine import zoo
 from fedtiny.engine.builder import Net
 from fedtiny.engine.compile import build, compile
 from fedtiny.engine.image import BITMAP, GAPS
 from fedtiny.engine.ir import LIVE
-from fedtiny.engine.program import Program
+from fedtiny.engine.program import Program, ram_parts
 from fedtiny.engine.sparsity import Pool, prunable, prune
-from fedtiny.errors import CompileError
+from fedtiny.errors import BudgetError, CompileError, ExperimentError
 from fedtiny.values import Sgd, UpdatePlan
 from tests.engine.nets import image_nets, nets
 
@@ -121,11 +123,16 @@ ZOO: dict[str, Callable[[], Net]] = {
 }  # fmt: skip
 
 
+@cache
+def dense_ram(name: str) -> int:
+    return pruned(ZOO[name](), 1.0, batch=2).report()["ram_bytes"]
+
+
 @pytest.mark.parametrize("name", ZOO)
 @pytest.mark.parametrize("density", [0.1, 0.03, 0.01])
 def test_the_pool_of_a_net_takes_six_bytes_a_live_weight(name: str, density: float) -> None:
     net, bucket = ZOO[name](), 300
-    program, dense = pruned(net, density, bucket, batch=2), pruned(net, 1.0, batch=2)
+    program = pruned(net, density, bucket, batch=2)
     dense_bytes = 4 * sum(program.layout[name].size for name in program.prunable)
     others_bytes = 4 * program.layout.size - dense_bytes
     report = program.report()
@@ -134,7 +141,7 @@ def test_the_pool_of_a_net_takes_six_bytes_a_live_weight(name: str, density: flo
     assert live == program.capacity == int(density * dense_bytes / 4)
     assert report["bucket_bytes"] == report["state_bytes"] == 8 * bucket
     assert spent <= 6 * live + 8 * bucket + 0.01 * dense_bytes
-    assert report["ram_bytes"] < dense.report()["ram_bytes"]
+    assert report["ram_bytes"] < dense_ram(name)
 
 
 def test_the_report_counts_the_pool_once() -> None:
@@ -154,6 +161,52 @@ def test_the_multiply_adds_of_sparse_layers_follow_the_density() -> None:
     assert tenth["macs_per_forward"] == 3 * 40
     # Beside the weights' gradient a step has the loss, over 3 x 10 outputs.
     assert tenth["macs_per_step"] == 2 * 3 * 40 + 3 * 10
+
+
+def test_each_sparse_layer_is_counted_at_the_density_that_erk_gives_it() -> None:
+    # 18 of 180 weights live, dealt out as 34 (4 + 30) to 32 (30 + 2).
+    net = Net(4)
+    net.linear(net.linear(net.input, 30, bias=False, name="wide"), 2, bias=False, name="narrow")
+    program = pruned(net, 0.1, batch=5)
+    live = pruning.erk_counts(program.layout, program.prunable, 0.1)
+    assert live == {"wide.weight": 9, "narrow.weight": 9}
+    # A live weight is one multiply-add a sample: forward, and for its own gradient; the second
+    # layer's once more on the way back. Beside them the loss, over 5 x 2 outputs.
+    assert program.report()["macs_per_forward"] == 5 * (9 + 9)
+    assert program.report()["macs_per_step"] == 5 * (2 * 9 + 3 * 9) + 5 * 2
+
+
+def test_a_density_at_which_erk_would_empty_a_layer_is_counted_evenly() -> None:
+    net = Net(100)
+    x = net.linear(net.input, 100, bias=False)
+    net.linear(net.linear(x, 1, bias=False), 1, bias=False)
+    # 3 of 10,101 weights live. Each layer does the same share of its work, rounded up.
+    program = pruned(net, 0.0003)
+    with pytest.raises(ExperimentError, match=r"leaves none of the 1 weights"):
+        pruning.erk_counts(program.layout, program.prunable, 0.0003)
+    assert program.report()["macs_per_forward"] == sum(
+        math.ceil(dense * 3 / 10_101) for dense in (100 * 100, 100, 1)
+    )
+
+
+def test_room_for_a_dense_model_is_a_part_of_the_ram() -> None:
+    without = pruned(two_layers(), 0.25)
+    room = compile(two_layers(), loss="mse", ram="1MiB", density=0.25, dense_base=True)
+    assert "base_bytes" not in without.report()
+    assert room.report()["base_bytes"] == 4 * room.layout.size
+    assert room.report()["ram_bytes"] == sum(ram_parts(room.report()).values())
+    assert room.report()["ram_bytes"] == without.report()["ram_bytes"] + 4 * room.layout.size
+
+
+def test_a_dense_program_has_its_model_already() -> None:
+    program = compile(two_layers(), loss="mse", ram="1MiB", dense_base=True)
+    assert program == compile(two_layers(), loss="mse", ram="1MiB")
+
+
+def test_a_budget_without_room_for_a_dense_model_says_who_needs_it() -> None:
+    needed = pruned(two_layers(), 0.25).report()["ram_bytes"]
+    with pytest.raises(BudgetError, match=r"base 268\); .* candidates = 1 needs no dense model"):
+        compile(two_layers(), loss="mse", ram=needed, density=0.25, dense_base=True)
 
 
 def test_a_bucket_holds_at_most_what_is_dead() -> None:

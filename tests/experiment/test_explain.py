@@ -1,13 +1,16 @@
+from itertools import islice
+
 import pytest
 from rich.console import Console
 
 from fedtiny.console import show_explained
+from fedtiny.engine.compile import Build, build
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.explain import Pruning, explain
 from fedtiny.experiment.workload import Workload
 from fedtiny.registry.profiles import board
 from fedtiny.simulator.run import simulate
-from fedtiny.values import Instruction
+from fedtiny.values import CALIBRATE, SCORE, Instruction
 from fedtiny.wire.visit import visit_bytes
 from tests.simulator.experiments import PRUNED
 
@@ -102,9 +105,10 @@ def test_what_a_density_saves_is_told_for_each_class() -> None:
         # live values (4 B), a gap each (2 B) and where two layers start; dense: 1,776 weights
         pool = 4 * told.live_values + program.report()["index_bytes"]
         assert pool <= 6 * told.live_values + 28
-        bucket = program.report()["bucket_bytes"]
-        arena = work.dense.report()["arena_bytes"] - program.report()["arena_bytes"]
-        saved = 4 * 1776 - pool - bucket + arena
+        bucket, base = (program.report()[f"{part}_bytes"] for part in ("bucket", "base"))
+        dense = build(work.net, loss="cross_entropy", batch=16).program
+        arena = dense.report()["arena_bytes"] - program.report()["arena_bytes"]
+        saved = 4 * 1776 - pool - bucket - base + arena
         assert told.dense_ram_bytes - program.report()["ram_bytes"] == saved
         visit = work.visit_bytes(program, work.training)
         assert (told.down_bytes, told.up_bytes) == (
@@ -113,6 +117,41 @@ def test_what_a_density_saves_is_told_for_each_class() -> None:
         )
         assert told.mask_bytes == visit.mask + visit.mask_requests > 0
         assert POOLS[profile.name].visit_bytes == told.down_bytes + told.up_bytes
+
+
+def test_rounds_of_selection_are_told_with_the_model_that_they_carry() -> None:
+    told, work = pruning("pi-4"), Workload.of(PRUNES)
+    calibrate, score = islice(work.rehearsal(), 2)
+    assert (calibrate.kind, score.kind, told.selections) == (CALIBRATE, SCORE, 2)
+    program = work.profiles[1].needed
+    visits = [work.visit_bytes(program, asked) for asked in (calibrate, score)]
+    assert told.selection_bytes == max(visit.down + visit.up for visit in visits)
+    assert told.selection_bytes > 4 * work.layout.size
+
+
+def test_without_a_selection_no_room_is_kept_for_a_dense_model() -> None:
+    for row in explain(Workload.of(PRUNES.override("strategy.candidates=1"))):
+        assert row.pruning is not None
+        assert (row.pruning.selections, row.pruning.selection_bytes) == (0, 0)
+        selecting = POOLS[row.profile].report
+        assert selecting["base_bytes"] == 4 * Workload.of(PRUNES).layout.size
+        # More candidates may also need a larger bucket.
+        saved = selecting["base_bytes"] + selecting["bucket_bytes"] - row.report["bucket_bytes"]
+        assert selecting["ram_bytes"] - row.report["ram_bytes"] == saved
+
+
+def test_profiles_of_other_densities_are_held_against_one_dense_program(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    built: list[float] = []
+
+    def counted(*args: object, **options: object) -> Build:
+        built.append(1.0)
+        return build(*args, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("fedtiny.experiment.explain.build", counted)
+    assert len(explain(Workload.of(PRUNES))) == 2
+    assert len(built) == 1
 
 
 def test_rounds_of_growth_are_told_beside_dense_gradients() -> None:

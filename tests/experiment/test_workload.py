@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import pytest
@@ -13,10 +13,12 @@ from fedtiny.engine.compile import compile
 from fedtiny.errors import ExperimentError, FedtinyError, StrategyError
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.pretraining import NOBODY
+from fedtiny.experiment.rehearsal import rehearsed
 from fedtiny.experiment.workload import Workload
 from fedtiny.masks import Mask
 from fedtiny.strategies.base import Round
 from fedtiny.strategies.fedtiny import FedTiny
+from fedtiny.strategies.median import Median
 from fedtiny.values import (
     CALIBRATE,
     EVALUATE,
@@ -35,6 +37,9 @@ from fedtiny.wire import codec
 from fedtiny.wire.vectors import given_mask, write_values
 from fedtiny.wire.visit import share
 from tests.simulator.experiments import PRUNED
+
+if TYPE_CHECKING:
+    from fedtiny.strategies.base import State
 
 HERE = "tests.experiment.test_workload"
 EXPERIMENT = Experiment.of(
@@ -128,6 +133,7 @@ def test_programs_of_a_fleet_have_their_own_densities_and_one_layout() -> None:
 def test_an_evaluation_has_the_density_of_its_board_and_no_bucket() -> None:
     program = PRUNES.fit("pi-4", 4, Sgd(clip=1.0)).needed
     assert (program.density, program.batch, program.tables.bucket) == (0.3, 4, 0)
+    assert "base_bytes" not in program.report()
 
 
 def test_what_is_rehearsed_is_what_a_run_asks() -> None:
@@ -144,6 +150,72 @@ def test_what_is_rehearsed_is_what_a_run_asks() -> None:
 def test_programs_have_memory_for_the_rounds_that_train() -> None:
     work = pruned("strategy.momentum=0.5", "strategy.clip=1.0")
     assert (work.reserved.momentum, work.reserved.clip) == (0.5, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "base_bytes"),
+    [("{name='fedtiny', cohort=5, candidates=3}", 4 * 1906),
+     ("{name='fedtiny', cohort=5, candidates=1}", None),
+     ("{name='oneshot', cohort=5}", None)],
+)  # fmt: skip
+def test_programs_have_memory_for_a_dense_model_if_a_round_selects(
+    strategy: str, base_bytes: int | None
+) -> None:
+    work = pruned(f"strategy={strategy}")
+    assert work.layout.size == 1906
+    for profile in work.profiles:
+        assert profile.needed.report().get("base_bytes") == base_bytes
+
+
+def test_a_board_without_memory_for_a_dense_model_takes_no_part() -> None:
+    needed = pruned("strategy.candidates=1").fit("pi-4").needed.report()["ram_bytes"]
+    settings = f"device={{ram={needed}, batch=16, density=0.3}}"
+    assert not pruned(settings, "strategy.candidates=1").fit("pi-4").reasons
+    (reason,) = pruned(settings).fit("pi-4").reasons
+    assert "candidates = 1 needs no dense model" in reason
+
+
+def test_a_selection_that_no_rehearsal_foretold_is_refused_when_its_round_opens() -> None:
+    work = pruned("strategy.candidates=1")
+    with pytest.raises(StrategyError, match=r"round 4 of 9 has candidates, for which the Programs"):
+        work.check(Round(4, 9), Instruction(SCORE, candidates=(0, 1)))
+
+
+class Late(FedTiny):
+    """Has other growths in round 6 than in round 3."""
+
+    late: ClassVar[dict[str, int]]
+
+    def bucket(self, layout: Layout) -> int:
+        return 500
+
+    def scheduled(self, round: Round, state: State) -> dict[str, int]:
+        return self.late if round.t == 6 else super().scheduled(round, state)
+
+
+class GrowsBias(Late):
+    late: ClassVar[dict[str, int]] = {"linear1.bias": 1}
+
+
+class GrowsMuch(Late):
+    late: ClassVar[dict[str, int]] = {"linear1.weight": 90, "linear2.weight": 90}
+
+
+@pytest.mark.parametrize(
+    ("strategy", "message"),
+    [("GrowsBias", r"round 6 of 9 grows \['linear1.bias'\]; what can be pruned"),
+     ("GrowsMuch", r"round 6 of 9 grows 180 weights; .* 0.9 have memory to find 178")],
+)  # fmt: skip
+def test_every_growth_of_the_run_is_looked_at_before_it(strategy: str, message: str) -> None:
+    # Of 1,776 weights 1,598 live.
+    built = f"strategy={{build='{HERE}:{strategy}', cohort=5, every=3, blocks='all'}}"
+    with pytest.raises(StrategyError, match=message):
+        prepared(pruned("device={density=0.9, batch=16}", built))
+
+
+def test_a_strategy_that_needs_all_updates_is_rehearsed_too() -> None:
+    asked = list(rehearsed(Median(cohort=3), PRUNES.layout, PRUNES.untrained, 4))
+    assert [one.kind for one in asked] == [TRAIN] * 4
 
 
 # ---- before the first round ------------------------------------------------------------------
@@ -163,7 +235,8 @@ def test_the_model_is_pretrained_on_the_public_samples_as_anybody_would() -> Non
 def test_without_pretraining_the_model_is_that_of_the_seed() -> None:
     tables = {key: value for key, value in PRUNED.items() if key != "pretrain"}
     work = Workload.of(Experiment.of(tables))
-    np.testing.assert_array_equal(work.initial, np.asarray(work.dense.initial(5)))
+    program = compile(work.net, loss="cross_entropy", ram="8MiB", batch=16)
+    np.testing.assert_array_equal(work.initial, np.asarray(program.initial(5)))
     assert len(work.task.public_samples(5)[0]) == 100  # type: ignore[attr-defined]
 
 

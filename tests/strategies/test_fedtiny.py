@@ -13,6 +13,7 @@ from fedtiny.masks import Mask
 from fedtiny.pruning import candidate_counts, largest
 from fedtiny.rounds.content import OpenRound
 from fedtiny.rounds.measures import Measures
+from fedtiny.strategies import fedtiny
 from fedtiny.strategies.base import Observed, Round
 from fedtiny.strategies.fedtiny import FedTiny
 from fedtiny.strategies.pruned import part
@@ -41,8 +42,15 @@ def test_candidates_are_calibrated_then_scored_then_one_is_trained() -> None:
     assert "statistics" not in rounds[1].after[1]
 
 
-def test_the_candidate_of_the_least_mean_loss_becomes_the_model() -> None:
+@pytest.fixture
+def scored(monkeypatch: pytest.MonkeyPatch) -> Played:
+    """The round after which the least loss wins, by whatever lead."""
+    monkeypatch.setattr(fedtiny, "LEAD", 0.0)
     _, scored, *_ = play(STRATEGY, 3)
+    return scored
+
+
+def test_the_candidate_of_the_least_mean_loss_becomes_the_model(scored: Played) -> None:
     sums = np.zeros(5)
     for update in scored.updates:  # what a device measured is already a sum over its samples
         sums += [update.measures[f"loss_sum.{seed}"] for seed in range(5)]
@@ -57,8 +65,15 @@ def test_the_candidate_of_the_least_mean_loss_becomes_the_model() -> None:
     assert model[weights].tolist() == np.where(expected.bools, MODEL, 0)[weights].tolist()
 
 
-def test_a_sparser_class_gets_the_very_mask_that_it_has_scored() -> None:
-    _, scored, *_ = play(STRATEGY, 3)
+@pytest.mark.parametrize(("least", "chosen"), [(3.79, 4), (3.81, 0)])
+def test_a_candidate_needs_a_lead_of_a_twentieth_over_the_first(least: float, chosen: int) -> None:
+    losses = (4.0, 3.9, 5.0, 4.0, least)
+    seen = Observed(measures={f"loss_sum.{seed}": loss for seed, loss in enumerate(losses)})
+    begun = {**STRATEGY.start(LAYOUT, MODEL), "statistics": np.ones(5 * 8)}
+    assert STRATEGY.observe(Round(1, T), MODEL, seen, begun)[1]["chosen"] == chosen
+
+
+def test_a_sparser_class_gets_the_very_mask_that_it_has_scored(scored: Played) -> None:
     state = scored.after[1]
     sparse = Mask.read(dict(scored.strategy.masks(state))[0.1], LAYOUT)
     counts = candidate_counts(LAYOUT, PRUNABLE, 0.1, int(np.asarray(state["chosen"])))

@@ -197,12 +197,12 @@ def test_the_bucket_is_the_largest_share_of_a_layer_or_of_all() -> None:
 # ---- what is told
 
 
-def test_density_and_pq_index_are_told_when_the_pool_moves_and_at_the_end(
+def test_density_and_pq_index_are_told_when_the_pool_moves_and_every_tenth_of_a_run(
     played: list[Played],
 ) -> None:
     for round in played:
         model, state = round.after
-        told = round.strategy.telemetry(Round(round.t, 14), model, state)
+        told = round.strategy.telemetry(Round(round.t, 140), model, state)
         assert bool(told) == (state["moved"] == round.t or round.t == 13)
         live = round.live[1][part(LAYOUT["head.weight"])]
         weights = model[part(LAYOUT["head.weight"])][live]
@@ -210,6 +210,17 @@ def test_density_and_pq_index_are_told_when_the_pool_moves_and_at_the_end(
             assert told["density.head"] == len(weights) / 40
             assert told["pq.head"] == pq_index(weights.tolist())
             assert len(told) == 2 * len(PRUNABLE)
+
+
+@pytest.mark.parametrize(
+    ("T", "rounds"), [(1, [0]), (3, [0, 1, 2]), (25, [0, 2, 4, 7, 9, 12, 14, 17, 19, 22, 24])]
+)
+def test_a_mask_that_never_moves_is_told_of_at_the_start_and_ten_times(
+    T: int, rounds: list[int]
+) -> None:
+    strategy = OneShot().fitted(FLEET)
+    state = strategy.start(LAYOUT, MODEL)
+    assert [t for t in range(T) if strategy.telemetry(Round(t, T), MODEL, state)] == rounds
 
 
 # ---- what cannot be
@@ -230,7 +241,7 @@ def test_a_density_that_empties_a_layer_of_any_class_or_candidate_is_refused() -
         OneShot().fitted(thin).start(LAYOUT, MODEL)
     fleet = replace(FLEET, densities=(0.015, 0.3))  # 3 weights for 3 layers
     FedTiny(candidates=4).fitted(fleet).start(LAYOUT, MODEL)
-    with pytest.raises(ExperimentError, match=r"leaves none of the 40 weights of head.*candidates"):
+    with pytest.raises(ExperimentError, match=r"leaves none of the 72 weights of conv.*candidates"):
         FedTiny(candidates=5).fitted(fleet).start(LAYOUT, MODEL)
 
 
