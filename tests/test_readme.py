@@ -64,7 +64,7 @@ def own_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
 
 
 def test_its_model_compiles_on_the_command_line(own_model: Path) -> None:
-    (line,) = [text for kind, text in BLOCKS if kind == "console"]
+    (line,) = [text for _, text in BLOCKS if text.startswith("$ fedtiny compile")]
     program, *arguments = line.removeprefix("$ ").split()
     result = CliRunner().invoke(app, arguments)
     assert (program, result.exit_code) == ("fedtiny", 0), result.output
@@ -81,7 +81,7 @@ def test_its_picture_is_that_of_the_present_arena() -> None:
 
 def test_its_data_tables_are_those_of_an_experiment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEDTINY_DATA", raising=False)
-    (text,) = [text for kind, text in BLOCKS if kind == "toml"]
+    (text,) = [text for kind, text in BLOCKS if kind == "toml" and "[data]" in text]
     tables: dict[str, Any] = {
         **tomllib.loads(text),
         "model": {"build": "mlp", "widths": [490, 10]},
@@ -94,6 +94,16 @@ def test_its_data_tables_are_those_of_an_experiment(monkeypatch: pytest.MonkeyPa
     tables["data"]["concentrations"] = 0.5
     with pytest.raises(fedtiny.FedtinyError, match="concentrations"):
         Workload.of(Experiment.of(tables))
+
+
+def test_a_pruning_run_is_explained_as_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    (text,) = [text for _, text in BLOCKS if text.startswith("$ fedtiny explain")]
+    command, _, *told = text.splitlines()
+    monkeypatch.chdir(README.parent)
+    result = CliRunner().invoke(app, command.split()[2:])
+    assert result.exit_code == 0, result.output
+    printed = [line.rstrip() for line in result.stdout.splitlines()]
+    assert [line for line in told if line not in printed] == []
 
 
 def test_its_source_of_partitions_is_the_tested_one() -> None:

@@ -153,6 +153,17 @@ def test_memory_bars_have_the_widths_of_the_bytes(sine: str) -> None:
         assert width == pytest.approx(100 * share, abs=0.006)
 
 
+def test_room_for_a_dense_model_is_a_bar_of_those_that_have_it(sine: str, tmp_path: Path) -> None:
+    record = Record.read(synthetic_run(tmp_path / "run"))
+    report = record.profiles[0]["report"]
+    report.update(base_bytes=4000, ram_bytes=report["ram_bytes"] + 4000)
+    text = page(record)
+    bars = re.findall(r'<div class="parts">(.*?)</div>', text)
+    assert ['title="base 4,000 B"' in bar for bar in bars] == [True, False, False]
+    assert "<th>base</th>" in text
+    assert "<th>base</th>" not in sine
+
+
 def test_a_profile_that_does_not_fit_is_marked_with_the_reason(sine: str) -> None:
     (unfit,) = re.findall(r'<div class="memory unfit">(.*?)</div>\n', sine)
     assert "thimble" in unfit
