@@ -1,6 +1,7 @@
 """Pruning experiments: every method at every density with paired seeds, as tables of a README.
 
 python benchmarks/pruning.py [digits] [omniglot] [--seeds 5] [--methods fedtiny,oneshot]
+python benchmarks/pruning.py cifar    # the files of CIFAR-10 as they are
 
 A run is kept in build/pruning and not repeated. Seeds are paired: one seed deals out the same
 samples and begins with the same dense model whatever the method. They begin at 21: the settings
@@ -173,6 +174,16 @@ def tables(task: str, rows: Iterable[Row], methods: Sequence[str], seeds: range)
         print(f"| {method}: dense gradients / growth bytes | {shares} | | |")
 
 
+def short_rows() -> None:
+    """Each experiment on CIFAR-10 as its file says: before the first round, and after the last."""
+    for path in sorted((ROOT / "simulations").glob("cifar_prune_*.toml")):
+        experiment = Experiment.load(path)
+        done, work = simulate(experiment), Workload.of(experiment)
+        figures = accuracy(work, work.initial), accuracy(work, done.model)
+        sent = (done.summary["bytes_up"] + done.summary["bytes_down"]) / 1e6
+        print(f"{path.stem}: {figures[0]:.1f} -> {figures[1]:.1f} %, {sent:.0f} MB", flush=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("tasks", nargs="*", default=["digits", "omniglot"])
@@ -181,6 +192,8 @@ def main() -> None:
     asked = parser.parse_args()
     methods = asked.methods.split(",")
     seeds = range(FIRST_SEED, FIRST_SEED + asked.seeds)
+    if "cifar" in asked.tasks:
+        return short_rows()
     for task in asked.tasks:
         jobs = {
             (task, m, 1.0 if m == "dense" else d, s)

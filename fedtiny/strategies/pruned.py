@@ -7,8 +7,8 @@ change only when the pool moves, so each travels once per change; the state hold
 
 What growth costs a sparser class: every device is asked for as many places as the pool exchanges,
 and has a bucket for them. Some that are dead in a sparser class live in the pool already. The
-server ignores those, so part of the answer is lost: 39 to 43 % of it for a class of 3 % in a pool
-of 10 %. A round of growth that fails is not made up for: the pool stays until the next one.
+server ignores those, so part of the answer is lost. A round of growth that fails is not made up
+for: the pool stays until the next one.
 """
 
 from __future__ import annotations

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ctypes
-import subprocess
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,15 +19,8 @@ from fedtiny.data.tables import RowTable
 from fedtiny.data.tasks import SineTask
 from fedtiny.engine.builder import Net
 from fedtiny.engine.compile import compile
-from fedtiny.engine.fleet_call import (
-    FleetCall,
-    FleetStruct,
-    OutcomeStruct,
-    PhaseStruct,
-    TaskStruct,
-    Visits,
-)
-from fedtiny.engine.native import HyperStruct, ScoreStruct, Status, library
+from fedtiny.engine.fleet_call import FleetCall, Visits
+from fedtiny.engine.native import Status, library
 from fedtiny.engine.program import Program
 from fedtiny.engine.reference import ReferenceExecutor
 from fedtiny.engine.runtime import build
@@ -564,40 +555,3 @@ def test_a_mask_is_given_to_pruned_programs_alone() -> None:
         FleetCall(pruned, POOL).run(phases, *args, mask=full)
     with pytest.raises(DataError, match="mask has 9 coordinates and the model 143"):
         FleetCall(pruned, POOL).run(phases, *args, mask=Mask.of(np.ones(9, bool)))
-
-
-# ---- the structures --------------------------------------------------------------------------
-
-PROBE = """
-#include <stdio.h>
-#include "host/ft_fleet.h"
-int main(void) {{
-  {lines}
-  return 0;
-}}
-"""
-
-
-STRUCTS = {
-    "ft_task": TaskStruct, "ft_fleet": FleetStruct, "ft_hyper": HyperStruct,
-    "ft_phase": PhaseStruct, "ft_score": ScoreStruct, "ft_outcome": OutcomeStruct,
-}  # fmt: skip
-
-
-def test_the_structures_are_those_of_the_header(tmp_path: Path) -> None:
-    expected = {}
-    for name, struct in STRUCTS.items():
-        expected[name, ""] = ctypes.sizeof(struct)
-        for field, *_ in struct._fields_:
-            expected[name, field] = getattr(struct, field).offset
-    sizes = [
-        f"offsetof({name}, {field})" if field else f"sizeof({name})" for name, field in expected
-    ]
-    lines = "\n".join(f'printf("%zu\\n", (size_t)({size}));' for size in sizes)
-    source, binary = tmp_path / "probe.c", tmp_path / "probe"
-    source.write_text(PROBE.format(lines=lines))
-    subprocess.run(
-        [*build.compiler(), "-std=c99", f"-I{build.HERE}", source, "-o", binary], check=True
-    )
-    found = subprocess.run([binary], capture_output=True, text=True, check=True).stdout.split()
-    assert dict(zip(expected, map(int, found), strict=True)) == expected
