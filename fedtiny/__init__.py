@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from fedtiny.simulator.run import Result as Result
     from fedtiny.simulator.run import simulate as simulate
     from fedtiny.strategies.base import Strategy as Strategy
+    from fedtiny.update_plan import UpdatePlan as UpdatePlan
     from fedtiny.values import Sgd as Sgd
-    from fedtiny.values import UpdatePlan as UpdatePlan
 
 # Loaded on first use: a device that imports fedtiny must not pay for the simulator.
 _HOMES = {
@@ -32,7 +32,7 @@ _HOMES = {
     "simulate": "fedtiny.simulator.run",
     "Strategy": "fedtiny.strategies.base",
     "Sgd": "fedtiny.values",
-    "UpdatePlan": "fedtiny.values",
+    "UpdatePlan": "fedtiny.update_plan",
 }
 
 __all__ = [  # noqa: RUF022 - the order in which a reader meets them

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import hashlib
 import json
 import math
@@ -217,87 +216,7 @@ class Layout:
         }
 
 
-# ---- what a device trains --------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """Which entries of one parameter train: all, or the channels ``indices`` along an axis.
-
-    ``axis`` is "all", "in" or "out".
-    """
-
-    axis: str = "all"
-    indices: tuple[int, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class UpdatePlan:
-    """What a device trains.
-
-    ``rule`` is one of ``all``, ``last:K`` (the last K layers), ``biases`` or
-    ``named:PATTERN,PATTERN`` (shell patterns over parameter names). ``parts`` narrows single
-    parameters to channels.
-    """
-
-    rule: str = "all"
-    parts: tuple[tuple[str, Part], ...] = ()
-
-    @classmethod
-    def all(cls) -> UpdatePlan:
-        """Every parameter that is not frozen."""
-        return cls()
-
-    @classmethod
-    def last_layers(cls, count: int) -> UpdatePlan:
-        """The parameters of the last ``count`` layers that have any to train."""
-        return cls(f"last:{count}")
-
-    @classmethod
-    def biases(cls) -> UpdatePlan:
-        """Every parameter named ``bias``."""
-        return cls("biases")
-
-    @classmethod
-    def named(cls, *patterns: str) -> UpdatePlan:
-        """The parameters whose name matches one of the shell patterns."""
-        return cls("named:" + ",".join(patterns))
-
-    def resolve(self, layout: Layout) -> dict[str, Part]:
-        """The trained parameters of this layout, in its order.
-
-        Raises CompileError when the plan selects nothing or names what is not there.
-        """
-        parts = dict(self.parts)
-        chosen = {
-            p.name: parts.pop(p.name, Part())
-            for p in layout.parameters
-            if self._selects(p, layout) and p.group != FROZEN
-        }
-        if parts:
-            raise CompileError(f"the plan has parts of {sorted(parts)}, which it does not train")
-        if not chosen:
-            raise CompileError(
-                f"the plan {self.rule!r} trains none of the parameters "
-                f"{[p.name for p in layout.parameters]}"
-            )
-        return chosen
-
-    def _selects(self, parameter: Parameter, layout: Layout) -> bool:
-        kind, _, argument = self.rule.partition(":")
-        if kind == "all":
-            return True
-        if kind == "biases":
-            return parameter.name.rpartition(".")[2] == "bias"
-        if kind == "named" and argument:
-            return any(fnmatch.fnmatchcase(parameter.name, p) for p in argument.split(","))
-        if kind == "last" and argument.isdigit() and int(argument) > 0:
-            layers = list(dict.fromkeys(p.layer for p in layout.parameters if p.group != FROZEN))
-            return parameter.layer in layers[-int(argument) :]
-        raise CompileError(
-            f"unknown plan {self.rule!r}; there are 'all', 'last:2', 'biases' and "
-            "'named:fc.*,head.bias'"
-        )
+# ---- what a Program is, and a device ---------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,6 +279,9 @@ class Phase:
     ``steps`` batches of the ``part`` of the device's data; 0 means one pass, rounded up to whole
     batches. ``groups`` names the parameter groups that train; empty means all that the Program
     trains. Samples are taken in order and around again, or in a new order each epoch (``shuffle``).
+
+    With ``ahead`` every step takes two batches: its gradient is that of the second one, where a
+    step of this learning rate on the first one has led (first-order MAML).
     """
 
     lr: float
@@ -369,10 +291,53 @@ class Phase:
     shuffle: bool = False
     sgd: Sgd = field(default_factory=Sgd)
     corrected: bool = False
+    ahead: float = 0.0
 
 
-TRAIN, EVALUATE, CALIBRATE, SCORE = "train", "evaluate", "calibrate", "score"
+TRAIN, EVALUATE, CALIBRATE, SCORE, SUMS = "train", "evaluate", "calibrate", "score", "sums"
 VALUES, GRADIENT, VOTES = "values", "gradient", "votes"
+
+LOCAL_VALUES, CONTROL, OWN_MODEL, RESIDUAL = "local", "control", "own", "residual"
+"""What a device can keep from visit to visit: the values of its local parameters, its control
+variate, a model of its own, and what its transforms have left out. float32 each."""
+
+Kept = Mapping[str, bytes]
+"""What a device has kept, by these names; what it has not kept yet is not there."""
+
+CLASS_SUMS, PRODUCTS = "classes", "products"
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureSums:
+    """Sums over samples of the features f of a net: the D inputs of its last layer, ``head``.
+
+    ``classes``: for each of C classes the sum of f, then the number of samples of each class.
+    ``products``: with g = (f, 1), the upper triangle of the sum of g g^T, row by row; then for each
+    class the sum of g.
+    """
+
+    head: str
+    form: str = CLASS_SUMS
+
+    def floats(self, layout: Layout) -> int:
+        """How many there are."""
+        features, classes = layout[self.head].shape
+        if self.form == CLASS_SUMS:
+            return classes * (features + 1)
+        return (features + 1) * (features + 2) // 2 + classes * (features + 1)
+
+    def passes(self, layout: Layout) -> int:
+        """How often the samples go through the net: its outputs show C features at a time."""
+        features, classes = layout[self.head].shape
+        return -(-features // classes)
+
+
+@dataclass(frozen=True, slots=True)
+class Transform:
+    """One step between a delta and what is sent of it: see `fedtiny.transforms`."""
+
+    name: str
+    figure: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,6 +362,15 @@ class Instruction:
     largest gradients, of one batch. With returns = "gradient" it sends them, with "votes" their
     places alone. With "values" it lets them live in place of as many of its smallest live weights
     before it trains the last phase, and returns the values with its own mask.
+
+    ``sums``: return these FeatureSums of the part's samples.
+
+    What a device keeps: with ``control`` its correction is that of the instruction less its own
+    control variate c_k, which becomes ``c_k - c + (x - y) / (K lr)`` (SCAFFOLD, option II). ``own``
+    are phases in which it trains a model of its own after the shared one, held near that by their
+    proximal term (Ditto); what it then predicts with is its own model.
+
+    With ``transforms`` it sends what they make of its delta, in their order, not its values.
     """
 
     kind: str = TRAIN
@@ -408,6 +382,10 @@ class Instruction:
     masks: Masks = ()
     grow: tuple[tuple[str, int], ...] = ()
     statistics: bytes | None = None
+    sums: FeatureSums | None = None
+    control: bool = False
+    own: tuple[Phase, ...] = ()
+    transforms: tuple[Transform, ...] = ()
 
     def of(self, density: float) -> Instruction:
         """The same for a Program of this density: with its mask alone, or none if it is dense."""
@@ -438,7 +416,9 @@ class Instruction:
         return self.kind == CALIBRATE and bool(self.candidates)
 
     def floats(self, layout: Layout) -> int:
-        """Coordinates of what comes back: the model's, or a row of statistics a candidate."""
+        """Coordinates of what comes back: the model's, a row of statistics a candidate, or sums."""
+        if self.sums is not None:
+            return self.sums.floats(layout)
         return len(self.candidates) * layout.statistics_floats if self.pools else layout.size
 
     @property
@@ -526,6 +506,19 @@ class Lease:
     deadline: float
 
 
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """Values as small numbers: ``scale * q``, with one float32 scale for each ``block`` in a row.
+
+    ``form`` is "int8", with a byte a value, or "sign", with a bit a value (1: +scale, 0: -scale).
+    """
+
+    form: str
+    block: int
+    scales: bytes
+    q: bytes
+
+
 @dataclass(frozen=True)
 class Update:
     """What a device sends back.
@@ -535,6 +528,7 @@ class Update:
     With ``places`` (uint32, ascending) values are for those coordinates alone, and the others that
     it trained count as 0: they have not moved. The values of votes are 1. ``version`` is that of
     the model it started from. ``measures`` are counts and sums (``loss_sum``, ``count``, ...).
+    ``quantised``: how the values travel, if not as float32; they are what it stands for.
     """
 
     lease: int
@@ -547,6 +541,7 @@ class Update:
     measures: Mapping[str, float] = field(default_factory=dict)
     mask: Mask | None = None
     places: bytes | None = None
+    quantised: Quantised | None = None
 
     @property
     def coverage(self) -> Coverage:

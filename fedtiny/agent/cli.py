@@ -8,6 +8,7 @@ import os
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -20,6 +21,7 @@ from fedtiny.errors import DataError, ExperimentError, FedtinyError, RunError
 DATA_VARIABLE = "FEDTINY_AGENT_DATA"
 INTERRUPTED = 130
 _STOPPED = "stopped; what is finished is kept"
+_AGAIN_S = 2.0
 
 _DESCRIPTION = "Trains on this device for a fleet. First join, then run."
 _EPILOG = f"""\
@@ -59,13 +61,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _tell(f"fedtiny-agent: {error}")
         return error.exit_code
     except KeyboardInterrupt:
-        _tell(_STOPPED)
+        _stopped()
         return INTERRUPTED
     except _Terminated:
-        _tell(_STOPPED)
+        _stopped()
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0
+
+
+def _stopped() -> None:
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.SIG_IGN)
+    _tell(_STOPPED)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -179,7 +187,8 @@ def _run(options: Any) -> None:
     if not options.data:
         raise ExperimentError(f"no samples are named: add --data SOURCE, or set {DATA_VARIABLE}")
     store = _store(options)
-    signal.signal(signal.SIGTERM, _terminate)
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, _end)
     sys.path.insert(0, os.getcwd())  # for module:object beside the caller
     with store.locked():
         agent = open_agent(store, options.data, _show_json if options.json else _show)
@@ -188,9 +197,16 @@ def _run(options: Any) -> None:
             agent.run(options.once)
 
 
-def _terminate(*_: object) -> NoReturn:
-    """What is finished is on the disk, and what is not is done again: ending is safe anywhere."""
-    raise _Terminated
+def _end(number: int, _: object) -> NoReturn:
+    """What is finished is on the disk, and what is not is done again: ending is safe anywhere.
+
+    What a handler raises inside a library's callback is swallowed there, so the signal comes again
+    until the process has ended.
+    """
+    again = threading.Timer(_AGAIN_S, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
+    raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
 
 
 def _show(report: Any) -> None:

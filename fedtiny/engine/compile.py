@@ -38,7 +38,8 @@ from fedtiny.engine.schedule import schedule
 from fedtiny.engine.sparsity import NO_WEIGHTS, PLACE_BYTES, Pool, prune
 from fedtiny.errors import BudgetError, CompileError
 from fedtiny.tensors import FLOAT_BYTES
-from fedtiny.values import Sgd, UpdatePlan, parse_bytes
+from fedtiny.update_plan import UpdatePlan
+from fedtiny.values import Sgd, parse_bytes
 
 STACK_BYTES = 1024
 """Bound of the small runtime's stack; a test adds up the compiler's own figures."""

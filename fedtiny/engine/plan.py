@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from fedtiny.errors import CompileError
-from fedtiny.values import Layout, Part, UpdatePlan
+from fedtiny.update_plan import Part, UpdatePlan
+from fedtiny.values import Layout
 
 
 def trained_parameters(plan: UpdatePlan, layout: Layout) -> tuple[str, ...]:

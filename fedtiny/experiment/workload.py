@@ -253,7 +253,9 @@ def _facts(experiment: Experiment, net: Compilable) -> FleetFacts:
     tracked = [op.inputs[1:] for op in graph.ops if op.kind == "tracked_normalize"]
     names = tuple(name for pair in tracked for name in pair if name)
     prunable, densities = sparsity.prunable(graph), experiment.densities
-    return FleetFacts(prunable, densities, names, graph.layout, experiment.seed)
+    devices = experiment.fleet.devices
+    training = devices - experiment.held_out
+    return FleetFacts(prunable, densities, names, graph.layout, experiment.seed, devices, training)
 
 
 def _check_fit(experiment: Experiment, net: Compilable, task: Task) -> None:

@@ -29,7 +29,7 @@ from fedtiny.server.facts import read_fact, write_fact
 from fedtiny.server.hosting import Hosted, Offered
 from fedtiny.server.inbox import Answered, Call, CheckIn, Inbox, Offer, Request, deliver
 from fedtiny.server.keeping import Folder
-from fedtiny.values import UNKNOWN, DeviceCard, Receipt
+from fedtiny.values import ACCEPTED, DUPLICATE, UNKNOWN, DeviceCard, Receipt
 from fedtiny.wire.codec import Answer, ComeBack, Dismissed, write_answer
 from fedtiny.wire.pb import fleet_pb2 as pb
 
@@ -187,7 +187,7 @@ class Conductor:
         for hosted in list(self.hosted.values()):
             self._guarded(hosted, lambda h: h.shut_out(self.now(), index))
         if parked := self.parked.pop(index, None):
-            self._answer(parked.check_in.reply, _shut_out(index))
+            self._turn_away(parked.check_in)
         return index
 
     def rollback(self, hosted: Hosted, version: int) -> None:
@@ -347,7 +347,7 @@ class Conductor:
 
     def _park(self, check_in: CheckIn, now: float) -> None:
         if self.devices.is_revoked(check_in.device):
-            return self._answer(check_in.reply, _shut_out(check_in.device))
+            return self._turn_away(check_in)
         answer = self._refusal(check_in.device)
         if answer is None and check_in.receipt is not None and not check_in.wait_s:
             answer = ComeBack(0.0)  # to ask, and to wait, in a call of its own
@@ -357,6 +357,13 @@ class Conductor:
             heapq.heappush(self._timers, (until, next(self._serial), check_in.device))
             return
         self._reply(check_in, answer or self._later(check_in.device, now))
+
+    def _turn_away(self, check_in: CheckIn) -> None:
+        """To a device that was revoked: the receipt of what counts, or that it is shut out."""
+        receipt = check_in.receipt
+        if receipt is not None and receipt.status in (ACCEPTED, DUPLICATE):
+            return self._reply(check_in, ComeBack(0.0))
+        self._answer(check_in.reply, _shut_out(check_in.device))
 
     def _refusal(self, device: int) -> Answer | None:
         """Why waiting would not help, if so."""

@@ -60,11 +60,12 @@ class Observed:
 
 @dataclass(frozen=True, slots=True)
 class FleetFacts:
-    """What a strategy that prunes must know of the Programs of its fleet.
+    """What a strategy may know of its fleet and of the Programs in it.
 
     ``prunable`` names the parameters that can be pruned. ``densities`` are those of the Programs,
     ascending, each once. ``tracked`` names the running statistics: mean, var, mean, var, ... in the
-    order of their operations. ``seed`` is that of the run, for what is drawn.
+    order of their operations. ``seed`` is that of the run, for what is drawn. ``devices`` are all
+    of the fleet, ``training`` those that may be asked to train.
     """
 
     prunable: tuple[str, ...] = ()
@@ -72,6 +73,8 @@ class FleetFacts:
     tracked: tuple[str, ...] = ()
     layout: Layout = field(default_factory=lambda: Layout(()))
     seed: int = 0
+    devices: int = 0
+    training: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,8 @@ from fedtiny.engine.program import Hyper, Program, ram_parts
 from fedtiny.engine.reference import ReferenceExecutor
 from fedtiny.engine.zoo import mlp, omniglot_conv, sine_mlp
 from fedtiny.errors import BudgetError, CompileError, GraphError, ImageError
-from fedtiny.values import Part, Phase, Sgd, UpdatePlan
+from fedtiny.update_plan import Part, UpdatePlan
+from fedtiny.values import Phase, Sgd
 from tests.engine.nets import nets, trained
 
 

@@ -19,7 +19,8 @@ from fedtiny.engine.ir import LIVE
 from fedtiny.engine.program import Program, ram_parts
 from fedtiny.engine.sparsity import Pool, prunable, prune
 from fedtiny.errors import BudgetError, CompileError, ExperimentError
-from fedtiny.values import Sgd, UpdatePlan
+from fedtiny.update_plan import UpdatePlan
+from fedtiny.values import Sgd
 from tests.engine.nets import image_nets, nets
 
 NETS = st.one_of(nets(), image_nets())

@@ -106,10 +106,12 @@ class Desk:
         self.asked.append(CheckIn(device, reply, wait_s))
         return reply
 
-    def offer(self, update: Update, work: Work, flaw: str = "") -> asyncio.Future[Any]:
+    def offer(
+        self, update: Update, work: Work, flaw: str = "", wait_s: float = 0.0
+    ) -> asyncio.Future[Any]:
         reply: asyncio.Future[Any] = self.loop.create_future()
         offered = Offered(update, work.model.digest, flaw)
-        self.asked.append(Offer(update.device, work.run, offered, reply))
+        self.asked.append(Offer(update.device, work.run, offered, reply, wait_s))
         return reply
 
     def call(self, function: Any) -> Any:

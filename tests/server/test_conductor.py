@@ -464,6 +464,20 @@ def test_a_revoked_device_contributes_nothing_whatever_it_is_at(opened: Opened) 
     assert desk.hosted.coordinator.rounds.accepted == 0
 
 
+def test_a_device_that_is_revoked_as_it_waits_is_told_that_its_update_counts(
+    opened: Opened,
+) -> None:
+    desk = opened("seeded=false", "strategy.cohort=3")
+    work = given(desk, 0)
+    reply = desk.offer(desk.visit(work), work, wait_s=30.0)
+    desk.cycle()
+    assert not reply.done()  # the receipt is to bring the next work
+    desk.call(lambda conductor: conductor.revoke("device-0"))
+    receipt, _ = reply.result()
+    assert receipt.status == ACCEPTED
+    assert desk.hosted.coordinator.rounds.accepted == 1
+
+
 def test_nobody_waits_for_a_device_that_was_revoked_or_has_given_up(opened: Opened) -> None:
     desk = opened("seeded=false", "strategy.cohort=3")
     works = [given(desk, device) for device in (0, 1, 2)]
