@@ -23,6 +23,8 @@ from fedtiny.cli_compile import compile_model
 from fedtiny.cli_coordinator import app as coordinator_app
 from fedtiny.cli_data import app as data_app
 from fedtiny.cli_fleet import app as fleet_app
+from fedtiny.cli_strategies import strategies
+from fedtiny.cli_zoo import zoo
 from fedtiny.errors import FedtinyError, RunError
 from fedtiny.version import __version__
 
@@ -40,13 +42,26 @@ class _Commands(TyperGroup):
 
     def invoke(self, ctx: click.Context) -> object:
         try:
-            return super().invoke(ctx)
+            with _plain_warnings():
+                return super().invoke(ctx)
         except FedtinyError as error:
             typer.echo(f"fedtiny: {error}", err=True)
             raise typer.Exit(error.exit_code) from None
         except KeyboardInterrupt:
             typer.echo("fedtiny: interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from None
+
+
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """A warning is a line of its own, without a line of source."""
+
+    def say(message: Warning | str, *_: object, **__: object) -> None:
+        typer.echo(f"fedtiny: {message}", err=True)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = say
+        yield
 
 
 def _exit_codes() -> Iterator[tuple[int, str]]:
@@ -197,6 +212,8 @@ def _new_folder(experiment: Experiment) -> Path:
 
 
 app.command("compile")(compile_model)
+app.command()(strategies)
+app.command()(zoo)
 app.command()(bundle)
 
 

@@ -131,7 +131,7 @@ def doctor(
 
 
 def _site(folder: Path, listen: str, metrics: str, files: list[Path]) -> Site:
-    from fedtiny.experiment import Experiment
+    from fedtiny.experiment import Experiment, rules
     from fedtiny.experiment.workload import Workload
     from fedtiny.server.addresses import beside
     from fedtiny.server.asking import ask
@@ -140,6 +140,8 @@ def _site(folder: Path, listen: str, metrics: str, files: list[Path]) -> Site:
     from fedtiny.wire.pb.admin_pb2 import StatusRequest
 
     runs = tuple(Workload.of(Experiment.load(file)) for file in files)
+    for work in runs:
+        rules.check(work, deployed=True)
     try:
         there = ask(folder, "status", StatusRequest())
     except RunError:  # nobody serves there

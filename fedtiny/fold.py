@@ -45,8 +45,8 @@ DEFAULT_BOUND = 1024.0
 """The largest change of a coordinate when the experiment names no ``update_clip``."""
 
 
-_ROWS_BYTES = 1 << 23
-"""Of the deltas that are looked at together."""
+_PIECE_BYTES = 1 << 18
+"""Of the deltas that are looked at together: with their terms they stay in a core's cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +117,11 @@ class FoldRule:
 
     def admits(self, deltas: Float64) -> Bools:
         """Which rows `check` would let pass."""
-        # A row that is not finite has a largest magnitude that is no number, or infinite.
-        moved = np.abs(deltas).max(axis=1, initial=0.0)
-        good = np.asarray(moved <= self.bound)
+        # Of a row that is not finite they are no number, or infinite.
+        highest, lowest = deltas.max(axis=1, initial=0.0), deltas.min(axis=1, initial=0.0)
+        good = np.asarray((highest <= self.bound) & (-lowest <= self.bound))
         if self.norm_bound:
-            good[good] = [_norm(delta) <= self.norm_bound for delta in deltas[good]]
+            good[good] = _norms(deltas[good]) <= self.norm_bound
         return good
 
     def check(self, delta: Float64) -> None:
@@ -138,7 +138,7 @@ class FoldRule:
                 f"a coordinate moved by {moved:g}, the bound is {self.bound:g}; lower the learning "
                 "rate, or set update_clip"
             )
-        if self.norm_bound and (norm := _norm(delta)) > self.norm_bound:
+        if self.norm_bound and (norm := float(_norms(delta[None])[0])) > self.norm_bound:
             raise UpdateError(
                 f"the update has norm {norm:g}, update_clip is {self.norm_bound:g}; lower the "
                 "learning rate, or raise update_clip"
@@ -205,20 +205,39 @@ class Total:
         All of them trained the same, and have values for it.
         """
         _check_count(self.count + len(updates), self.rule)
-        at, first = self._move(updates[0], base)
+        _check_coverage(updates[0].coverage, self.sums.size)
+        at, width = _index(updates[0].coverage)
+        start = np.zeros(width) if base is None else base[at].astype(np.float64)
         weights, sums, parts = self.rule.weights(weights), self.sums.copy(), []
-        step = max(1, _ROWS_BYTES // (first.nbytes or 1))
-        for start in range(0, len(updates), step):
-            piece = slice(start, start + step)
-            deltas = np.array([self._move(update, base)[1] for update in updates[piece]])
-            good = self.rule.admits(deltas)
-            sums[at] += self.rule.terms(deltas[good], weights[piece][good, None]).sum(axis=0)
+        step = min(len(updates), max(1, _PIECE_BYTES // (start.nbytes or 1)))
+        deltas, terms = np.empty((step, width)), np.empty((step, width), np.int64)
+        for first in range(0, len(updates), step):
+            piece = slice(first, first + step)
+            rows = _rows(updates[piece], width)
+            moved = np.subtract(rows, start, out=deltas[: len(rows)])
+            good = self._admits(moved, at)
+            admitted = moved if good.all() else moved[good]
+            sums[at] += self._summed(admitted, weights[piece][good], terms)
             parts.append(good)
         taken = np.concatenate(parts)
         if not taken.any():
             return self, taken
         added = _added(self.weights, {updates[0].coverage: weight_units(weights[taken])})
         return Total(self.rule, sums, added, self.count + int(taken.sum())), taken
+
+    def _admits(self, deltas: Float64, at: slice | Int64) -> Bools:
+        """A norm is added up over the whole vector: its lanes go by the coordinate."""
+        if self.rule.norm_bound and deltas.shape[1] < self.sums.size:
+            whole = np.zeros((len(deltas), self.sums.size))
+            whole[:, at] = deltas
+            return self.rule.admits(whole)
+        return self.rule.admits(deltas)
+
+    def _summed(self, deltas: Float64, weights: Float64, terms: Int64) -> Int64:
+        """The sum of `FoldRule.terms` of rows, which are lost; ``terms`` is room for them."""
+        deltas *= (weights * self.rule.scale)[:, None]  # a power of two: the same bits
+        found = np.rint(deltas, out=terms[: len(deltas)], casting="unsafe")
+        return np.asarray(found.sum(axis=0))
 
     def _move(self, update: Update, base: Float32 | None) -> tuple[slice | Int64, Float64]:
         """What to add, and where: the part that was sent, if it is one.
@@ -232,14 +251,33 @@ class Total:
 
     def merge(self, other: Total) -> Total:
         """The total of both; any order and any partition give the same bits."""
+        self._check_like(other)
+        _check_count(self.count + other.count, self.rule)
+        weights = _added(self.weights, other.weights)
+        return Total(self.rule, self.sums + other.sums, weights, self.count + other.count)
+
+    def without(self, other: Total) -> Total:
+        """This total as if the updates of ``other``, which are in it, had never been added: the
+        same bits. Raises UpdateError if they cannot be."""
+        self._check_like(other)
+        weights = Counter(self.weights)
+        weights.subtract(other.weights)
+        if other.count > self.count or any(weight < 0 for weight in weights.values()):
+            raise UpdateError(
+                f"a total of {self.count:,} updates cannot lose {other.count:,} that are not in it"
+            )
+        return Total(self.rule, self.sums - other.sums, dict(+weights), self.count - other.count)
+
+    def _check_like(self, other: Total) -> None:
         if self.rule != other.rule or self.sums.size != other.sums.size:
             raise UpdateError(
                 f"a total of {self.sums.size:,} coordinates under {self.rule} cannot take one of "
                 f"{other.sums.size:,} under {other.rule}; merge totals of one round only"
             )
-        _check_count(self.count + other.count, self.rule)
-        weights = _added(self.weights, other.weights)
-        return Total(self.rule, self.sums + other.sums, weights, self.count + other.count)
+
+    def weighted_sums(self) -> Float64:
+        """The sum of ``weight * (v - base)`` of each coordinate."""
+        return np.asarray(self.sums * math.ldexp(1.0, -self.rule.shift))
 
     def mean(self) -> Float64:
         """The weighted mean delta of each coordinate over those who trained it; 0 if nobody did."""
@@ -310,6 +348,24 @@ def _parts(coverage: Coverage) -> list[tuple[slice | Int64, int]]:
     return [(live, live.size)]
 
 
+def _index(coverage: Coverage) -> tuple[slice | Int64, int]:
+    """The same in one."""
+    parts = _parts(coverage)
+    return parts[0] if len(parts) == 1 else (covered(coverage), sum(n for _, n in parts))
+
+
+def _rows(updates: Sequence[Update], width: int) -> Float32:
+    """Their values, a row each."""
+    views = [raw(update.values) for update in updates]
+    wrong = next((view.nbytes for view in views if view.nbytes != FLOAT_BYTES * width), None)
+    if wrong is not None:
+        raise UpdateError(
+            f"the update has {wrong:,} bytes of values, its coordinates need "
+            f"{FLOAT_BYTES * width:,}"
+        )
+    return np.frombuffer(b"".join(views), np.float32).reshape(len(views), width)
+
+
 def _places(update: Update) -> list[tuple[slice | Int64, int]]:
     """How to index what a device sent of all that it trained."""
     found = raw(update.places or b"")
@@ -333,12 +389,16 @@ def _within(places: Int64, coverage: Coverage) -> Bools:
     return inside
 
 
-def _norm(delta: Float64) -> float:
-    """Added up as the C runtime does, in eight lanes and a tree: both refuse the same updates."""
-    lanes = np.zeros((delta.size // 8 + 1, 8))
-    lanes.flat[: delta.size] = delta * delta
-    a, b, c, d, e, f, g, h = np.add.accumulate(lanes)[-1].tolist()
-    return math.sqrt(((a + b) + (c + d)) + ((e + f) + (g + h)))
+def _norms(deltas: Float64) -> Float64:
+    """Of each row, added up as the C runtime does, in eight lanes and a tree: both refuse the same
+    updates."""
+    count, width = deltas.shape
+    rows = width // 8 + 1
+    squares = np.zeros((count, 8 * rows))
+    np.multiply(deltas, deltas, out=squares[:, :width])
+    lanes = np.add.accumulate(squares.reshape(count, rows, 8), axis=1)[:, -1]
+    a, b, c, d, e, f, g, h = lanes.T
+    return np.asarray(np.sqrt(((a + b) + (c + d)) + ((e + f) + (g + h))))
 
 
 def _check_coverage(coverage: Coverage, size: int) -> None:

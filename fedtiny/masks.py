@@ -78,7 +78,9 @@ class Mask:
         """
         ordinals = {p.name: at for at, p in enumerate(layout.parameters)}
         places = {
-            name: _drawn_places(seed, ordinals[name], layout[name].size, count)
+            name: drawn_places(
+                rng.block(seed, 0, ordinals[name], rng.Purpose.MASK, 0), layout[name].size, count
+            )
             for name, count in counts.items()
         }
         pairs = sorted((ordinals[name], count) for name, count in counts.items())
@@ -239,8 +241,8 @@ def _kept_fast(size: int, parameters: _Kept) -> bytes:
     return np.packbits(live, bitorder="little").tobytes()
 
 
-def _drawn_places(seed: int, ordinal: int, size: int, count: int) -> Sequence[int] | Int64:
-    key = rng.block(seed, 0, ordinal, rng.Purpose.MASK, 0)
+def drawn_places(key: rng.Words4, size: int, count: int) -> Sequence[int] | Int64:
+    """So many of ``size`` places: the first positions of `rng.shuffle`, in no order."""
     if not has_numpy():
         return [rng.shuffle(at, size, key) for at in range(count)]
     import numpy as np

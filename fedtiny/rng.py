@@ -8,7 +8,9 @@ without the ones before it: word w is word w mod 4 of block w / 4, whose counter
 
 from __future__ import annotations
 
+import math
 import struct
+from collections.abc import Sequence
 from enum import IntEnum
 
 Words4 = tuple[int, int, int, int]
@@ -35,6 +37,10 @@ class Purpose(IntEnum):
     BACKOFF = 12
     EPISODE = 13
     MASK = 14
+    ROUNDING = 15
+    NOISE = 16
+    SUBSET = 17
+    ATTACK = 18
 
 
 def philox(counter: Words4, key: tuple[int, int]) -> Words4:
@@ -72,6 +78,73 @@ def uniform(word: int, low: float = 0.0, high: float = 1.0) -> float:
 def below(word: int, n: int) -> int:
     """An integer in [0, n)."""
     return word * n >> 32
+
+
+def normal(words: Sequence[int]) -> list[float]:
+    """`draws.normal`: standard normal float32, one for each of an even number of words."""
+    drawn: list[float] = []
+    for first, second in zip(words[::2], words[1::2], strict=True):
+        radius = _float32(math.sqrt(_float32(-2.0 * _log((first >> 8) + 1))))
+        angle = _float32(_float32(6.2831855) * uniform(second))
+        drawn += (_float32(radius * _sine(angle, quarter)) for quarter in (1, 0))
+    return drawn
+
+
+def _log(numerator: int) -> float:
+    """`elementary.log` of a multiple of 2^-24 in (0, 1], step by step."""
+    bits = _bits(numerator * 2.0**-24) + (0x3F800000 - 0x3F3504F3)
+    e = (bits >> 23) - 127.0
+    z = _float32(_of_bits((bits & 0x7FFFFF) + 0x3F3504F3) - 1.0)
+    p = _polynomial(
+        *(z, 7.0376836292e-2, -1.1514610310e-1, 1.1676998740e-1, -1.2420140846e-1),
+        *(1.4249322787e-1, -1.6668057665e-1, 2.0000714765e-1, -2.4999993993e-1, 3.3333331174e-1),
+    )
+    zz = _float32(z * z)
+    y = _float32(_times(p, z, zz) + _times(e, -2.12194440e-4))
+    y = _float32(y - _float32(zz * 0.5))
+    return _float32(_float32(z + y) + _times(e, 0.693359375))
+
+
+def _sine(x: float, quarter: int) -> float:
+    """`elementary.sin` of x + quarter * pi / 2, x in [0, 2 pi], step by step."""
+    shifted = _float32(_times(x, 0.636619772) + 12582912.0)
+    j, turn = _float32(shifted - 12582912.0), _bits(shifted) + quarter
+    r = x
+    for part in (1.5703125, 4.83751297e-4, 7.54978995e-8):
+        r = _float32(r - _times(j, part))
+    z = _float32(r * r)
+    if turn & 1:
+        c = _polynomial(z, 2.443315711809948e-5, -1.388731625493765e-3, 4.166664568298827e-2)
+        c = _float32(_times(c, _float32(z * z)) - _float32(z * 0.5))
+        y = _float32(c + 1.0)
+    else:
+        s = _polynomial(z, -1.9515295891e-4, 8.3321608736e-3, -1.6666654611e-1)
+        y = _float32(_times(s, z, r) + r)
+    return -y if turn & 2 else y
+
+
+def _polynomial(x: float, *coefficients: float) -> float:
+    """Horner's rule, the highest power first."""
+    p = 0.0
+    for coefficient in coefficients:
+        p = _float32(_float32(p * x) + _float32(coefficient))
+    return p
+
+
+def _times(first: float, *others: float) -> float:
+    """The product in float32, from left to right."""
+    product = first
+    for other in others:
+        product = _float32(product * _float32(other))
+    return product
+
+
+def _bits(value: float) -> int:
+    return int(struct.unpack("<I", struct.pack("<f", value))[0])
+
+
+def _of_bits(bits: int) -> float:
+    return float(struct.unpack("<f", struct.pack("<I", bits))[0])
 
 
 def epoch_key(run: int, round: int, device: int, epoch: int) -> Words4:

@@ -104,6 +104,11 @@ class Parameter:
         """The name without its last part: ``fc1`` of ``fc1.weight``."""
         return self.name.rpartition(".")[0] or self.name
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it is the weight of a linear layer, [in, out]."""
+        return len(self.shape) == 2
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -166,6 +171,13 @@ class Layout:
         if name not in self._by_name:
             raise KeyError(f"no parameter {name!r}; there are {list(self._by_name)}")
         return self._by_name[name]
+
+    def layers(self) -> Mapping[str, tuple[Parameter, ...]]:
+        """The parameters of each layer, in order."""
+        found: dict[str, tuple[Parameter, ...]] = {}
+        for p in self.parameters:
+            found[p.layer] = (*found.get(p.layer, ()), p)
+        return found
 
     def ranges(self, names: Iterable[str]) -> Ranges:
         """The coordinates of the named parameters."""
@@ -240,7 +252,8 @@ class Sgd:
 class Footprint:
     """A Program seen from outside: its digest, and what it costs.
 
-    ``macs_per_growth`` is a step that looks for the largest gradients of dead coordinates, too.
+    ``macs_per_growth`` is a step that looks for the largest gradients of dead coordinates, too;
+    ``macs_per_features`` are the forward passes that show all inputs of the last layer.
     """
 
     program: str
@@ -251,6 +264,7 @@ class Footprint:
     macs_per_forward: int
     batch: int
     macs_per_growth: int = 0
+    macs_per_features: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +306,15 @@ class Phase:
     sgd: Sgd = field(default_factory=Sgd)
     corrected: bool = False
     ahead: float = 0.0
+
+    @property
+    def batches(self) -> int:
+        """Batches that a step takes."""
+        return 2 if self.ahead else 1
+
+    def steps_on(self, count: Any, batch: int) -> Any:
+        """Steps over so many samples: a number, or a column of them."""
+        return self.steps or -(-count // (batch * self.batches))
 
 
 TRAIN, EVALUATE, CALIBRATE, SCORE, SUMS = "train", "evaluate", "calibrate", "score", "sums"
@@ -424,28 +447,29 @@ class Instruction:
     @property
     def sgd(self) -> Sgd:
         """What a Program must be compiled with to carry this out."""
-        rules = [phase.sgd for phase in self.phases]
+        shared = [phase.sgd for phase in self.phases]
+        rules = shared + [phase.sgd for phase in self.own]
         return Sgd(
             momentum=max((r.momentum for r in rules), default=0.0),
             weight_decay=max((r.weight_decay for r in rules), default=0.0),
             clip=max((r.clip for r in rules), default=0.0),
-            prox=max((r.prox for r in rules), default=0.0),
-            correction=self.correction is not None,
+            prox=max((r.prox for r in shared), default=0.0),
+            correction=self.correction is not None or bool(self.own),
             gradient=self.returns == GRADIENT and not self.grow,
         )
 
     def used(self, counts: Mapping[str, Any], batch: int) -> tuple[Any, Any]:
-        """Training steps of a visit, and samples that it trains on (each counted once).
+        """Training steps of a visit, and samples that it trains on (each counted once); those of
+        the device's own model are not among them.
 
         ``counts`` gives the samples of each part: a number, or a column of them.
         """
         steps: Any = 0
         taken: dict[str, Any] = {}
         for phase in self.phases:
-            count = counts[phase.part]
-            own = phase.steps or -(-count // batch)
+            own = phase.steps_on(counts[phase.part], batch)
             steps = steps + own
-            taken[phase.part] = taken.get(phase.part, 0) + own * batch
+            taken[phase.part] = taken.get(phase.part, 0) + own * phase.batches * batch
         return steps, sum(_least(wanted, counts[part]) for part, wanted in taken.items())
 
     def macs(self, counts: Mapping[str, Any], footprint: Footprint) -> Any:
@@ -453,9 +477,13 @@ class Instruction:
 
         ``counts`` as in `used`.
         """
-        steps, _ = self.used(counts, footprint.batch)
+        batches: Any = 0
+        for phase in (*self.phases, *self.own):
+            steps = phase.steps_on(counts[phase.part], footprint.batch)
+            batches = batches + steps * phase.batches
         judged = self._judged(counts, footprint.batch)
-        macs = steps * footprint.macs_per_step + judged * footprint.macs_per_forward
+        each = footprint.macs_per_features if self.kind == SUMS else footprint.macs_per_forward
+        macs = batches * footprint.macs_per_step + judged * each
         if self.grow:  # its batch is the last step, or one more where that has trained
             macs += footprint.macs_per_growth - footprint.macs_per_step * self.sends_gradient
         return macs
@@ -465,6 +493,7 @@ class Instruction:
         candidates = len(self.candidates)
         passes = {
             EVALUATE: 1 + bool(self.phases), CALIBRATE: max(1, candidates), SCORE: candidates,
+            SUMS: 1,
         }  # fmt: skip
         if self.kind not in passes:
             return 0

@@ -318,6 +318,29 @@ def test_export_says_where_the_model_is(tmp_path: Path) -> None:
     assert result.stdout == f"exported: {run.path / 'export' / 'round-000040-pi-4'}\n"
 
 
+# ---- combinations ----------------------------------------------------------------------------
+
+_WARN = pytest.mark.filterwarnings("default::fedtiny.experiment.rules.RuleWarning")
+_NOISE, _TOPK = 'strategy.transforms=["noise:0.001"]', 'strategy.transforms=["topk:0.1"]'
+
+
+@_WARN
+@pytest.mark.parametrize("command", ["simulate", "explain"])
+def test_a_doubtful_combination_is_one_plain_line(tiny: Path, command: str) -> None:
+    result = _fedtiny(command, tiny, "--set", "run.rounds=1", "--set", _NOISE)
+    assert result.exit_code == 0, result.output
+    (line,) = result.stderr.splitlines()
+    assert line.startswith(f"fedtiny: --set {_NOISE}: noise with no clip: ")
+
+
+@pytest.mark.parametrize("command", ["simulate", "explain"])
+def test_a_combination_that_cannot_work_runs_nothing(tiny: Path, command: str) -> None:
+    result = _fedtiny(command, tiny, "--set", "strategy.name=median", "--set", _TOPK)
+    assert (result.exit_code, result.stdout) == (3, "")
+    assert "a robust rule with topk" in result.stderr
+    assert not Path("runs").exists()
+
+
 # ---- errors ----------------------------------------------------------------------------------
 
 

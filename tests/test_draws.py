@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fedtiny import draws, rng
@@ -81,6 +81,13 @@ def test_normals_have_the_moments_of_a_normal() -> None:
     assert abs(x.var() - 1.0) < 0.015
     assert abs((x**4).mean() - 3.0) < 0.1
     assert abs(np.corrcoef(x[:, 0], x[:, 1])[0, 1]) < 0.015
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=2, max_size=40).map(lambda w: w[len(w) % 2 :]))
+@example([0, 0, 0, 2**32 - 1, 2**32 - 1, 0, 2**32 - 1, 2**32 - 1])
+def test_normals_are_those_of_the_scalar_form(words: list[int]) -> None:
+    found = draws.normal(np.array(words, np.uint32))
+    assert rng.normal(words) == found.tolist()
 
 
 @given(DEVICES.map(lambda d: sorted(set(d))), st.integers(0, 8))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -142,6 +142,36 @@ def test_updates_that_are_added_together_give_the_bits_of_each_alone(
     together, taken = Total.zero(SIZE, rule).add_all(updates, BASE, weights)
     assert together == alone
     assert taken.tolist() == good
+
+
+@settings(max_examples=40)
+@given(contributions, contributions)
+def test_what_is_taken_out_again_has_never_been_in(
+    first: list[tuple[Float32, Coverage, float]], second: list[tuple[Float32, Coverage, float]]
+) -> None:
+    rule = FoldRule.for_round(16, 50.0)
+    kept, forgotten = folded(first, rule), folded(second, rule)
+    assert kept.merge(forgotten).without(forgotten) == kept
+    assert kept.without(kept) == Total.zero(SIZE, rule)
+
+
+def test_only_what_is_in_a_total_can_be_taken_out() -> None:
+    rule = FoldRule.for_round(4, 50.0)
+    one, other = folded([(BASE, ALL, 1.0)], rule), folded([(BASE, (((0, 2),), None), 1.0)], rule)
+    with pytest.raises(UpdateError, match="cannot lose 1 that are not in it"):
+        one.without(other)
+    with pytest.raises(UpdateError, match="of one round only"):
+        one.without(Total.zero(SIZE, FoldRule.for_round(5, 50.0)))
+
+
+@settings(max_examples=40)
+@given(contributions)
+def test_the_weighted_sums_are_the_mean_times_the_weights(
+    parts: list[tuple[Float32, Coverage, float]],
+) -> None:
+    total = folded([(v, ALL, w) for v, _, w in parts], FoldRule.for_round(8, 50.0))
+    expected = total.mean() * sum(w for _, _, w in parts)
+    np.testing.assert_allclose(total.weighted_sums(), expected, rtol=1e-12, atol=1e-12)
 
 
 @given(contributions)

@@ -41,6 +41,8 @@ def growing(returns: str, *phases: Phase) -> Instruction:
     [
         (Instruction(phases=(ONE_PASS,)), [2 * 1000, 3 * 1000]),
         (Instruction(phases=(ONE_PASS, THREE_STEPS)), [5 * 1000, 6 * 1000]),
+        (Instruction(phases=(ONE_STEP,), own=(ONE_PASS,)), [3 * 1000, 4 * 1000]),
+        (Instruction(phases=(Phase(0.1, ahead=0.1),)), [2 * 1000, 2 * 2 * 1000]),
         (Instruction(EVALUATE), [300, 0]),
         (Instruction(EVALUATE, (THREE_STEPS,)), [3 * 1000 + 2 * 300, 3 * 1000]),
         (Instruction(CALIBRATE), [2 * 300, 3 * 300]),

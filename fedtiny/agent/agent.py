@@ -24,9 +24,10 @@ from fedtiny.agent.sources import Sampler, Source
 from fedtiny.agent.store import Held, Origin, Store, Trained
 from fedtiny.device.learner import Key, Learner, Outcome
 from fedtiny.device.session import Command, Event, Session, State, advance
+from fedtiny.device.visit import fitting
 from fedtiny.engine.program import Program
 from fedtiny.errors import DataError, FedtinyError, IdentityError, OutdatedError, RunError
-from fedtiny.tensors import FLOAT_BYTES, raw
+from fedtiny.tensors import raw
 from fedtiny.values import (
     ACCEPTED,
     CALIBRATE,
@@ -36,7 +37,6 @@ from fedtiny.values import (
     Lease,
     Receipt,
     Update,
-    length,
 )
 from fedtiny.wire.codec import given_mask
 
@@ -250,7 +250,7 @@ class Agent:
         self._reached()
         delivered = receipt.status in (ACCEPTED, DUPLICATE)
         if delivered:
-            self.store.keep_personal(self.held.origin.run, self.held.personal)
+            self.store.keep(self.held.origin.run, self.held.kept)
         self.finished += 1
         self._count("visits" if delivered else "refusals")
         self._told(self.held.update, receipt)
@@ -269,15 +269,15 @@ class Agent:
         learner = self._learner()
         key = Key(work.seed, lease.round, lease.device)
         samples = self.source.sampler(learner, key, labelled=instruction.kind != CALIBRATE)
-        personal = self._personal(learner.program, work.run)
-        done = learner.visit(instruction, self._model, samples, key, personal)
+        kept = fitting(self.store.kept(work.run), learner.program)
+        done = learner.visit(instruction, self._model, samples, key, kept)
         update, floats = _update(lease, done), instruction.floats(learner.program.layout)
         given = given_mask(update, instruction)
         origin = self.link.origin = Origin(work.run, work.model.digest, floats, given)
         if instruction.kind == TRAIN:
             self._keep_trained(learner, origin, lease)
             self._keep_speed(learner, instruction, samples)
-        return Held(update, origin, done.personal)
+        return Held(update, origin, done.kept)
 
     def _learner(self) -> Learner:
         """The Learner of the Program that was fetched, made once while it is in use."""
@@ -295,11 +295,6 @@ class Agent:
             del self._learners[digest]
         return learner
 
-    def _personal(self, program: Program, run: bytes) -> bytes:
-        """What earlier visits left, if it fits the Program."""
-        kept = self.store.personal(run)
-        return kept if len(kept) == FLOAT_BYTES * length(program.local_ranges) else b""
-
     def _keep_trained(self, learner: Learner, origin: Origin, lease: Lease) -> None:
         digest = bytes.fromhex(learner.program.digest)
         self.link.blobs.pinned = digest
@@ -311,7 +306,8 @@ class Agent:
         """What the first visit tells of this machine's speed goes onto its card."""
         if self.store.document("speed"):
             return
-        counts = {phase.part: samples(phase.part).count for phase in instruction.phases}
+        phases = *instruction.phases, *instruction.own
+        counts = {phase.part: samples(phase.part).count for phase in phases}
         busy_s = cast("Paced", learner.executor).busy_s
         keep_speed(self.store, instruction.macs(counts, learner.program.footprint), busy_s)
         self.link.card = device_card(self.store, self.limits)
@@ -400,5 +396,5 @@ def _public(error: FedtinyError) -> str:
 def _update(lease: Lease, done: Outcome) -> Update:
     return Update(
         lease.id, lease.device, lease.round, lease.version, done.samples, done.values, done.ranges,
-        done.measures, done.mask, done.places,
+        done.measures, done.mask, done.places, done.quantised,
     )  # fmt: skip

@@ -12,9 +12,9 @@ import hashlib
 import json
 import os
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from fedtiny.durable import make_private, write_whole
 from fedtiny.errors import RunError
 from fedtiny.masks import Mask
 from fedtiny.tensors import raw
-from fedtiny.values import Update
+from fedtiny.values import LOCAL_VALUES, Kept, Quantised, Update
 
 FOLDER_VARIABLE = "FEDTINY_AGENT_DIR"
 MOST_RECORD_BYTES = 1 << 28
@@ -60,11 +60,11 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Held:
-    """A finished update that has no receipt yet; ``personal`` is kept once there is one."""
+    """A finished update that has no receipt yet; ``kept`` stays here once there is one."""
 
     update: Update
     origin: Origin
-    personal: bytes = b""
+    kept: Kept = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,30 +142,37 @@ class Store:
     def hold(self, held: Held) -> None:
         """Keep the update until `drop_held`, whatever happens to the power."""
         update, origin = held.update, held.origin
-        values = bytes(raw(update.values))
-        head = asdict(replace(update, values=b"", mask=None, places=None)) | {
+        values, form = bytes(raw(update.values)), update.quantised
+        bare = replace(update, values=b"", mask=None, places=None, quantised=None)
+        head = asdict(bare) | {
             "values": len(values), "measures": dict(update.measures),
             "mask": update.mask and update.mask.size,
             "places": None if update.places is None else len(update.places),
+            "quantised": form and [form.form, form.block, len(form.scales), len(form.q)],
+            "kept": _lengths(held.kept),
             "run": origin.run.hex(), "base": origin.base.hex(), "size": origin.size,
             "given": origin.mask.hex(),
         }  # fmt: skip
         bits = update.mask.bits if update.mask else b""
-        self.write("held", head, b"".join([values, bits, update.places or b"", held.personal]))
+        small = [form.scales, form.q] if form else []
+        body = [values, bits, update.places or b"", *small, *held.kept.values()]
+        self.write("held", head, b"".join(body))
 
     def drop_held(self) -> None:
         """There is a receipt."""
         self.remove("held")
 
-    def personal(self, run: bytes) -> bytes:
-        """The values of the local parameters that earlier visits of the run left."""
+    def kept(self, run: bytes) -> Kept:
+        """What earlier visits of the run have left, by name."""
         found = self.read(f"personal-{run.hex()}")
-        return found[1] if found else b""
+        return _named(*found) if found else {}
 
-    def keep_personal(self, run: bytes, values: bytes) -> None:
-        """The local values after a visit whose update was accepted."""
-        if values:
-            self.write(f"personal-{run.hex()}", {}, values)
+    def keep(self, run: bytes, kept: Kept) -> None:
+        """What a visit has left whose update was accepted; names that it has not stay as they
+        are."""
+        if kept:
+            whole = {**self.kept(run), **kept}
+            self.write(f"personal-{run.hex()}", _lengths(whole), b"".join(whole.values()))
 
     def trained(self) -> Trained | None:
         """What `predict` runs."""
@@ -279,17 +286,33 @@ def _unpack_document(body: bytes) -> dict[str, Any]:
     return value
 
 
+def _lengths(kept: Kept) -> dict[str, int]:
+    return {name: len(values) for name, values in kept.items()}
+
+
+def _named(lengths: Mapping[str, int], body: bytes) -> Kept:
+    """The values of each name, one behind the other; an earlier release kept one alone."""
+    if body and not lengths:
+        return {LOCAL_VALUES: body}
+    return dict(zip(lengths, _cut(body, list(lengths.values())), strict=True))
+
+
+def _cut(body: bytes, lengths: Sequence[int]) -> list[bytes]:
+    return [body[a:b] for a, b in pairwise(accumulate(lengths, initial=0))]
+
+
 def _read_held(head: dict[str, Any], body: bytes) -> Held:
     run, base = (bytes.fromhex(head.pop(name)) for name in ("run", "base"))
-    # An agent of an earlier release knew no masks.
+    # An agent of an earlier release knew no masks, and nothing that is quantised.
     origin = Origin(run, base, head.pop("size"), bytes.fromhex(head.pop("given", "")))
-    size, placed = head.pop("mask", None), head.pop("places", None)
-    lengths = (head.pop("values"), (size or 0) + 7 >> 3, placed or 0)
-    edges = list(accumulate(lengths, initial=0))
-    values, bits, places = (body[a:b] for a, b in pairwise(edges))
+    size, placed, kept = head.pop("mask", None), head.pop("places", None), head.pop("kept", {})
+    *form, scales, small = head.pop("quantised", None) or [0, 0]
+    lengths = [head.pop("values"), (size or 0) + 7 >> 3, placed or 0, scales, small]
+    values, bits, places, *quantised = _cut(body, lengths)
     ranges = tuple((start, stop) for start, stop in head.pop("ranges"))
     update = Update(
         **head, values=values, ranges=ranges, mask=None if size is None else Mask(size, bits),
         places=None if placed is None else places,
+        quantised=Quantised(*form, *quantised) if form else None,
     )  # fmt: skip
-    return Held(update, origin, body[edges[-1] :])
+    return Held(update, origin, _named(kept, body[sum(lengths) :]))

@@ -8,14 +8,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fedtiny import rng
 from fedtiny.device.inputs import Input
-from fedtiny.device.visits import Key as Key
-from fedtiny.device.visits import Outcome as Outcome
-from fedtiny.device.visits import Samples as Samples
-from fedtiny.device.visits import Visit
+from fedtiny.device.vectors import combined
+from fedtiny.device.visit import Key as Key
+from fedtiny.device.visit import Outcome as Outcome
+from fedtiny.device.visit import Samples as Samples
+from fedtiny.device.visits import carried_out
 from fedtiny.engine import native
 from fedtiny.engine.program import Executor, Program
 from fedtiny.errors import DataError, RunError
@@ -24,9 +26,12 @@ from fedtiny.tensors import floats, has_numpy, vector
 from fedtiny.values import Instruction, Phase, Sgd
 
 if TYPE_CHECKING:
+    from fedtiny.engine.program import Hyper
     from fedtiny.tensors import Buffer, Vector
+    from fedtiny.values import Kept
 
 EXECUTORS = ("native", "reference")
+_NOTHING: Kept = MappingProxyType({})
 
 
 def make_executor(program: Program, executor: str) -> Executor:
@@ -137,7 +142,7 @@ class Learner:
         base: Buffer,
         samples_of: Callable[[str], Samples],
         key: Key,
-        personal: bytes = b"",
+        kept: Kept = _NOTHING,
     ) -> Outcome:
         """Carry out one instruction, starting from the model ``base``.
 
@@ -146,10 +151,10 @@ class Learner:
             base: The averaged vector that the coordinator sent, or what of it is live.
             samples_of: The samples of a part ("support", "query").
             key: The visit's place in the run, for its randomness.
-            personal: What an earlier visit left: the values of the local parameters.
+            kept: What earlier visits left here, by name.
         """
         asked = instruction.of(self.program.density)
-        return Visit(self, asked, floats(base), samples_of, key, personal).run()
+        return carried_out(self, asked, floats(base), samples_of, key, kept)
 
     def load_mask(self, mask: Mask) -> None:
         """Which coordinates live from now on, of a Program with a density; their values are 0."""
@@ -174,8 +179,25 @@ class Learner:
     ) -> Iterator[float]:
         """Each step's loss, as the steps are taken; statistics stay unless the phase ``moves``."""
         hyper = replace(self.program.hyper(phase), keep_statistics=not moves)
-        for x, y in self.training_batches(phase, samples, key):
+        batches = self.training_batches(phase, samples, key)
+        if phase.ahead:
+            yield from self._ahead(replace(hyper, lr=phase.ahead), hyper, batches)
+            return
+        for x, y in batches:
             yield self.executor.step(x, y, hyper)
+
+    def _ahead(
+        self, look: Hyper, hyper: Hyper, batches: Iterator[tuple[Any, Any]]
+    ) -> Iterator[float]:
+        """From w to ``v + (w - u)``: u is one step away, and v another step from there."""
+        look = replace(look, keep_statistics=True)
+        for first, second in zip(batches, batches, strict=True):
+            w = self.executor.store()
+            self.executor.step(*first, look)
+            way = combined((1.0, w), (-1.0, self.executor.store()))
+            loss = self.executor.step(*second, hyper)
+            self.executor.load(combined((1.0, self.executor.store()), (1.0, way)))
+            yield loss
 
     def training_batches(
         self, phase: Phase, samples: Samples, key: Key
@@ -184,9 +206,9 @@ class Learner:
         if samples.count == 0:
             raise DataError("there are no samples to train on")
         batch = self.program.batch
-        steps = phase.steps or -(-samples.count // batch)
-        order = _order(steps * batch, samples.count, phase.shuffle, key)
-        for _ in range(steps):
+        batches = phase.batches * phase.steps_on(samples.count, batch)
+        order = _order(batches * batch, samples.count, phase.shuffle, key)
+        for _ in range(batches):
             yield self._gather(samples, [next(order) for _ in range(batch)])
 
     def judge(self, samples: Samples) -> dict[str, float]:

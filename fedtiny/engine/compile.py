@@ -68,6 +68,7 @@ def compile(
     density: float = 1.0,
     bucket: int = 0,
     dense_base: bool = False,
+    kept_vectors: int = 0,
 ) -> Program:
     """Compile a model into a Program that trains within its budget.
 
@@ -92,6 +93,9 @@ def compile(
         bucket: The most dead weights that one growth may name.
         dense_base: Keep room for a dense model beside the live weights, as choosing among candidate
             masks takes.
+        kept_vectors: Keep room for so many vectors as long as the stored parameters: the base that
+            a delta is the difference to, what error feedback has left out, a control variate, a
+            model of the device's own.
 
     Raises:
         BudgetError: The Program does not fit; carries and says the bytes.
@@ -101,7 +105,7 @@ def compile(
     built = build(
         net, loss=loss, batch=batch, plan=plan, sgd=sgd, reserve=reserve,
         class_weights=class_weights, minimise=minimise, density=density, bucket=bucket,
-        dense_base=dense_base,
+        dense_base=dense_base, kept_vectors=kept_vectors,
     )  # fmt: skip
     built.check(parse_bytes(ram), parse_bytes(flash))
     return built.program
@@ -216,6 +220,7 @@ def build(
     density: float = 1.0,
     bucket: int = 0,
     dense_base: bool = False,
+    kept_vectors: int = 0,
 ) -> Build:
     """What `compile` makes of a net, fitting or not."""
     if batch < 1 or batch > 0xFFFF:
@@ -236,6 +241,7 @@ def build(
         graph, memory, lower_bound, trained, sgd, loss, plan.rule,
         tuple(getattr(net, "axes", ())), parse_bytes(reserve), density,
         Pool.of(graph, density, bucket), dense_base and density < 1,
+        kept_vectors,
     )  # fmt: skip
 
 
@@ -275,6 +281,7 @@ class Build:
     density: float = 1.0
     pool: Pool = NO_WEIGHTS
     dense_base: bool = False
+    kept_vectors: int = 0
 
     @property
     def features(self) -> int:
@@ -298,6 +305,11 @@ class Build:
     def dense_floats(self) -> int:
         """Floats of the parameters of which every value is stored."""
         return self.graph.layout.size - sum(self.pool.counts)
+
+    @property
+    def kept_bytes(self) -> int:
+        """Of the vectors beside the parameters."""
+        return self.kept_vectors * (self.dense_floats + self.pool.capacity) * FLOAT_BYTES
 
     @cached_property
     def program(self) -> Program:
@@ -328,6 +340,7 @@ def _report(build: Build) -> dict[str, int]:
         "stack_bytes": STACK_BYTES,
         "reserve_bytes": build.reserve,
         **({"base_bytes": graph.layout.nbytes} if build.dense_base else {}),
+        **({"kept_bytes": build.kept_bytes} if build.kept_vectors else {}),
     }
     pruned = {
         "live_values": pool.capacity,
@@ -459,9 +472,10 @@ def _check_budget(build: Build, program: Program, ram: int, flash: int) -> None:
         names = ", ".join(f"{name} {size:,} B" for size, name in largest)
         parts = ", ".join(f"{name} {nbytes:,}" for name, nbytes in ram_parts(report).items())
         fewer = "select fewer candidates: candidates = 1 needs no dense model; "
+        keep = f"keep fewer vectors than {build.kept_vectors}: leave transforms out; "
         raise BudgetError(
             f"needs {report['ram_bytes']:,} B of {ram:,} B RAM ({parts}); largest: {names}; "
-            f"{fewer if build.dense_base else ''}"
+            f"{fewer if build.dense_base else ''}{keep if build.kept_vectors else ''}"
             "train fewer layers, lower the batch, or take a smaller net",
             report["ram_bytes"],
             ram,

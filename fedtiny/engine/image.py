@@ -119,6 +119,12 @@ class Tables:
         return {tensor for tensor in weights if uses[tensor] == 1}
 
     @property
+    def head(self) -> int:
+        """The tensor of the weights of a linear layer whose outputs are the Program's, or NONE."""
+        last = self.ops[self.n_forward - 1]
+        return last.tensors[1] if last.code == _LINEAR else NONE
+
+    @property
     def tracked(self) -> tuple[int, ...]:
         """The running statistics, a mean and a variance for each tracked normalisation."""
         return tuple(t for op in self.forward if op.code == _TRACKED for t in op.tensors[1:3])

@@ -27,23 +27,20 @@ ELEMENT_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Shape, element type and home of one tensor. ``shape[0]`` is the batch, except for parameters
-    and scalars."""
+    """Shape, element type and home of one tensor; its number of elements, and their bytes at
+    float32 or int32. ``shape[0]`` is the batch, except for parameters and scalars."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str = F32
     home: str = ARENA
+    size: int = field(init=False, repr=False, compare=False)
+    nbytes: int = field(init=False, repr=False, compare=False)
 
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes at float32 or int32."""
-        return self.size * ELEMENT_BYTES
+    def __post_init__(self) -> None:
+        # The passes ask for these millions of times.
+        object.__setattr__(self, "size", math.prod(self.shape))
+        object.__setattr__(self, "nbytes", self.size * ELEMENT_BYTES)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from fedtiny.engine.ir import Graph, Op, verify
 from fedtiny.engine.ops import GRADIENT, NORM, TABLE, UPDATE
 from fedtiny.errors import GraphError
 
+_IN_PLACE = {kind for kind, row in TABLE.items() if row.in_place}
 _ACCUMULATED = 2
 """The operand that an update, a norm or a sum of gradients reads and writes."""
 
@@ -47,16 +48,16 @@ def replaced(graph: Graph, index: int, lives: Mapping[str, tuple[int, int]]) -> 
 
 def live_bytes(graph: Graph) -> list[int]:
     """The bytes of each op; see the module's docstring."""
-    lives = lifetimes(graph)
-    change = [0] * (len(graph.ops) + 1)
+    lives, tensors = lifetimes(graph), graph.tensors
+    change = [0] * (len(graph.ops) + 2)  # the loss dies behind the last op
     for name, (first, last) in lives.items():
-        nbytes = graph.tensors[name].nbytes
+        nbytes = tensors[name].nbytes
         change[first] += nbytes
-        change[min(last + 1, len(graph.ops))] -= nbytes
-    alive = list(accumulate(change[:-1]))
-    for index in range(len(alive)):
-        if name := replaced(graph, index, lives):
-            alive[index] -= graph.tensors[name].nbytes
+        change[last + 1] -= nbytes
+    alive = list(accumulate(change[:-2]))
+    for index, op in enumerate(graph.ops):
+        if op.kind in _IN_PLACE and (name := replaced(graph, index, lives)):
+            alive[index] -= tensors[name].nbytes
     return alive
 
 

@@ -9,6 +9,7 @@ the lower bound of any plan.
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -51,7 +52,7 @@ def plan_memory(graph: Graph) -> MemoryPlan:
         lambda b: (b.first, -b.nbytes),
     ]
     tried = [_first_fit(sorted(buffers, key=order)) for order in orders]
-    return _improve(min(tried, key=_top), buffers)
+    return _improve(min(tried, key=lambda packing: packing.nbytes), buffers)
 
 
 def _merge_in_place(graph: Graph) -> list[_Buffer]:
@@ -78,26 +79,27 @@ def _merge_in_place(graph: Graph) -> list[_Buffer]:
 
 @dataclass(frozen=True, slots=True)
 class _Packing:
-    """Buffers at their offsets, in the order in which they were placed."""
+    """Buffers at their offsets, in the order in which they were placed, and the bytes in all."""
 
     placed: tuple[tuple[int, _Buffer], ...]
-
-
-def _top(packing: _Packing) -> int:
-    return max(offset + buffer.nbytes for offset, buffer in packing.placed)
+    nbytes: int
 
 
 def _first_fit(order: Sequence[_Buffer]) -> _Packing:
     """Each buffer at the lowest offset that is free as long as it lives."""
     placed: list[tuple[int, _Buffer]] = []
+    upwards: list[tuple[int, int, int, int]] = []
     for buffer in order:
+        nbytes, first, last = buffer.nbytes, buffer.first, buffer.last
         offset = 0
-        for start, other in sorted(placed, key=lambda p: p[0]):
-            apart = other.last < buffer.first or buffer.last < other.first
-            if not apart and start < offset + buffer.nbytes and offset < start + other.nbytes:
-                offset = start + other.nbytes
+        for start, stop, born, dead in upwards:
+            if start >= offset + nbytes:
+                break
+            if stop > offset and born <= last and first <= dead:
+                offset = stop
         placed.append((offset, buffer))
-    return _Packing(tuple(placed))
+        insort(upwards, (offset, offset + nbytes, first, last))
+    return _Packing(tuple(placed), max(stop for _, stop, _, _ in upwards))
 
 
 def _improve(best: _Packing, buffers: Sequence[_Buffer]) -> MemoryPlan:
@@ -105,7 +107,7 @@ def _improve(best: _Packing, buffers: Sequence[_Buffer]) -> MemoryPlan:
     what is alive together or the moves are used up."""
     peak = max(sum(b.nbytes for b in buffers if b.first <= at <= b.last) for at in _births(buffers))
     for move in range(SEARCH // len(buffers) ** 2):
-        if _top(best) == peak:
+        if best.nbytes == peak:
             break
         order = [buffer for _, buffer in best.placed]
         out = max(range(len(order)), key=lambda i: best.placed[i][0] + order[i].nbytes)
@@ -113,8 +115,8 @@ def _improve(best: _Packing, buffers: Sequence[_Buffer]) -> MemoryPlan:
         if move % 2:  # a swap elsewhere leads out of a dead end
             i, j = (w % len(order) for w in rng.philox((move, 1, 0, 0), (0, 0))[:2])
             order[i], order[j] = order[j], order[i]
-        best = min(_first_fit(order), best, key=_top)
-    return MemoryPlan({name: o for o, b in best.placed for name in b.names}, _top(best))
+        best = min(_first_fit(order), best, key=lambda packing: packing.nbytes)
+    return MemoryPlan({name: o for o, b in best.placed for name in b.names}, best.nbytes)
 
 
 def _births(buffers: Sequence[_Buffer]) -> set[int]:

@@ -16,13 +16,24 @@ from fedtiny import rng
 from fedtiny.engine.image import FEATURES, ParamRecord, Tables, read_image
 from fedtiny.errors import DataError, ImageError
 from fedtiny.tensors import floats, has_numpy, vector, zeros
-from fedtiny.values import LOCAL, TRAIN, UNSENT, Footprint, Instruction, Layout, Phase, Ranges, Sgd
+from fedtiny.values import (
+    LOCAL,
+    TRAIN,
+    UNSENT,
+    FeatureSums,
+    Footprint,
+    Instruction,
+    Layout,
+    Phase,
+    Ranges,
+    Sgd,
+)
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Buffer, Float32, Vector
     from fedtiny.values import Parameter
 
-RAM_PARTS = ("parameters", "arena", "state", "sample", "stack", "reserve", "base")
+RAM_PARTS = ("parameters", "arena", "state", "sample", "stack", "reserve", "base", "kept")
 """What a device's RAM holds; ``PART_bytes`` are keys of a Program's report."""
 
 
@@ -259,6 +270,12 @@ class Program:
         )  # fmt: skip
 
     @cached_property
+    def head(self) -> str:
+        """The weight of the linear layer whose outputs are the Program's; "" without one."""
+        own = (p.name for p, record in self._parameters if record.tensor == self.tables.head)
+        return next(own, "")
+
+    @cached_property
     def tracked(self) -> tuple[str, ...]:
         """The running statistics, a mean and a variance for each tracked normalisation."""
         names = {record.tensor: p.name for p, record in self._parameters}
@@ -299,7 +316,13 @@ class Program:
         return Footprint(
             self.digest, self.tables.layout_digest, report["ram_bytes"], report["flash_bytes"],
             report["macs_per_step"], report["macs_per_forward"], self.batch,
+            macs_per_features=self._passes * report["macs_per_forward"],
         )  # fmt: skip
+
+    @property
+    def _passes(self) -> int:
+        """Forward passes that show all inputs of the last layer."""
+        return FeatureSums(self.head).passes(self.layout) if self.head else 0
 
     def hyper(self, phase: Phase) -> Hyper:
         """A phase's hyper-parameters in the runtime's form."""

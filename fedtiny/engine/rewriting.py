@@ -102,10 +102,12 @@ def run_again(graph: Graph, values: Collection[str], behind: int) -> Graph:
     """The graph in which the ops that make these values run again for what reads them behind op
     ``behind`` and behind the loss."""
     start = max(behind, graph.n_forward) + 1
-    again = {n: op for op in graph.ops[:start] for n in op.outputs if op.outputs[0] in values}
+    made = [op for op in graph.ops[:start] if op.outputs and op.outputs[0] in values]
+    again = {name: op for op in made for name in op.outputs}
     writing = _Writing(again, dict(graph.tensors), list(graph.ops[:start]))
+    as_it_is = again.keys().isdisjoint
     for op in graph.ops[start:]:
-        writing.ops.append(op if again.keys().isdisjoint(op.inputs) else writing.renamed(op))
+        writing.ops.append(op if as_it_is(op.inputs) else writing.renamed(op))
     return replace(graph, ops=tuple(writing.ops), tensors=writing.tensors)
 
 
@@ -120,7 +122,8 @@ class _Writing:
 
     def renamed(self, op: Op) -> Op:
         """The op that reads what runs again; what did not yet is written first."""
-        return replace(op, inputs=tuple(map(self._read, op.inputs)))
+        inputs = tuple(map(self._read, op.inputs))
+        return Op(op.kind, inputs, op.outputs, op.parameter, op.attributes)
 
     def _read(self, name: str) -> str:
         maker = self.makers.get(name)

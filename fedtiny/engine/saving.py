@@ -29,8 +29,8 @@ BREADTH = 8
 """So many idle values, from the largest on, are tried before the best found is taken."""
 
 _Item = TypeVar("_Item")
-_Identity = tuple[str, str, tuple[str, ...]]
-"""Role, parameter and outputs of an op: what no rewrite changes."""
+_Identity = tuple[str, ...]
+"""The outputs of an op, or role and parameter of one that has none: what no rewrite changes."""
 
 
 def spare(graph: Graph, minimise: str = "ram") -> Graph:
@@ -92,7 +92,7 @@ class _Plan:
 
 
 def _identity(op: Op) -> _Identity:
-    return TABLE[op.kind].role, op.parameter, op.outputs
+    return op.outputs or (TABLE[op.kind].role, op.parameter)
 
 
 def _peak_bytes(graph: Graph, steps: Sequence[_Step]) -> int:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -217,16 +219,37 @@ def mobilenet_v2(
     for expansion, channels, blocks, stride in _MOBILENET_V2:
         for block in range(blocks):
             step = stride if block == 0 else 1
-            value = _inverted(net, value, expansion, _eighths(channels * width), step, norm)
+            value = _inverted(net, value, expansion, _eighths(channels * width), 3, step, norm)
     value = net.relu6(_conv(net, value, 1280, 1, 1, norm))
     net.linear(net.global_avg_pool(value), classes)
     return net
 
 
-def _inverted(net: Net, x: Value, expansion: int, width: int, stride: int, norm: str) -> Value:
+_MCUNET = (
+    (1, 8, 3, 1), (3, 16, 7, 2), (3, 16, 3, 1), (3, 16, 3, 1), (4, 24, 5, 2), (3, 24, 5, 1),
+    (4, 40, 7, 2), (3, 40, 3, 1), (4, 48, 5, 1), (3, 48, 5, 1), (5, 96, 5, 2), (4, 96, 3, 1),
+    (4, 96, 7, 1), (6, 160, 3, 1),
+)  # fmt: skip
+"""Expansion, channels, kernel and stride of each block."""
+
+
+def mcunet(side: int = 128, classes: int = 10, norm: str = "frozen") -> Net:
+    """Inverted residual blocks with kernels of 3, 5 and 7, in the manner of MCUNet (Lin et al.
+    2020): 43 convolutions, 25 million multiply-adds at 128 x 128."""
+    net = Net((side, side, 3))
+    value = net.relu6(_conv(net, net.input, 16, 3, 2, norm))
+    for expansion, channels, kernel, stride in _MCUNET:
+        value = _inverted(net, value, expansion, channels, kernel, stride, norm)
+    net.linear(net.global_avg_pool(value), classes)
+    return net
+
+
+def _inverted(
+    net: Net, x: Value, expansion: int, width: int, kernel: int, stride: int, norm: str
+) -> Value:
     inner = x.shape[-1] * expansion
     value = net.relu6(_conv(net, x, inner, 1, 1, norm)) if expansion > 1 else x
-    value = net.relu6(_conv(net, value, inner, 3, stride, norm, groups=inner))
+    value = net.relu6(_conv(net, value, inner, kernel, stride, norm, groups=inner))
     value = _conv(net, value, width, 1, 1, norm)
     return net.add(value, x) if value.shape == x.shape else value
 
@@ -251,3 +274,30 @@ def _conv(
     if norm == "none":
         return value
     return net.batch_norm(value, frozen=norm == "frozen", tracked=norm == "tracked")
+
+
+# ---- what `fedtiny zoo` shows ----------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A net of the zoo, by what it learns."""
+
+    make: Callable[[], Net]
+    loss: str
+    takes: str
+
+
+ZOO: Mapping[str, Entry] = {
+    "sine_mlp": Entry(sine_mlp, "mse", "a number"),
+    "digits_mlp": Entry(digits_mlp, "cross_entropy", "8 x 8 pixels"),
+    "har_conv": Entry(har_conv, "cross_entropy", "128 samples of motion, 6 axes"),
+    "omniglot_conv": Entry(omniglot_conv, "cross_entropy", "28 x 28 pixels"),
+    "omniglot_slim": Entry(omniglot_slim, "cross_entropy", "28 x 28 pixels"),
+    "ds_cnn": Entry(ds_cnn, "cross_entropy", "49 x 10 MFCCs"),
+    "cifar_conv": Entry(cifar_conv, "cross_entropy", "32 x 32 colour pixels"),
+    "resnet": Entry(resnet, "cross_entropy", "32 x 32 colour pixels"),
+    "mobilenet_v2": Entry(mobilenet_v2, "cross_entropy", "96 x 96 colour pixels"),
+    "mobilenet_v2_128": Entry(partial(mobilenet_v2, 128), "cross_entropy", "128 x 128 colour"),
+    "mcunet": Entry(mcunet, "cross_entropy", "128 x 128 colour pixels"),
+}

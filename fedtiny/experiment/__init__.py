@@ -23,6 +23,7 @@ from fedtiny.errors import ExperimentError, FedtinyError, did_you_mean
 from fedtiny.experiment import reading
 from fedtiny.experiment.reading import Keys, Origin, Table, dotted, kinds
 from fedtiny.experiment.schema import (
+    Attack,
     Board,
     Budget,
     Data,
@@ -41,9 +42,12 @@ from fedtiny.strategies.table import build as build_strategy
 
 if TYPE_CHECKING:
     from fedtiny.data.tables import Task
+    from fedtiny.values import Layout
 
 _KEYS = ("seed", "seeded")
-_SECTIONS = ("model", "data", "device", "pretrain", "strategy", "fleet", "run", "evaluate")
+_SECTIONS = (
+    "model", "data", "device", "pretrain", "strategy", "fleet", "run", "attack", "evaluate",
+)  # fmt: skip
 _FIGURES = {
     "ram": "ram_bytes", "flash": "flash_bytes", "macs_per_s": "macs_per_s",
     "downlink": "downlink_bps", "uplink": "uplink_bps", "latency": "latency_s",
@@ -62,6 +66,7 @@ class Experiment:
             the operating system draws, so that nobody can foresee who is asked.
         boards: What ``[device.NAME]`` says, by profile.
         pretrain: How the model is trained before the first round, if it is.
+        attack: Which devices of a simulated fleet lie, and how, if some do.
         strategy: ``[strategy]`` as written: the name or build of a strategy and its fields.
         evaluate: The named ways in which held-out devices adapt before they are judged.
         given: The tables as they were written, settings included.
@@ -78,6 +83,7 @@ class Experiment:
     strategy: Table
     fleet: Fleet
     run: Run
+    attack: Attack | None
     evaluate: Mapping[str, Evaluation]
     given: Table
     origin: Origin
@@ -132,10 +138,11 @@ class Experiment:
             data=_read_named(Data, tables["data"], origin, "data"),
             device=device,
             boards=boards,
-            pretrain=_read_pretrain(given, origin),
+            pretrain=_read_optional(Pretrain, given, origin, "pretrain"),
             strategy=_read_strategy(tables["strategy"], origin),
             fleet=reading.read(Fleet, tables["fleet"], origin, ("fleet",)),
             run=reading.read(Run, tables["run"], origin, ("run",)),
+            attack=_read_optional(Attack, given, origin, "attack"),
             evaluate=_read_evaluate(tables["evaluate"], origin),
             given=given,
             origin=origin,
@@ -199,13 +206,23 @@ class Experiment:
             prepared = data.preparation
             return build_task(data.source, data.arguments, fleet.devices, self.held_out, prepared)
 
-    def build_strategy(self, fleet: FleetFacts | None = None) -> Strategy:
-        """The strategy of ``[strategy]`` for this fleet; its errors name the line as well."""
+    def build_strategy(self) -> Strategy:
+        """The strategy of ``[strategy]``; its errors name the line as well."""
         with self._blaming("strategy", self.strategy):
-            strategy = calls.fitted(build_strategy(self.strategy), fleet or FleetFacts())
+            strategy = build_strategy(self.strategy)
         for keys, message in _cohort_contradictions(self, strategy.cohort):
             raise self.origin.error(keys, message)
         return strategy
+
+    def local(self, strategy: Strategy, layout: Layout) -> tuple[str, ...]:
+        """What the strategy leaves on the devices; its errors name the line as well."""
+        with self._blaming("strategy", self.strategy):
+            return calls.local(strategy, layout)
+
+    def fit(self, strategy: Strategy, fleet: FleetFacts) -> Strategy:
+        """The strategy, fitted to this fleet; its errors name the line as well."""
+        with self._blaming("strategy", self.strategy):
+            return calls.fitted(strategy, fleet)
 
     @contextmanager
     def _blaming(self, section: str, table: Table) -> Iterator[None]:
@@ -253,6 +270,7 @@ class Experiment:
             "strategy": dict(self.strategy),
             "fleet": _plain(self.fleet) | {"held_out": self.held_out},
             "run": _plain(self.run),
+            **({"attack": _plain(self.attack)} if self.attack else {}),
             "evaluate": {name: _plain(section) for name, section in self.evaluate.items()},
         }
 
@@ -301,9 +319,14 @@ def _read_device(table: Any, origin: Origin) -> tuple[Device, dict[str, Table]]:
     return device, boards
 
 
-def _read_pretrain(given: Table, origin: Origin) -> Pretrain | None:
-    table = given.get("pretrain")
-    return None if table is None else reading.read(Pretrain, table, origin, ("pretrain",))
+Optional = TypeVar("Optional", Pretrain, Attack)
+
+
+def _read_optional(
+    section: type[Optional], given: Table, origin: Origin, name: str
+) -> Optional | None:
+    table = given.get(name)
+    return None if table is None else reading.read(section, table, origin, (name,))
 
 
 def _read_strategy(table: Any, origin: Origin) -> Table:
@@ -327,6 +350,7 @@ def _read_evaluate(table: Any, origin: Origin) -> dict[str, Evaluation]:
 
 def _contradictions(e: Experiment) -> Iterator[tuple[Keys, str]]:
     yield from _fleet_contradictions(e)
+    yield from _attack_contradictions(e)
     for name in {**e.boards, **e.fleet.profiles}:
         yield from _board_contradictions(e, name)
 
@@ -338,8 +362,15 @@ def _fleet_contradictions(e: Experiment) -> Iterator[tuple[Keys, str]]:
         yield ("fleet", "held_out"), message
     if fleet.traces is not None and fleet.availability != "traces":
         yield ("fleet", "traces"), "traces are only read with fleet.availability = 'traces'"
-    if e.evaluate and not e.held_out:
+    if not e.held_out and not all(asked.trained for asked in e.evaluate.values()):
         yield ("evaluate",), "nobody is held out to be evaluated; raise fleet.held_out"
+
+
+def _attack_contradictions(e: Experiment) -> Iterator[tuple[Keys, str]]:
+    attack = e.attack
+    if attack and attack.kind == "label-flip" and attack.scale is not None:
+        message = "attack.scale is for the deltas of the other kinds; a label has no size"
+        yield ("attack", "scale"), message
 
 
 def _cohort_contradictions(e: Experiment, cohort: int) -> Iterator[tuple[Keys, str]]:

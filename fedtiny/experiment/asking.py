@@ -8,16 +8,31 @@ from fedtiny.engine.image import FEATURES
 from fedtiny.engine.program import Program
 from fedtiny.errors import FedtinyError
 from fedtiny.masks import remembered
-from fedtiny.values import CALIBRATE, EVALUATE, TRAIN, Instruction, Ranges
+from fedtiny.tensors import FLOAT_BYTES
+from fedtiny.transforms import table
+from fedtiny.values import CALIBRATE, EVALUATE, TRAIN, Instruction, Layout, Ranges
 
 
 def returned(program: Program, asked: Instruction) -> Ranges:
-    """The coordinates that come back: of the model, or of the statistics of candidates."""
+    """The coordinates that come back: of the model, of statistics of candidates, or of sums."""
+    if asked.sums:
+        return ((0, asked.sums.floats(program.layout)),)
     if asked.pools:
         return ((0, len(asked.candidates) * program.statistics_floats),)
     if asked.grow and asked.sends_gradient:
         return ((0, program.layout.size),)
     return program.sent_ranges(asked)
+
+
+def kept_vectors(asked: Instruction, layout: Layout) -> int:
+    """How many vectors as long as the model a device holds beside it to carry this out: for its
+    transforms, its control variate, a model of its own, the way back from a step ahead; or the
+    model with other last layers, and sums in float64."""
+    if asked.sums:
+        return 1 + -(-2 * asked.sums.floats(layout) // layout.size)
+    changed = table.kept_vectors(asked.transforms, asked.sends_gradient)
+    looks_ahead = any(phase.ahead for phase in asked.phases)
+    return changed + asked.control + bool(asked.own) + looks_ahead
 
 
 def picks_masks(asked: Instruction) -> bool:
@@ -34,7 +49,7 @@ def measured(program: Program, asked: Instruction) -> tuple[str, ...]:
             *(f"{n}_{at}" for n in ("loss_sum", "correct") for at in ("before", "after")),
             "count",
         )
-    if asked.pools:
+    if asked.pools or asked.sums:
         return ()
     if asked.kind == CALIBRATE:
         moments = ("count", "sum", "sum_squares", "min", "max")
@@ -61,6 +76,9 @@ def flaws(program: Program, asked: Instruction) -> Iterator[str]:
         yield from _mask_flaws(program, asked)
     if asked.grow:
         yield from _growth_flaws(program, asked)
+    if asked.sums:
+        yield from _sums_flaws(program, asked.sums.head)
+    yield from _memory_flaws(program, asked)
     if program.density < 1 and picks_masks(asked) and "base_bytes" not in program.report():
         yield (
             "has candidates, for which the Programs have no memory: the rehearsal of the run had "
@@ -68,6 +86,38 @@ def flaws(program: Program, asked: Instruction) -> Iterator[str]:
         )
     if program.density < 1 and not all(isinstance(one, int) for one in asked.candidates):
         yield "has candidates that are vectors; those of pruned Programs are the seeds of masks"
+
+
+def _memory_flaws(program: Program, asked: Instruction) -> Iterator[str]:
+    moving = sorted({"feedback", "randomk"} & {transform.name for transform in asked.transforms})
+    if program.density < 1 and moving:
+        yield (
+            f"uses {' and '.join(moving)} with pruned Programs (density {program.density:g}), "
+            "whose mask moves from round to round; take topk, or set device.density = 1"
+        )
+    floats = program.layout.size
+    if program.density < 1:
+        floats += program.capacity - _prunable_floats(program)
+    needed = FLOAT_BYTES * floats * kept_vectors(asked, program.layout)
+    room = program.report().get("kept_bytes", 0)
+    if needed > room:
+        yield (
+            f"makes devices keep {needed:,} B beside the model, the Programs have memory for "
+            f"{room:,} B; ask for as much in round 0 too"
+        )
+
+
+def _sums_flaws(program: Program, head: str) -> Iterator[str]:
+    if program.density < 1:
+        yield (
+            f"sums features of pruned Programs (density {program.density:g}), which do not store "
+            "every weight of the last layer; set device.density = 1"
+        )
+    elif program.head != head:
+        ends = f"ends with {program.head}" if program.head else "does not end with a linear layer"
+        yield f"sums what {head} takes, but the model {ends}; sum features of its last layer"
+    if program.loss != "cross_entropy":
+        yield f"sums features by class; the samples have none, the loss is {program.loss}"
 
 
 def _mask_flaws(program: Program, asked: Instruction) -> Iterator[str]:

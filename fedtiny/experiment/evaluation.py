@@ -1,4 +1,4 @@
-"""How held-out devices adapt before they are judged, and what their counts and sums come to."""
+"""How devices adapt before they are judged, and what their counts and sums come to."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ NORMAL_95 = 1.959964
 
 
 def instruction_of(asked: Evaluation) -> Instruction:
-    """What a held-out device is asked to do."""
+    """What a device that is judged is asked to do."""
     phase = Phase(asked.lr, asked.steps, shuffle=asked.shuffle, sgd=Sgd(clip=asked.clip))
     return Instruction(EVALUATE, phases=(phase,))
 

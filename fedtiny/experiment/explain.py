@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 
 from fedtiny.engine.compile import build
 from fedtiny.engine.program import Program
+from fedtiny.experiment import rules
 from fedtiny.experiment.asking import picks_masks
 from fedtiny.experiment.schema import Budget
 from fedtiny.experiment.workload import Profile, Workload
@@ -72,7 +73,8 @@ class Row:
 
 
 def explain(workload: Workload) -> list[Row]:
-    """One row for each profile of the fleet."""
+    """One row for each profile of the fleet; ExperimentError for what cannot be combined."""
+    rules.check(workload)
     counts = {part: float(column.mean()) for part, column in workload.counts.items()}
     asked = list(workload.rehearsal()) if workload.prunes else []
     twins = _Twins(workload)

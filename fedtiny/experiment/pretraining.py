@@ -22,16 +22,22 @@ NOBODY = 2**32 - 1
 
 
 def check_public(experiment: Experiment, task: Task) -> None:
-    """ExperimentError where there is nothing to train on."""
-    if experiment.pretrain and not getattr(task, "public", 0):
-        having = "set data.public to how many, such as 100"
-        if not isinstance(task, Partition):
-            having = "take a source whose data set is dealt out, such as 'label-skew-digits'"
-        raise experiment.origin.error(
-            ("pretrain",),
-            f"[pretrain] needs samples that no device owns, and {experiment.data.source} has none; "
-            f"{having}",
-        )
+    """ExperimentError where there is nothing to train or to judge on."""
+    if getattr(task, "public", 0):
+        return
+    having = "set data.public to how many, such as 100"
+    if not isinstance(task, Partition):
+        having = "take a source whose data set is dealt out, such as 'label-skew-digits'"
+    for name, keys, asked in (
+        ("[pretrain]", ("pretrain",), experiment.pretrain),
+        ("run.gate", ("run", "gate"), experiment.run.gate),
+    ):
+        if asked:
+            raise experiment.origin.error(
+                keys,
+                f"{name} needs samples that no device owns, and {experiment.data.source} has "
+                f"none; {having}",
+            )
 
 
 def pretrained(net: Compilable, loss: str, task: Partition, said: Pretrain, seed: int) -> Float32:

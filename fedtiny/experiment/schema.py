@@ -223,6 +223,8 @@ class Run(Section):
         minimum: Updates with which a round may close at its deadline.
         save_every: Rounds between two models that are kept; 0: only the last.
         checkpoint_every: Rounds between two points from which an interrupted run goes on.
+        gate: A model is only published if its loss on the ``public`` samples of the data is at
+            most so many times that of the model before; 0: every model is.
     """
 
     rounds: Natural = 100
@@ -232,6 +234,7 @@ class Run(Section):
     minimum: Positive = 1
     save_every: Natural = 0
     checkpoint_every: Positive = 100
+    gate: NonNegative = 0.0
 
     @property
     def leases_per_update(self) -> float:
@@ -257,11 +260,29 @@ class Pretrain(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class Attack(Section):
+    """``[attack]``: devices that lie, to see what becomes of the model; simulated fleets alone.
+
+    Attributes:
+        kind: "sign-flip": the delta the other way round; "scale": the delta, larger;
+            "label-flip": honest training on wrong labels; "collude": the same delta from all.
+        share: Of the devices that train, those that attack; which ones is drawn.
+        scale: What the delta is multiplied by; for "collude" the norm of the delta. Not given: 1.
+    """
+
+    kind: Literal["sign-flip", "scale", "label-flip", "collude"]
+    share: Probability
+    scale: Rate | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation(Section):
-    """``[evaluate.NAME]``: how a held-out device adapts before it is judged.
+    """``[evaluate.NAME]``: how devices adapt before they are judged.
 
     Attributes:
         lr: Learning rate of the adaptation.
+        devices: Who is judged: "held-out", those that never train; "training", those that do, with
+            what they have kept (simulated fleets alone).
         support: Samples to adapt on; 0: as many as the task gives.
         steps: Training steps; 0: one pass over the support.
         batch: Samples in a step; 0: as many as in training.
@@ -277,6 +298,12 @@ class Evaluation(Section):
     shuffle: Flag = False
     clip: NonNegative = 0.0
     query: Natural = 0
+    devices: Literal["held-out", "training"] = "held-out"
+
+    @property
+    def trained(self) -> bool:
+        """Whether it is about the devices that train."""
+        return self.devices == "training"
 
 
 @dataclass(frozen=True, slots=True)

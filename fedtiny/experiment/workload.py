@@ -17,13 +17,15 @@ from fedtiny.engine.compile import Compilable, compile
 from fedtiny.engine.program import Program, initial_values
 from fedtiny.errors import BudgetError, ExperimentError, StrategyError
 from fedtiny.experiment import Experiment
-from fedtiny.experiment.asking import flaws, measured, returned
+from fedtiny.experiment.asking import flaws, kept_vectors, measured, returned
+from fedtiny.experiment.gate import Gate, check_gate
+from fedtiny.experiment.localising import Localised
 from fedtiny.experiment.pretraining import check_public, pretrained
 from fedtiny.experiment.rehearsal import Outlook, rehearsed
 from fedtiny.masks import remembered
 from fedtiny.registry.cost import BoardColumns, VisitCost, visit_cost
 from fedtiny.registry.match import misfits
-from fedtiny.rounds.machine import Rules
+from fedtiny.rounds.rules import Rules
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import FleetFacts, Round, Strategy
 from fedtiny.values import QUERY, SUPPORT, TRAIN, Instruction, Layout, Sgd
@@ -65,10 +67,13 @@ class Workload:
                 f"fleet.drop_out = {experiment.fleet.drop_out:g}: no device would ever come back; "
                 "it must be in [0, 1)"
             )
+        strategy = experiment.build_strategy()
         net, task = experiment.build_net(), experiment.build_task()
+        net = Localised(net, experiment.local(strategy, net.graph(1).layout))
         _check_fit(experiment, net, task)
         check_public(experiment, task)
-        return cls(experiment, net, task, experiment.build_strategy(_facts(experiment, net)))
+        check_gate(experiment, net.graph(1).layout)
+        return cls(experiment, net, task, experiment.fit(strategy, _facts(experiment, net)))
 
     @property
     def loss(self) -> str:
@@ -124,13 +129,25 @@ class Workload:
             minimum=run.minimum,
             over_selection=run.leases_per_update,
             seed=seed,
+            concurrency=self.strategy.concurrency,
+            max_staleness=self.strategy.max_staleness,
         )
+
+    @property
+    def _known(self) -> tuple[Instruction, Instruction]:
+        """What the Programs are made for."""
+        return self.instruction, self.training
+
+    @property
+    def _kept_vectors(self) -> int:
+        """The most that a device holds beside the model."""
+        return max(kept_vectors(asked, self.layout) for asked in self._known)
 
     @property
     def reserved(self) -> Sgd:
         """What the Programs are compiled with: for the first round, for the first that trains, and
         what else may come."""
-        wanted = self.instruction.sgd, self.training.sgd, self.strategy.reserve
+        wanted = *(asked.sgd for asked in self._known), self.strategy.reserve
         return Sgd(*(max(getattr(sgd, f.name) for sgd in wanted) for f in fields(Sgd)))
 
     @cached_property
@@ -225,6 +242,7 @@ class Workload:
                 density=budget.density,
                 bucket=0 if sgd else calls.bucket(self.strategy, self.layout),
                 dense_base=not sgd and self.outlook.selects,
+                kept_vectors=0 if sgd else self._kept_vectors,
             )
         except BudgetError as error:
             return Profile(name, cast("Program", error.program), (f"{name}: {error}",))
@@ -238,6 +256,14 @@ class Workload:
         if said:
             return pretrained(self.net, self.loss, cast("Partition", self.task), said, seed)
         return self.untrained
+
+    @cached_property
+    def gate(self) -> Gate | None:
+        """What judges a model before it is published, if anything does."""
+        factor, public = self.experiment.run.gate, cast("Partition", self.task)
+        if not factor:
+            return None
+        return Gate.of(self.net, self.loss, public.public_samples(self.experiment.seed), factor)
 
     @cached_property
     def counts(self) -> dict[str, Int64]:

@@ -45,7 +45,7 @@ _LEGEND = {
 _PHASES = {"forward": "#eef4f9", "backward": "#ffffff", "update": "#ececee"}
 _PARTS = dict(zip(
     RAM_PARTS,
-    ("#0072b2", "#e69f00", "#cc79a7", "#56b4e9", "#009e73", "#a3abb5", "#d55e00"),
+    ("#0072b2", "#e69f00", "#cc79a7", "#56b4e9", "#009e73", "#a3abb5", "#d55e00", "#f0e442"),
     strict=True,
 ))  # fmt: skip
 _STYLE: Any = {

@@ -2,33 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, reduce
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fedtiny.errors import UpdateError
-from fedtiny.fold import FoldRule, Total, delta_of
+from fedtiny.fold import FoldRule, Total, covered, delta_of
 from fedtiny.masks import remembered
 from fedtiny.rounds.measures import Measures
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import Observed, Round, Strategy
-from fedtiny.tensors import FLOAT_BYTES
+from fedtiny.tensors import FLOAT_BYTES, raw
 from fedtiny.values import TRAIN, Instruction, Layout, Update, length
 
 if TYPE_CHECKING:
     from fedtiny.masks import Mask
     from fedtiny.strategies.base import Contribution, State
-    from fedtiny.tensors import Float32, Float64
+    from fedtiny.tensors import Float32, Float64, Int64
     from fedtiny.values import Coverage
+
+Gate = Callable[["Float32", "Float32"], Mapping[str, float | None] | None]
+"""Given the model before a round and the one after it: why that is held back; None if it is not."""
 
 Part = Total | tuple[Update, ...] | None
 """What some updates add to a round: for ``needs = "all"`` themselves; None if it only measures."""
 
+_NO_BASES: Mapping[int, Float32] = {}
+
 STATISTICS_BOUND = 2.0**20
-"""The largest mean, or mean square, of a channel that can be pooled."""
+"""The largest mean, mean square or sum of features that can be pooled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,12 +41,13 @@ class Conclusion:
     """What a round has come to.
 
     ``contribution`` made the model from the one before; empty: it is a model of its own; None: it
-    is the one before.
+    is the one before. ``gated`` says why a gate has held its model back, if it has.
     """
 
     contribution: Contribution | None
     model: Float32
     state: State
+    gated: Mapping[str, float | None] | None = None
 
     @property
     def changed(self) -> bool:
@@ -51,7 +57,10 @@ class Conclusion:
 
 @dataclass(frozen=True, eq=False)
 class OpenRound:
-    """A round of a strategy that has begun with this model and this state."""
+    """A round of a strategy that has begun with this model, of this ``version``, and this state.
+
+    ``bases`` are models of other versions that its updates may start from.
+    """
 
     strategy: Strategy
     round: Round
@@ -59,25 +68,56 @@ class OpenRound:
     instruction: Instruction
     model: Float32
     state: State
+    version: int = 0
+    bases: Mapping[int, Float32] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, strategy: Strategy, round: Round, layout: Layout, model: Float32, state: State
+        cls,
+        strategy: Strategy,
+        round: Round,
+        layout: Layout,
+        model: Float32,
+        state: State,
+        version: int = 0,
+        bases: Mapping[int, Float32] = _NO_BASES,
     ) -> OpenRound:
         """The round as the strategy asks for it."""
         asked = calls.ask(strategy, round, state, layout)
-        return cls(strategy, round, layout, asked, model, state)
+        return cls(strategy, round, layout, asked, model, state, version, bases)
 
     @property
     def trains(self) -> bool:
         """Whether its updates make a model."""
         return self.instruction.kind == TRAIN
 
+    @cached_property
+    def barred(self) -> Int64:
+        """The devices that it must not ask."""
+        return calls.barred(self.strategy, self.round, self.state)
+
+    @property
+    def pools(self) -> bool:
+        """Whether its updates are statistics or sums, to be added up as they are."""
+        return self.instruction.pools or self.instruction.sums is not None
+
+    @property
+    def sends_deltas(self) -> bool:
+        """Whether its updates are differences already."""
+        asked = self.instruction
+        return asked.sends_gradient or self.pools or bool(asked.transforms)
+
     @property
     def base(self) -> Float32 | None:
-        """What an update is the difference to; a gradient is one already, and statistics are."""
-        asked = self.instruction
-        return None if asked.sends_gradient or asked.pools else self.model
+        """What an update that starts from its model is the difference to, if it is not one."""
+        return self._base_of(self.version)
+
+    def _base_of(self, version: int) -> Float32 | None:
+        return None if self.sends_deltas else self.bases.get(version, self.model)
+
+    def late(self, version: int) -> OpenRound:
+        """The same round for those of its updates that come when the model has that version."""
+        return replace(self, version=version, bases={self.version: self.model})
 
     def mask(self, density: float) -> Mask | None:
         """That of devices whose Program has this density; None if it is dense."""
@@ -88,9 +128,10 @@ class OpenRound:
     def rule(self) -> FoldRule:
         """The fixed point in which its updates are added up."""
         rule = calls.fold_rule(self.strategy, self.round)
-        if not self.instruction.pools:
+        if not self.pools:
             return rule
-        return FoldRule.for_round(rule.cohort, rule.weight_cap, default_bound=STATISTICS_BOUND)
+        cap = rule.weight_cap if self.instruction.pools else 1.0
+        return FoldRule.for_round(rule.cohort, cap, default_bound=STATISTICS_BOUND)
 
     @property
     def size(self) -> int:
@@ -100,15 +141,19 @@ class OpenRound:
     @property
     def nothing(self) -> Part:
         """The part to begin with."""
-        if not self.trains and not self.instruction.pools:
+        if not self.trains and not self.pools:
             return None
-        if self.strategy.needs == "all":
+        if self.trains and self.strategy.needs == "all":
             return ()
         return Total.zero(self.size, self.rule)
 
-    def weights(self, samples: Float64) -> Float64:
-        """What updates of so many samples count for."""
-        return calls.weight(self.strategy, self.round, samples)
+    def weights(self, samples: Float64, version: int) -> Float64:
+        """What updates of so many samples count for that start from the model of a version; sums
+        are added up as they are."""
+        if self.instruction.sums is not None:
+            return np.ones_like(samples)
+        late = np.full_like(samples, self.version - version) if version != self.version else None
+        return calls.weight(self.strategy, self.round, samples, late)
 
     def add(self, part: Part, update: Update) -> Part:
         """The part and one more update; raises UpdateError if its content is not admissible."""
@@ -119,10 +164,11 @@ class OpenRound:
         if update.samples < 1:
             raise UpdateError(f"{update.samples:,} samples; an update is made of at least one")
         if isinstance(part, Total):
-            weight = self.weights(np.array([update.samples], np.float64))
-            return part.add(update, self.base, float(weight[0]))
-        self.rule.check(delta_of(update, self.base, self.size))
-        return (*part, update)
+            weight = self.weights(np.array([update.samples], np.float64), update.version)
+            return part.add(update, self._base_of(update.version), float(weight[0]))
+        self.rule.check(delta_of(update, self._base_of(update.version), self.size))
+        moves = self.instruction.transforms and not self.instruction.sends_gradient
+        return (*part, _arrived(update, self.model) if moves else update)
 
     def add_all(self, part: Part, updates: Sequence[Update]) -> tuple[Part, list[str]]:
         """The part and those updates that `add` would take; why each of the others is refused.
@@ -140,30 +186,39 @@ class OpenRound:
         return part, reasons
 
     def _add_together(self, total: Total, updates: Sequence[Update]) -> tuple[Total, list[int]]:
-        """What can be added at once, by what it covers; and the places of the others."""
-        alike: dict[Coverage, list[int]] = {}
+        """What can be added at once, as it covers and starts from the same; and the places of the
+        others."""
+        alike: dict[tuple[Coverage, int], list[int]] = {}
         left: list[int] = []
         for at, update in enumerate(updates):
             good = update.samples > 0 and _is_whole(update)
-            (alike.setdefault(update.coverage, []) if good else left).append(at)
-        for places in filter(None, alike.values()):
+            key = update.coverage, update.version
+            (alike.setdefault(key, []) if good else left).append(at)
+        for (_, version), places in alike.items():
             samples = np.array([updates[at].samples for at in places], np.float64)
+            weights, base = self.weights(samples, version), self._base_of(version)
             try:
-                total, taken = total.add_all(
-                    [updates[at] for at in places], self.base, self.weights(samples)
-                )
+                total, taken = total.add_all([updates[at] for at in places], base, weights)
             except UpdateError:  # coordinates that no model has: each is told by itself
                 left += places
             else:
                 left += [at for at, good in zip(places, taken, strict=True) if not good]
         return total, left
 
-    def conclude(self, parts: Sequence[Part], measures: Measures, failed: bool) -> Conclusion:
-        """Make the next model and state of what was accepted and measured; none if it failed."""
+    def conclude(
+        self, parts: Sequence[Part], measures: Measures, failed: bool, gate: Gate | None = None
+    ) -> Conclusion:
+        """Make the next model and state of what was accepted and measured.
+
+        None if it failed, or the ``gate`` holds the model back.
+        """
         if failed:
             return Conclusion(None, self.model, self.state)
-        if not self.trains:
-            return self._observe(parts, measures)
+        done = self._finish(parts) if self.trains else self._observe(parts, measures)
+        gated = gate(self.model, done.model) if gate and done.changed else None
+        return Conclusion(None, self.model, self.state, gated) if gated else done
+
+    def _finish(self, parts: Sequence[Part]) -> Conclusion:
         contribution = _contribution(parts)
         model, state = calls.finish(self.strategy, self.round, self.model, contribution, self.state)
         return Conclusion(contribution, model, state)
@@ -181,6 +236,15 @@ def _is_whole(update: Update) -> bool:
         return False
     count = length(update.ranges) if update.mask is None else update.mask.length(update.ranges)
     return update.nbytes == FLOAT_BYTES * count
+
+
+def _arrived(update: Update, start: Float32) -> Update:
+    """An update of values for one of deltas: what a strategy that gets every update expects."""
+    at = covered(update.coverage)
+    if update.places is not None:
+        at = np.frombuffer(update.places, np.uint32).astype(np.int64)
+    values = start[at] + np.frombuffer(raw(update.values), np.float32)
+    return replace(update, values=values.tobytes(), quantised=None)
 
 
 def _contribution(parts: Sequence[Part]) -> Contribution:

@@ -18,11 +18,12 @@ from fedtiny.errors import RunError, UpdateError
 from fedtiny.fold import Total
 from fedtiny.rounds import journal as records
 from fedtiny.rounds import machine
-from fedtiny.rounds.content import Conclusion, OpenRound, Part
+from fedtiny.rounds.content import Conclusion, Gate, OpenRound, Part
 from fedtiny.rounds.events import (
     NEVER,
     Abandon,
     Begin,
+    Carry,
     CheckIns,
     ComeBack,
     Command,
@@ -38,10 +39,12 @@ from fedtiny.rounds.events import (
     Reply,
     Tick,
 )
+from fedtiny.rounds.invitation import remaining
 from fedtiny.rounds.measures import Measures
+from fedtiny.rounds.rules import Rules
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import Round, Strategy
-from fedtiny.values import Instruction, Layout, Lease, Receipt, Update
+from fedtiny.values import Instruction, Layout, Lease, Receipt, Update, round_of
 
 if TYPE_CHECKING:
     from fedtiny.rounds.journal import Journal
@@ -55,12 +58,14 @@ class Coordinator:
 
     ``devices`` is the number of devices that the Program fits; ``model`` the initial model. After
     an exception, make a new one: it recovers from the journal. ``on_commit`` is called with each
-    round that is committed, as it is journalled, and the number of leases that it gave.
+    round that is committed, as it is journalled, and the number of leases that it gave. ``gate``
+    holds back models that must not be published. ``bases`` are the models, by version, that work
+    can start from: the current one, and those of leases that live.
     """
 
     def __init__(
         self,
-        rules: machine.Rules,
+        rules: Rules,
         strategy: Strategy,
         layout: Layout,
         model: Float32,
@@ -68,14 +73,17 @@ class Coordinator:
         devices: int,
         now: float = 0.0,
         on_commit: Callable[[records.Published, int], None] = lambda published, leases: None,
+        gate: Gate | None = None,
     ) -> None:
-        self.on_commit = on_commit
+        self.on_commit, self.gate = on_commit, gate
         self.rules, self.strategy, self.layout, self.journal = rules, strategy, layout, journal
         self.rounds = records.recover(rules, journal)
         self.model, self.strategy_state = journal.latest() or (
             model, calls.start(strategy, layout, model),
         )  # fmt: skip
-        self._now = now
+        known = {0: model, **journal.bases(), self.rounds.version: self.model}
+        self.bases = {version: known[version] for version in self._versions(self.rounds.version)}
+        self._now, self.devices = now, devices
         self._arrived: Sequence[Update] = ()
         self._flaws: Mapping[int, str] = _NO_FLAWS
         self._replacement: Float32 | None = None
@@ -109,13 +117,13 @@ class Coordinator:
         return self.rounds.demand if self._now < self.rounds.closes_at else 0
 
     def fetch(self, version: int) -> bytes:
-        """The bytes of the current model. Raises RunError for any other version."""
-        if version != self.rounds.version:
+        """The bytes of the current model, or of one that a lease lives on; RunError for others."""
+        if version not in self.bases:
             raise RunError(
                 f"version {version:,} of the model is gone, the current one is "
                 f"{self.rounds.version:,}; check in again"
             )
-        return self.model.tobytes()
+        return self.bases[version].tobytes()
 
     def submit(
         self, now: float, updates: Sequence[Update], flaws: Mapping[int, str] = _NO_FLAWS
@@ -125,6 +133,16 @@ class Coordinator:
         A copy of an update in the same call has no receipt of its own. ``flaws`` says by lease why
         an update cannot be folded, where that is known before its content is looked at.
         """
+        receipts: list[Receipt] = []
+        while updates:
+            room = self.rounds.room
+            receipts += self._submit(now, updates[:room], flaws)
+            updates = updates[room:]
+        return receipts
+
+    def _submit(
+        self, now: float, updates: Sequence[Update], flaws: Mapping[int, str]
+    ) -> list[Receipt]:
         self._arrived, self._flaws = updates, flaws
         columns = ([u.lease, u.device, u.version] for u in updates)
         leases, devices, versions = np.array(list(columns), np.int64).reshape(-1, 3).T
@@ -196,8 +214,19 @@ class Coordinator:
         self._begin_round()
 
     def _begin_round(self) -> None:
-        turn = Round(self.rounds.round, self.rules.rounds)
-        self.open = OpenRound.of(self.strategy, turn, self.layout, self.model, self.strategy_state)
+        turn, version = Round(self.rounds.round, self.rules.rounds), self.rounds.version
+        self.open = OpenRound.of(
+            self.strategy, turn, self.layout, self.model, self.strategy_state, version, self.bases
+        )
+        remaining(np.arange(self.devices), self.open.barred, self.rules.needed)
+
+    def _versions(self, newest: int) -> set[int]:
+        """Those of the newest model, and of the models that live leases are on."""
+        leases = self.rounds.leases
+        return {newest, *leases.versions[leases.is_open].tolist()}
+
+    def _carry(self, command: Carry, now: float) -> None:
+        self.journal.append(command)
 
     def _grant(self, command: Grant, now: float) -> None:
         if not command.repeated:
@@ -223,10 +252,13 @@ class Coordinator:
         measures = reduce(Measures.merge, (r.measures for r in accepted), Measures())
         done = self._conclude([r.part for r in accepted], measures, command.failed)
         self.model, self.strategy_state = done.model, done.state
+        version = self.rounds.version + done.changed
+        self.bases[version] = done.model
+        self.bases = {kept: self.bases[kept] for kept in sorted(self._versions(version))}
         published = records.Published(
             round=command.round,
             leases=command.leases[:0] if command.failed else command.leases,
-            version=self.rounds.version + done.changed,
+            version=version,
             digest=records.digest(self.model),
             changed=done.changed,
             total=done.contribution if isinstance(done.contribution, Total) else None,
@@ -235,15 +267,17 @@ class Coordinator:
             measures=measures,
             failed=command.failed,
             drop_out=self.rounds.drop_out.share,
+            bases=tuple(self.bases) if self.rules.asynchronous else (),
+            gated=done.gated,
         )
         self.journal.append(published)
-        self.on_commit(published, self.rounds.devices.size)
+        self.on_commit(published, self.rounds.ordinals)
         return Committed(now, done.changed)
 
     def _conclude(self, parts: Sequence[Part], measures: Measures, failed: bool) -> Conclusion:
         replacement, self._replacement = self._replacement, None
         if replacement is None:
-            return self.open.conclude(parts, measures, failed)
+            return self.open.conclude(parts, measures, failed, self.gate)
         return Conclusion((), replacement, self.strategy_state)
 
 
@@ -259,11 +293,12 @@ def _flaw(update: Update) -> str:
 def _leases(grant: Grant) -> Iterator[Lease]:
     columns = grant.leases.tolist(), grant.devices.tolist(), grant.deadlines.tolist()
     for lease, device, deadline in zip(*columns, strict=True):
-        yield Lease(lease, device, grant.round, grant.version, deadline)
+        yield Lease(lease, device, round_of(lease), grant.version, deadline)
 
 
 _ACTIONS: dict[type[Command], Callable[[Coordinator, Any, float], Event | None]] = {
     Open: Coordinator._open,
+    Carry: Coordinator._carry,
     Grant: Coordinator._grant,
     Fold: Coordinator._fold,
     Commit: Coordinator._commit,

@@ -37,8 +37,8 @@ class CheckIns:
 class Offers:
     """Updates have arrived, in this order: who offers which lease, and from which model.
 
-    An offer that is neither replied to nor folded is a copy of one that is being folded: its
-    device asks again.
+    An offer that is neither replied to nor folded is a copy of one that is being folded, or has
+    come while as many are folded as the round may take (`machine.State.room`): it is offered again.
     """
 
     now: float
@@ -81,7 +81,7 @@ class Abandon:
 
 @dataclass(frozen=True, slots=True)
 class GiveUp:
-    """No update will come on these leases of the open round: nobody need wait for them."""
+    """No update will come on these leases: nobody need wait for them."""
 
     now: float
     leases: Int64
@@ -118,6 +118,17 @@ class Grant:
     devices: Int64
     deadlines: Float64
     repeated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Carry:
+    """These leases of rounds that are over go on: their updates may count in the next one."""
+
+    round: int
+    leases: Int64
+    devices: Int64
+    versions: Int64
+    deadlines: Float64
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,5 +176,5 @@ class Done:
     rounds: int
 
 
-Command = Open | Grant | ComeBack | Reply | Fold | Commit | Done
+Command = Open | Grant | Carry | ComeBack | Reply | Fold | Commit | Done
 Commands = tuple[Command, ...]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedtiny import draws, rng
+from fedtiny.errors import StrategyError
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Int64, UInt32
@@ -20,6 +21,18 @@ def key(run: int, round: int, window: int) -> UInt32:
 def invited(training: Int64, places: Int64, key: UInt32) -> Int64:
     """The devices at these places of the order of all that train."""
     return training[draws.shuffle(places, training.size, key)]
+
+
+def remaining(training: Int64, barred: Int64, needed: int) -> Int64:
+    """The devices that a round may ask. Raises StrategyError if it can never complete with them."""
+    left = training[~np.isin(training, barred)] if barred.size else training
+    if left.size < needed:
+        raise StrategyError(
+            f"{training.size - left.size:,} of the {training.size:,} devices that train are "
+            f"barred, and each round needs updates of {needed:,}; let the strategy bar fewer, or "
+            "for fewer rounds, or add devices"
+        )
+    return left
 
 
 def order(run: int, round: int, window: int, training: Int64) -> Int64:

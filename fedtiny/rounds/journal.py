@@ -3,22 +3,24 @@
 A shell appends records and then commits: nothing that they say may be answered before. While a
 round is open its windows, leases and accepted updates are kept. When it commits they are destroyed,
 and one `Published` stays: who was accepted, what was folded (or, for strategies that need every
-update, what `finish` returned), and the strategy's next state. To go on takes the last model alone;
+update, what `finish` returned), and the strategy's next state. Leases that outlive their round are
+written again with the next one. To go on takes the last model, and those that such leases are on;
 `replay` rebuilds all of them.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 from fedtiny.errors import RunError
 from fedtiny.fold import Total
 from fedtiny.rounds import machine
-from fedtiny.rounds.events import Grant, Open
+from fedtiny.rounds.events import Carry, Grant, Open
 from fedtiny.rounds.measures import Measures
+from fedtiny.rounds.rules import Rules
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import Round, Strategy
 from fedtiny.values import Layout
@@ -47,6 +49,8 @@ class Published:
     ``model`` itself is what came of it: the strategy needs every update, it made the model of what
     was measured, or an operator gave it.
     A journal need not keep a ``model`` that is made by a ``total`` or is that of the round before.
+    ``bases`` are the versions that the work of asynchronous rounds goes on from. ``gated`` tells of
+    a model that was held back; it is for those who watch, no journal keeps it.
     """
 
     round: int
@@ -60,6 +64,8 @@ class Published:
     measures: Measures
     failed: bool
     drop_out: float
+    bases: tuple[int, ...] = ()
+    gated: Mapping[str, float | None] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,8 @@ class Outcome:
     drop_out: float
 
 
-Record = Open | Grant | Accepted | Published
+Pending = Open | Grant | Carry | Accepted
+Record = Pending | Published
 
 
 class Commits(Protocol):
@@ -89,6 +96,10 @@ class Commits(Protocol):
         """The model and the strategy's state after the last of them; None before the first."""
         ...
 
+    def bases(self) -> Mapping[int, Float32]:
+        """The models of the versions that the last of them names as ``bases``."""
+        ...
+
 
 class Journal(Commits, Protocol):
     """Where records go."""
@@ -101,7 +112,7 @@ class Journal(Commits, Protocol):
         """What was appended survives a crash from here on; nothing may be answered before."""
         ...
 
-    def pending(self) -> Iterable[Open | Grant | Accepted]:
+    def pending(self) -> Iterable[Pending]:
         """The records since the last committed round, in order."""
         ...
 
@@ -110,7 +121,7 @@ class MemoryJournal:
     """A Journal that lives as long as the process: for simulations and tests."""
 
     def __init__(self) -> None:
-        self._pending: list[Open | Grant | Accepted] = []
+        self._pending: list[Pending] = []
         self._commits: list[Published] = []
 
     def append(self, record: Record) -> None:
@@ -124,7 +135,7 @@ class MemoryJournal:
     def commit(self) -> None:
         """Nothing to do: a crash takes the memory with it."""
 
-    def pending(self) -> Iterable[Open | Grant | Accepted]:
+    def pending(self) -> Iterable[Pending]:
         """The records since the last committed round, in order."""
         return tuple(self._pending)
 
@@ -144,14 +155,22 @@ class MemoryJournal:
         assert last.model is not None
         return last.model, last.state
 
+    def bases(self) -> Mapping[int, Float32]:
+        """The models of the versions that the last of them names as ``bases``."""
+        wanted = self._commits[-1].bases if self._commits else ()
+        made = {c.version: c.model for c in self._commits if c.model is not None and c.changed}
+        return {version: made[version] for version in wanted if version in made}
 
-def recover(rules: machine.Rules, journal: Journal) -> machine.State:
+
+def recover(rules: Rules, journal: Journal) -> machine.State:
     """The state of the rounds after a crash: what was accepted still is, live leases still live."""
     state = machine.start(rules)
     for outcome in journal.outcomes():
         state = machine.committed(state, outcome.leases, outcome.changed, outcome.drop_out)
     for record in journal.pending():
         match record:
+            case Carry():
+                state = machine.carried(state, record)
             case Open():
                 state = machine.opened(state, record)
             case Grant():

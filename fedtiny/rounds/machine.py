@@ -8,17 +8,21 @@ fewer, another window opens, at most ``max_extensions`` times; then the round ha
 model stays as it is. So no round waits longer than ``2 * deadline_s * (1 + max_extensions)`` from
 its first lease, windows that wait for their first device apart.
 
+In an asynchronous run ``concurrency`` leases are live at any time. They outlive the commit of their
+round and count in whichever is open when their updates come, unless those are more than
+``max_staleness`` versions late. Any ``cohort`` of them complete a round; it has no windows, waits
+for as long as that takes, and counts each device once.
+
 Events carry columns (NumPy arrays), so that a cohort of a thousand costs little more than one.
 The shell obeys three rules. It gives each `Fold` its `Folded` and each `Commit` its `Committed`.
 It journals `Open` and `Grant` before a device hears of them, and what it folded before it says
-`Folded`. After a crash it rebuilds the state with `opened`, `granted`, `accepted` and `committed`,
-and goes on with a `Tick`.
+`Folded`. After a crash it rebuilds the state with `committed`, `carried`, `opened`, `granted` and
+`accepted`, and goes on with a `Tick`.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -31,6 +35,7 @@ from fedtiny.rounds.events import (
     NEVER,
     Abandon,
     Begin,
+    Carry,
     CheckIns,
     ComeBack,
     Commands,
@@ -47,88 +52,21 @@ from fedtiny.rounds.events import (
     Reply,
     Tick,
 )  # fmt: skip
+from fedtiny.rounds.leases import ACCEPTED, ENDED, FOLDING, LIVE, NO_LEASES, REFUSED, Leases, Past
+from fedtiny.rounds.rules import Rules
 from fedtiny.rounds.selection import choose, leases_wanted
 from fedtiny.values import lease_id, ordinal_of, round_of
 
 if TYPE_CHECKING:
-    from fedtiny.tensors import Bools, Float64, Int8, Int64
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What does not change during a run. ``seed`` keys the choice of devices.
-
-    With ``over_selection`` 0 the drop-out is measured, and as many devices are asked as it takes.
-    """
-
-    rounds: int
-    cohort: int
-    deadline_s: float
-    minimum: int
-    over_selection: float = 1.0
-    max_extensions: int = 10
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.minimum <= self.cohort:
-            raise RunError(
-                f"minimum = {self.minimum} updates with a cohort of {self.cohort}: no round could "
-                f"ever complete; choose a minimum from 1 to {self.cohort}"
-            )
-        for name in ("rounds", "max_extensions"):
-            if getattr(self, name) < 0:
-                raise RunError(f"{name} = {getattr(self, name)}; it must be at least 0")
-        if self.over_selection != 0 and not self.over_selection >= 1:
-            raise RunError(
-                f"over_selection = {self.over_selection}; it must be at least 1, or 0: measured"
-            )
-        if not 0 < self.deadline_s < math.inf:
-            raise RunError(f"deadline_s = {self.deadline_s}; a lease needs a positive, finite time")
-
-
-# ---- state -----------------------------------------------------------------------------------
-
-LIVE, FOLDING, ACCEPTED, REFUSED, ENDED = range(5)
-"""What has become of a lease; ENDED is expired, or released because its round is over."""
+    from fedtiny.tensors import Bools, Int8, Int64
 
 _NO_IDS = np.empty(0, np.int64)
-_NO_TIMES = np.empty(0, np.float64)
-_NO_STATUS = np.empty(0, np.int8)
-
-
-class Past:
-    """The accepted leases of every committed round: an append-only value that shares its memory."""
-
-    __slots__ = ("_length", "_rounds")
-
-    def __init__(self, rounds: list[Int64] | None = None) -> None:
-        self._rounds = [] if rounds is None else rounds
-        self._length = len(self._rounds)
-
-    def then(self, leases: Int64) -> Past:
-        """This history and one more round. Only a second continuation costs a copy."""
-        shared = self._rounds
-        if self._length < len(shared):
-            shared = shared[: self._length]
-        shared.append(leases)
-        return Past(shared)
-
-    def __len__(self) -> int:
-        return self._length
-
-    def accepted(self, leases: Int64) -> Bools:
-        """Which of these leases, all of committed rounds, were accepted."""
-        rounds = round_of(leases)
-        were = np.zeros(leases.size, bool)
-        for round in np.unique(rounds):
-            ours = rounds == round
-            were[ours] = np.isin(leases[ours], self._rounds[round])
-        return were
+_MANY = 2**62
 
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands. The columns are the leases of the open round, by ordinal.
+    """Where a run stands: its open round and the ``leases`` that may count in it.
 
     ``given`` leases of the open window, of which ``came`` brought an update that could count.
     ``phase``: "idle" before Begin, "between" rounds, "open", "committing", "done".
@@ -144,22 +82,45 @@ class State:
     came: int = 0
     closes_at: float = NEVER
     accepted: int = 0
-    devices: Int64 = field(default_factory=lambda: _NO_IDS)
-    deadlines: Float64 = field(default_factory=lambda: _NO_TIMES)
-    status: Int8 = field(default_factory=lambda: _NO_STATUS)
+    leases: Leases = NO_LEASES
     past: Past = field(default_factory=Past)
     drop_out: DropOut = field(default_factory=DropOut)
 
     @property
     def demand(self) -> int:
         """How many more leases this window would give."""
-        return self.wanted - self.given if self.phase == "open" else 0
+        if self.phase != "open":
+            return 0
+        if self.rules.asynchronous:
+            return max(0, self.wanted - int(np.count_nonzero(self.leases.is_live)))
+        return self.wanted - self.given
+
+    @property
+    def ordinals(self) -> int:
+        """How many leases the open round has given."""
+        ids = self.leases.ids
+        return int(ordinal_of(ids[-1])) + 1 if ids.size and round_of(ids[-1]) == self.round else 0
+
+    @property
+    def room(self) -> int:
+        """How many offers can be told at once: the next ones may count in the next round."""
+        if not self.rules.asynchronous or self.phase != "open":
+            return _MANY
+        return self._missing
+
+    @property
+    def _missing(self) -> int:
+        """How many updates can still be folded in this round."""
+        folding = int(np.count_nonzero(self.leases.status == FOLDING))
+        return self.rules.cohort - self.accepted - folding
 
     @property
     def wakes_at(self) -> float:
         """When a `Tick` will change something if nothing else happens before."""
-        live = self.deadlines[self.status == LIVE]
-        latest = float(live.max()) if live.size else -NEVER
+        live = self.leases.deadlines[self.leases.is_live]
+        if self.rules.asynchronous:  # each one that ends gives its place to another
+            return float(live.min(initial=NEVER))
+        latest = float(live.max(initial=-NEVER))
         if self.phase == "open" and self.demand:
             latest = max(latest, self.closes_at)
         return latest if latest > -NEVER else NEVER
@@ -192,27 +153,26 @@ def opened(state: State, window: Open) -> State:
         closes_at=NEVER,
         drop_out=state.drop_out.recalled(window.drop_out),
     )
-    return _released(state)
+    return _released(state) if window.window else state
 
 
 def granted(state: State, grant: Grant) -> State:
     """New leases have been given."""
-    fresh = np.full(grant.leases.size, LIVE, np.int8)
-    first_deadline = float(grant.deadlines[0])
+    versions = np.full(grant.leases.size, grant.version)
+    fresh = Leases.live(grant.leases, grant.devices, versions, grant.deadlines)
+    closes_at = min(state.closes_at, float(grant.deadlines[0]))
     return _with(
         state,
         given=state.given + grant.leases.size,
-        closes_at=min(state.closes_at, first_deadline),
-        devices=np.concatenate([state.devices, grant.devices]),
-        deadlines=np.concatenate([state.deadlines, grant.deadlines]),
-        status=np.concatenate([state.status, fresh]),
+        closes_at=NEVER if state.rules.asynchronous else closes_at,
+        leases=state.leases.joined(fresh),
     )
 
 
 def accepted(state: State, leases: Int64) -> State:
     """These leases count."""
     marked = _marked(state, leases, ACCEPTED)
-    count = int(np.count_nonzero(marked.status == ACCEPTED))
+    count = marked.leases.accepted.size
     return _with(marked, accepted=count, came=state.came + leases.size)
 
 
@@ -228,6 +188,12 @@ def committed(state: State, leases: Int64, changed: bool, drop_out: float) -> St
     )
 
 
+def carried(state: State, carry: Carry) -> State:
+    """The round that is to open has these leases of earlier ones."""
+    columns = carry.leases, carry.devices, carry.versions, carry.deadlines
+    return _with(state, leases=Leases.live(*columns))
+
+
 # ---- decisions -------------------------------------------------------------------------------
 
 
@@ -239,19 +205,15 @@ def step(state: State, event: Event) -> tuple[State, Commands]:
     return state, commands + more
 
 
-def accepted_leases(state: State) -> Int64:
-    """The ids of the leases that count in the open round, ascending."""
-    return np.asarray(lease_id(state.round, np.flatnonzero(state.status == ACCEPTED)))
-
-
 def _begun(state: State, event: Begin) -> tuple[State, Commands]:
     if state.phase != "idle":
         raise RunError(f"the run has begun already; it stands at round {state.round:,}")
-    if event.devices < state.rules.minimum:
+    rules = state.rules
+    if event.devices < rules.needed:
+        less = "the cohort" if rules.asynchronous else "minimum"
         raise RunError(
             f"{event.devices:,} devices can run the Program, each round needs updates of "
-            f"{state.rules.minimum:,}; lower minimum, give the Program a larger budget, or add "
-            "devices"
+            f"{rules.needed:,}; lower {less}, give the Program a larger budget, or add devices"
         )
     return _with(state, phase="between"), ()
 
@@ -264,12 +226,9 @@ def _checked_in(state: State, event: CheckIns) -> tuple[State, Commands]:
     if chosen.size < demand and again.size:
         rest = choose(seed, state.round, again, demand - chosen.size)
         chosen = np.concatenate([chosen, rest])
-    commands: Commands = ()
-    if held.size:
-        columns = state.devices[held], state.deadlines[held]
-        commands = (Grant(state.round, state.version, lease_id(state.round, held), *columns, True),)
+    commands: Commands = tuple(_repeated(state, held))
     if chosen.size:
-        ordinals = np.arange(state.devices.size, state.devices.size + chosen.size)
+        ordinals = np.arange(state.ordinals, state.ordinals + chosen.size)
         deadlines = np.full(chosen.size, event.now + state.rules.deadline_s)
         leases = lease_id(state.round, ordinals)
         grant = Grant(state.round, state.version, leases, chosen, deadlines)
@@ -279,21 +238,29 @@ def _checked_in(state: State, event: CheckIns) -> tuple[State, Commands]:
     return state, commands
 
 
+def _repeated(state: State, held: Int64) -> Iterator[Grant]:
+    """These leases once more, each on the model that it was given with."""
+    leases = state.leases.take(held)
+    for version in np.unique(leases.versions).tolist():
+        same = leases.take(leases.versions == version)
+        yield Grant(state.round, version, same.ids, same.devices, same.deadlines, True)
+
+
 def _sorted_out(state: State, devices: Int64) -> tuple[Int64, Int64, Int64]:
-    """Devices without a lease in this round, devices whose lease has ended, ordinals still live.
+    """Devices without a lease in this round, devices whose lease has ended, places of live ones.
 
     Who has delivered, or is delivering, is in none of them.
     """
-    if not state.devices.size:
+    if not state.leases.ids.size:
         return devices, _NO_IDS, _NO_IDS
-    order = np.argsort(state.devices, kind="stable")
-    known = state.devices[order]
+    order = np.argsort(state.leases.devices, kind="stable")
+    known = state.leases.devices[order]
     at = np.searchsorted(known, devices, side="right") - 1
     had_one = known[at] == devices  # at = -1 names the largest, which is not this one
-    ordinals = order[at[had_one]]  # side "right" of a stable order: each device's latest lease
-    status = state.status[ordinals]
+    places = order[at[had_one]]  # side "right" of a stable order: each device's latest lease
+    status = state.leases.status[places]
     ended = (status == REFUSED) | (status == ENDED)
-    return devices[~had_one], devices[had_one][ended], np.unique(ordinals[status == LIVE])
+    return devices[~had_one], devices[had_one][ended], np.unique(places[status == LIVE])
 
 
 def _next_chance(state: State, now: float) -> float:
@@ -312,23 +279,17 @@ _STALE, _UNKNOWN = 5, 6  # the others stand at the status of their lease
 
 def _offered(state: State, event: Offers) -> tuple[State, Commands]:
     answers = _judged(state, event)
-    admitted = np.flatnonzero(answers == LIVE)
-    if admitted.size > 1:
-        first = np.empty(state.status.size, np.int64)
-        ordinals = ordinal_of(event.leases[admitted])
-        first[ordinals[::-1]] = admitted[::-1]  # of several copies the first is written last
-        is_copy = first[ordinals] != admitted
-        answers[admitted[is_copy]] = FOLDING  # that is: silence
-        admitted = admitted[~is_copy]
-    folding = np.count_nonzero(state.status == FOLDING)
-    room = state.rules.cohort - state.accepted - folding
-    admitted, surplus = admitted[:room], admitted[room:]
+    admitted = _first_copies(state, event, answers)
+    admitted, surplus = admitted[: state._missing], admitted[state._missing :]
     if state.drop_out.given:
         late = event.leases[answers == ENDED]
         state = _with(state, drop_out=state.drop_out.late(late))
-    answers[surplus] = ENDED
-    state = _marked(state, event.leases[surplus], ENDED)
-    state = _with(state, came=state.came + surplus.size)
+    if state.rules.asynchronous:
+        answers[surplus] = FOLDING  # that is: silence
+    else:
+        answers[surplus] = ENDED
+        state = _marked(state, event.leases[surplus], ENDED)
+        state = _with(state, came=state.came + surplus.size)
     state = _marked(state, event.leases[answers == _STALE], REFUSED)
     commands = _replies(event.leases, answers)
     if admitted.size:
@@ -338,6 +299,19 @@ def _offered(state: State, event: Offers) -> tuple[State, Commands]:
     return state, commands
 
 
+def _first_copies(state: State, event: Offers, answers: Int8) -> Int64:
+    """The offers that can be folded; copies among them are answered with silence."""
+    admitted = np.flatnonzero(answers == LIVE)
+    if admitted.size < 2:
+        return admitted
+    first = np.empty(state.leases.ids.size, np.int64)
+    places = state.leases.places(event.leases[admitted])
+    first[places[::-1]] = admitted[::-1]  # of several copies the first is written last
+    is_copy = first[places] != admitted
+    answers[admitted[is_copy]] = FOLDING
+    return np.asarray(admitted[~is_copy])
+
+
 def _judged(state: State, event: Offers) -> Int8:
     """An index of `_ANSWERS` for each offer.
 
@@ -345,16 +319,17 @@ def _judged(state: State, event: Offers) -> Int8:
     drop-out watches alone. A stranger who offers an older lease learns what became of it.
     """
     answers = np.full(event.leases.size, _UNKNOWN, np.int8)
-    rounds, ordinals = round_of(event.leases), ordinal_of(event.leases)
-    now = np.flatnonzero((rounds == state.round) & (ordinals < state.devices.size))
-    at = ordinals[now]
-    status = state.status[at]
-    stale = (status == LIVE) & (event.versions[now] != state.version)
-    status = np.where(stale, np.int8(_STALE), status)
-    answers[now] = np.where(state.devices[at] == event.devices[now], status, np.int8(_UNKNOWN))
-    past = np.flatnonzero((rounds >= 0) & (rounds < len(state.past)))
+    places, rounds = state.leases.places(event.leases), round_of(event.leases)
+    now = np.flatnonzero(places >= 0)
+    held = state.leases.take(places[now])
+    too_late = state.version - held.versions > state.rules.max_staleness
+    stale = held.is_live & (too_late | (event.versions[now] != held.versions))
+    status = np.where(stale, np.int8(_STALE), held.status)
+    answers[now] = np.where(held.devices == event.devices[now], status, np.int8(_UNKNOWN))
+    past = np.flatnonzero((places < 0) & (rounds >= 0) & (rounds < len(state.past)))
     if past.size:
-        answers[past] = np.where(state.past.accepted(event.leases[past]), ACCEPTED, ENDED)
+        counted = state.past.accepted(event.leases[past], state.rules.asynchronous)
+        answers[past] = np.where(counted, ACCEPTED, ENDED)
         answers[state.drop_out.strangers(event.leases, event.devices)] = _UNKNOWN
     return answers
 
@@ -381,36 +356,39 @@ def _folded(state: State, event: Folded) -> tuple[State, Commands]:
 
 def _check_folded(state: State, event: Folded) -> None:
     leases = np.concatenate([event.leases, event.refused])
-    ordinals = leases - lease_id(state.round, 0)
-    known = ((ordinals >= 0) & (ordinals < state.status.size)).all()
-    folding = known and (state.status[ordinals] == FOLDING).all()
+    places = state.leases.places(leases)
+    folding = (places >= 0).all() and (state.leases.status[places] == FOLDING).all()
     if not folding or len(event.reasons) != event.refused.size:
         raise RunError(
             f"Folded names the leases {leases[:5]} (of {leases.size:,}) and gives "
             f"{len(event.reasons):,} reasons for {event.refused.size:,} refusals; in round "
-            f"{state.round:,} {np.count_nonzero(state.status == FOLDING):,} are being folded"
+            f"{state.round:,} {np.count_nonzero(state.leases.status == FOLDING):,} are being folded"
         )
 
 
 def _committed(state: State, event: Committed) -> tuple[State, Commands]:
     if state.phase != "committing":
         raise RunError(f"round {state.round:,} is {state.phase}: there is nothing to commit")
-    leases = _NO_IDS if _too_few(state) else accepted_leases(state)
-    return committed(state, leases, event.changed, state.drop_out.share), ()
+    counted = _NO_IDS if _too_few(state) else state.leases.accepted
+    going_on = state.leases.take(state.leases.is_live)
+    state = committed(state, counted, event.changed, state.drop_out.share)
+    if not going_on.ids.size:
+        return state, ()
+    columns = going_on.ids, going_on.devices, going_on.versions, going_on.deadlines
+    carry = Carry(state.round, *columns)
+    return carried(state, carry), (carry,)
 
 
 def _given_up(state: State, event: GiveUp) -> tuple[State, Commands]:
-    mine = event.leases[round_of(event.leases) == state.round]
-    mine = mine[ordinal_of(mine) < state.status.size]
-    live = mine[state.status[ordinal_of(mine)] == LIVE]
-    return _marked(state, live, ENDED), ()
+    which = state.leases.is_live & np.isin(state.leases.ids, event.leases)
+    return _ended(state, which), ()
 
 
 def _abandoned(state: State, event: Abandon) -> tuple[State, Commands]:
     if state.phase not in ("open", "done"):
         raise RunError(f"round {state.round:,} is {state.phase}: it cannot be abandoned")
-    ended = np.full_like(state.status, ENDED)
-    state = _with(state, phase="committing", status=ended, accepted=0)
+    ended = state.leases.ended(np.full(state.leases.ids.size, True))
+    state = _with(state, phase="committing", leases=ended, accepted=0)
     return state, (Commit(state.round, _NO_IDS, failed=True),)
 
 
@@ -441,17 +419,20 @@ def _settled(state: State, now: float) -> tuple[State, Commands]:
         return state, ()
     if state.accepted < rules.cohort and not _window_is_over(state, now):
         return state, ()
-    state = _learned(state, now)
-    if _too_few(state) and state.window < rules.max_extensions:
-        return _open(state, state.window + 1)
-    state = _with(_released(state), phase="committing")
-    return state, (Commit(state.round, accepted_leases(state), _too_few(state)),)
+    if not rules.asynchronous:
+        state = _learned(state, now)
+        if _too_few(state) and state.window < rules.max_extensions:
+            return _open(state, state.window + 1)
+    if not rules.asynchronous or state.round == rules.rounds - 1:
+        state = _released(state)
+    state = _with(state, phase="committing")
+    return state, (Commit(state.round, state.leases.accepted, _too_few(state)),)
 
 
 def _window_is_over(state: State, now: float) -> bool:
-    if state.demand and now < state.closes_at:
+    if state.rules.asynchronous or (state.demand and now < state.closes_at):
         return False
-    return not (state.status <= FOLDING).any()
+    return not state.leases.is_open.any()
 
 
 def _too_few(state: State) -> bool:
@@ -459,43 +440,37 @@ def _too_few(state: State) -> bool:
 
 
 def _open(state: State, window: int) -> tuple[State, Commands]:
-    cohort = state.rules.cohort
-    missing, share = cohort - state.accepted, state.drop_out.share
-    wanted = leases_wanted(missing, cohort, state.rules.over_selection, share)
+    rules, share = state.rules, state.drop_out.share
+    missing, cohort = rules.cohort - state.accepted, rules.cohort
+    wanted = rules.concurrency or leases_wanted(missing, cohort, rules.over_selection, share)
     command = Open(state.round, window, wanted, share)
     return opened(state, command), (command,)
 
 
 def _learned(state: State, now: float) -> State:
     """The window closes: what has come of its leases tells how many drop out."""
-    begins = state.devices.size - state.given
-    out = state.status[begins:] == LIVE
-    until = float(state.deadlines[begins:].max(initial=now, where=out))
-    drop_out = state.drop_out.closed(
-        lease_id(state.round, begins), state.devices[begins:], out, state.came, until, now
-    )
+    begins = state.ordinals - state.given
+    window = state.leases.take(np.arange(begins, state.ordinals))
+    out = window.is_live
+    until = float(window.deadlines.max(initial=now, where=out))
+    first = lease_id(state.round, begins)
+    drop_out = state.drop_out.closed(first, window.devices, out, state.came, until, now)
     return _with(state, drop_out=drop_out)
 
 
 def _marked(state: State, leases: Int64, status: int) -> State:
-    if not leases.size:
-        return state
-    column = state.status.copy()
-    column[ordinal_of(leases)] = status
-    return _with(state, status=column)
+    return _with(state, leases=state.leases.marked(leases, status)) if leases.size else state
 
 
 def _expired(state: State, now: float) -> State:
     if state.drop_out.until <= now:
         state = _with(state, drop_out=state.drop_out.at(now))
-    return _ended(state, (state.status == LIVE) & (state.deadlines <= now))
+    return _ended(state, state.leases.is_live & (state.leases.deadlines <= now))
 
 
 def _released(state: State) -> State:
-    return _ended(state, state.status == LIVE)
+    return _ended(state, state.leases.is_live)
 
 
 def _ended(state: State, which: Bools) -> State:
-    if not which.any():
-        return state
-    return _with(state, status=np.where(which, np.int8(ENDED), state.status))
+    return _with(state, leases=state.leases.ended(which)) if which.any() else state

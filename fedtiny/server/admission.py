@@ -10,7 +10,11 @@ import numpy as np
 
 from fedtiny.experiment.asking import measured
 from fedtiny.tensors import raw
-from fedtiny.values import TRAIN, VOTES, Instruction, Layout, Ranges, Update
+from fedtiny.transforms.quantisers import FORMS
+from fedtiny.transforms.sparsifiers import PLACE_BYTES, count_of, shared_mask
+from fedtiny.transforms.table import QUANTISES, SPARSIFIES, find
+from fedtiny.values import TRAIN, VOTES, Instruction, Layout, Ranges, Update, length
+from fedtiny.wire.codec import mask_name
 
 if TYPE_CHECKING:
     from fedtiny.engine.program import Program
@@ -24,13 +28,14 @@ _COUNTS = ("count", "steps", "correct")
 @dataclass(frozen=True, slots=True)
 class Expected:
     """What a Program sends back when it is asked that: these coordinates, or some of them, under
-    this mask, and these measures."""
+    this mask, and these measures. ``seed``: that of the run, for the masks that all draw alike."""
 
     asked: Instruction
     layout: Layout
     ranges: Ranges
     measures: tuple[str, ...]
     mask: Mask | None
+    seed: int
 
     @classmethod
     def of(
@@ -39,13 +44,14 @@ class Expected:
         programs: Iterable[Program],
         layout: Layout,
         mask: Callable[[bytes], Mask],
+        seed: int,
     ) -> tuple[Expected, ...]:
         """What any of the Programs may send, each once; ``mask`` reads the blob of one."""
         each = []
         for program in programs:
             own = asked.of(program.density)
             ranges, read = _ranges(program, own, layout), mask(own.mask) if own.mask else None
-            each.append(cls(own, layout, ranges, measured(program, own), read))
+            each.append(cls(own, layout, ranges, measured(program, own), read, seed))
         return tuple(dict.fromkeys(each))
 
     def flaw(self, update: Update) -> str:
@@ -53,19 +59,21 @@ class Expected:
         if self.asked.grow and self.asked.sends_gradient:
             told = self._flaw_of_places(update)
         else:
-            told = self._flaw_of_ranges(update) or self._flaw_of_mask(update)
+            told = self._flaw_of_ranges(update) or self._flaw_of_count(update)
+            told = told or self._flaw_of_mask(update)
+        told = told or self._flaw_of_form(update)
         return told or flaw_of_measures(update.measures, self.measures)
 
     def _flaw_of_ranges(self, update: Update) -> str:
-        if update.places is not None:
-            return "places: it has values of some places; those of all coordinates are asked for"
-        if _within(update.ranges, self.ranges):
+        # A device may train a part of the model, but a part of a statistic or a sum is none.
+        trains = self.asked.kind == TRAIN
+        if update.ranges == self.ranges or (trains and _within(update.ranges, self.ranges)):
             return ""
         told = _told(self.ranges)
         return f"ranges: it has values for {_told(update.ranges)}, those asked for are {told}"
 
     def _flaw_of_mask(self, update: Update) -> str:
-        own, given = update.mask, self.mask
+        own, given = update.mask, self._mask_of(update)
         if own == given:
             return ""
         if own is None or given is None or not self.asked.grow:
@@ -79,6 +87,29 @@ class Expected:
             if found != due and (parameter.name not in named or found > due):
                 return f"mask: {parameter.name} has {found:,} live values; {due:,} are due"
         return ""
+
+    def _mask_of(self, update: Update) -> Mask | None:
+        """The mask that was given, or that all draw alike in the round of its lease."""
+        drawn = shared_masks(self.asked, self.seed, [update.round], self.layout.size)
+        return next(iter(drawn.values()), self.mask)
+
+    def _flaw_of_count(self, update: Update) -> str:
+        """Of what it trained, everything is asked for, or the largest values."""
+        ranges, mask = update.coverage
+        trained = length(ranges) if mask is None else mask.length(ranges)
+        step = find(self.asked.transforms, SPARSIFIES)
+        due = count_of(step.figure, trained) if step and step.name == "topk" else trained
+        if update.places is None:
+            return "" if due == trained else f"places: it has none; {due:,} are asked for"
+        found = len(update.places) // PLACE_BYTES
+        if due == trained:
+            return "places: it has values of some places; those of all coordinates are asked for"
+        return "" if found == due else f"places: it has {found:,}; {due:,} are asked for"
+
+    def _flaw_of_form(self, update: Update) -> str:
+        step, small = find(self.asked.transforms, QUANTISES), update.quantised
+        due, found = FORMS[step.name] if step else "float32", small.form if small else "float32"
+        return "" if found == due else f"values: they are {found}; {due} is asked for"
 
     def _flaw_of_places(self, update: Update) -> str:
         if update.places is None:
@@ -104,6 +135,17 @@ class Expected:
         return f"places: {left:,} are of parameters that are not to grow" if left else ""
 
 
+def shared_masks(
+    asked: Instruction, seed: int, rounds: Iterable[int], size: int
+) -> dict[bytes, Mask]:
+    """The masks that all devices draw alike in these rounds, by their `mask_name`."""
+    step = find(asked.transforms, SPARSIFIES)
+    if step is None or step.name != "randomk":
+        return {}
+    masks = (shared_mask(seed, round, size, step.figure) for round in rounds)
+    return {mask_name(mask.blob): mask for mask in masks}
+
+
 def flaw_of(update: Update, expected: Sequence[Expected]) -> str:
     """Why none of the Programs sends this; empty if one does."""
     flaws = [each.flaw(update) for each in expected]
@@ -111,8 +153,8 @@ def flaw_of(update: Update, expected: Sequence[Expected]) -> str:
 
 
 def _ranges(program: Program, asked: Instruction, layout: Layout) -> Ranges:
-    if asked.pools:
-        return ((0, len(asked.candidates) * layout.statistics_floats),)
+    if asked.pools or asked.sums:
+        return ((0, asked.floats(layout)),)
     return program.sent_ranges(asked) if asked.kind == TRAIN else ()
 
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fedtiny import rng
 from fedtiny.errors import ExperimentError, FedtinyError, IdentityError, RunError, StrategyError
+from fedtiny.experiment import rules
 from fedtiny.experiment.workload import Workload
 from fedtiny.rounds.events import NEVER
 from fedtiny.server import crash_points
@@ -97,6 +98,8 @@ class Conductor:
         self._folders: dict[str, Folder] = {}
         self._broken = False  # whether memory may know what the database does not
         self._works = [Workload.of(experiment) for experiment in self.experiments]
+        for work in self._works:
+            rules.check(work, deployed=True)
         self._open_runs(self.new_run)
         self.database.commit()
         self._keep_folders()

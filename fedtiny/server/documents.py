@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fedtiny.errors import ExperimentError, did_you_mean
-from fedtiny.rounds.machine import FOLDING
 from fedtiny.version import __version__
 
 if TYPE_CHECKING:
@@ -126,7 +125,7 @@ def counted(number: int, what: str) -> str:
 
 def _live(hosted: Hosted) -> int:
     """Leases on which an update may still come."""
-    return int((hosted.coordinator.rounds.status <= FOLDING).sum())
+    return int(hosted.coordinator.rounds.leases.is_open.sum())
 
 
 def _left_s(hosted: Hosted, now: float) -> float | None:
@@ -160,10 +159,7 @@ def _waiting(conductor: Conductor) -> set[int]:
 def working(conductor: Conductor) -> dict[int, str]:
     """Devices with a live lease, and the run in which they have it."""
     return {
-        int(device): hosted.name
-        for hosted in conductor.hosted.values()
-        for rounds in (hosted.coordinator.rounds,)
-        for device in rounds.devices[rounds.status <= FOLDING]
+        device: hosted.name for hosted in conductor.hosted.values() for device in hosted.holds()
     }
 
 

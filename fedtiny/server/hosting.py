@@ -24,10 +24,9 @@ from fedtiny.rounds.coordinator import Coordinator
 from fedtiny.rounds.invitation import order
 from fedtiny.rounds.journal import replay
 from fedtiny.rounds.ledger import Figures, Ledger
-from fedtiny.rounds.machine import FOLDING
 from fedtiny.rounds.pacing import Pace
 from fedtiny.runs import differences
-from fedtiny.server.admission import Expected, flaw_of
+from fedtiny.server.admission import Expected, flaw_of, shared_masks
 from fedtiny.server.models import Models
 from fedtiny.server.sittings import Sittings
 from fedtiny.server.sqlite_journal import SqliteJournal, discard
@@ -37,14 +36,13 @@ from fedtiny.tensors import FLOAT_BYTES
 from fedtiny.values import (
     INVALID,
     LATE,
+    STALE,
     UNKNOWN,
     DeviceCard,
     Instruction,
     Lease,
     Receipt,
     Update,
-    lease_id,
-    ordinal_of,
     round_of,
 )
 from fedtiny.wire import codec, visit
@@ -135,10 +133,11 @@ class Hosted:
         hosted.coordinator = Coordinator(
             work.rules(identity.seed), work.strategy, work.layout, models.initial(),
             SqliteJournal(database, identity.run, keys), _training(work).size, now,
-            hosted._committed,
+            hosted._committed, work.gate,
         )  # fmt: skip
         rounds = hosted.coordinator.rounds
-        models.hold(rounds.version, hosted.coordinator.model)
+        for version, model in hosted.coordinator.bases.items():
+            models.hold(version, model)
         hosted._close_rounds()
         hosted.pace = hosted.pace.next(now)
         hosted.sittings.resume(now)
@@ -175,8 +174,8 @@ class Hosted:
 
     @property
     def working(self) -> int:
-        """How many leases of the open round may still bring an update."""
-        return int((self.coordinator.rounds.status <= FOLDING).sum())
+        """How many leases may still bring an update."""
+        return int(self.coordinator.rounds.leases.is_open.sum())
 
     @property
     def due(self) -> codec.Due:
@@ -187,6 +186,11 @@ class Hosted:
             return codec.Due(layout.size, most_bytes)
         size, asked = self.coordinator.open.size, self.coordinator.open.instruction
         most_bytes = max(most_bytes, FLOAT_BYTES * size + _BYTES_A_RANGE)
+        if asked.transforms:
+            most_bytes += 2 * layout.size  # a place takes a byte, and another one if it is far
+            asking = np.unique(round_of(rounds.leases.ids)).tolist()
+            drawn = shared_masks(asked, self.identity.seed, asking, layout.size)
+            return codec.Due(size, most_bytes, {**self.models.masks(asked.masks), **drawn})
         if not asked.grow:
             return codec.Due(size, most_bytes, self.models.masks(asked.masks))
         most_bytes += layout.size // 8 + _BYTES_A_PLACE * sum(most for _, most in asked.grow)
@@ -196,7 +200,10 @@ class Hosted:
     def occasion(self) -> tuple[int, ...]:
         """What there is work for; when it changes, those who wait may have a chance."""
         rounds = self.coordinator.rounds
-        return rounds.round, rounds.window, *(sitting.number for sitting in self.sittings.open)
+        freed = 0  # places that one device has left to another
+        if rounds.rules.asynchronous:
+            freed = rounds.leases.ids.size - self.working
+        return rounds.round, rounds.window, freed, *(s.number for s in self.sittings.open)
 
     # ---- its history
 
@@ -261,14 +268,28 @@ class Hosted:
         return self._work(*given, now)
 
     def _welcome(self, devices: Sequence[int]) -> Sequence[int]:
-        """All of them; in a seeded run those that a simulated one would ask, and who hold leases.
+        """Those that may get work, and who holds a lease.
 
-        So a seeded run makes the same model, simulated or real.
+        None that is barred; in a seeded run those that a simulated one would ask, so that it makes
+        the same model. Asynchronous rounds depend on who is faster: they ask whoever comes.
         """
-        if not self.work.experiment.seeded:
-            return devices
-        known = {*self._invited(), *self.coordinator.rounds.devices.tolist()}
+        known = {*self.coordinator.rounds.leases.devices.tolist()}
+        if self._is_planned:
+            known |= {*self._invited()}
+        else:
+            known |= {*devices} - {*self._barred()}
         return [device for device in devices if device in known]
+
+    @property
+    def _is_planned(self) -> bool:
+        """Whether it is known who is to be asked."""
+        return self.work.experiment.seeded and not self.coordinator.rules.asynchronous
+
+    def _barred(self) -> list[int]:
+        """Whom the strategy wants nothing of in the open round."""
+        if self.coordinator.rounds.phase != "open":
+            return []
+        return [int(device) for device in self.coordinator.open.barred]
 
     def _invited(self) -> list[int]:
         """Whom a simulated run would ask in this window, without those who are shut out."""
@@ -280,21 +301,22 @@ class Hosted:
     def _invitation(self) -> list[int]:
         rounds = self.coordinator.rounds
         drawn = order(self.identity.seed, rounds.round, rounds.window, _training(self.work))
-        earlier = rounds.devices[: rounds.devices.size - rounds.given]
-        fresh = (d for d in drawn[~np.isin(drawn, earlier)].tolist() if not self.is_shut_out(d))
+        earlier = rounds.leases.devices[: rounds.leases.ids.size - rounds.given]
+        left = drawn[~np.isin(drawn, [*earlier.tolist(), *self._barred()])]
+        fresh = (d for d in left.tolist() if not self.is_shut_out(d))
         return list(islice(fresh, rounds.wanted))
 
     @property
     def missing(self) -> list[int]:
         """Devices that a seeded run waits for: asked in this window, and not come yet."""
-        if not self.work.experiment.seeded or not self.demand:
+        if not self._is_planned or not self.demand:
             return []
-        return sorted({*self._invited()} - {*self.coordinator.rounds.devices.tolist()})
+        return sorted({*self._invited()} - {*self.coordinator.rounds.leases.devices.tolist()})
 
     def holds(self) -> set[int]:
         """The devices with a lease on which an update may still come."""
-        rounds = self.coordinator.rounds
-        return {*rounds.devices[rounds.status <= FOLDING].tolist()}
+        leases = self.coordinator.rounds.leases
+        return {*leases.devices[leases.is_open].tolist()}
 
     def _work(
         self, lease: Lease, instruction: Instruction, program: Program | None, now: float
@@ -338,17 +360,16 @@ class Hosted:
         """Whether the lease is the device's, or of a round that is over."""
         if self.sittings.knows(lease):
             return lease & 0xFFFFFFFF == device
-        rounds, at = self.coordinator.rounds, ordinal_of(lease)
-        if round_of(lease) != rounds.round or at >= rounds.devices.size:
-            return True
-        return int(rounds.devices[at]) == device
+        leases = self.coordinator.rounds.leases
+        (at,) = leases.places(np.array([lease])).tolist()
+        return at < 0 or int(leases.devices[at]) == device
 
     def _flaw(self, offer: Offered) -> str:
         """Why it cannot be folded, as far as that shows without its values."""
-        update, version = offer.update, self.coordinator.rounds.version
+        update, version = offer.update, offer.update.version
         if offer.flaw:
             return offer.flaw
-        if update.version != version:  # stale, which the rounds know
+        if version not in self.coordinator.bases:  # stale, which the rounds know
             return ""
         asked = self.coordinator.open.instruction
         if not self.models.is_version(version, offer.base, asked.masks):
@@ -359,7 +380,8 @@ class Hosted:
         if self._expects[0] != asked:
             programs = filter(None, (p.program for p in self.models.training.profiles))
             layout, mask = self.work.layout, self.models.mask
-            self._expects = asked, Expected.of(asked, programs, layout, mask)
+            seed = self.identity.seed
+            self._expects = asked, Expected.of(asked, programs, layout, mask, seed)
         return self._expects[1]
 
     def _count(self, offers: Sequence[Offered], receipts: Sequence[Receipt]) -> None:
@@ -368,7 +390,7 @@ class Hosted:
             spent.bytes_up += offer.bytes_up
             spent.bytes_down += offer.bytes_down
         for receipt in receipts:
-            spent.late += receipt.status == LATE
+            spent.late += receipt.status in (LATE, STALE)
             spent.bytes_down += visit.receipt_bytes(receipt)
             if receipt.status == INVALID:
                 self.ledger.refuse([receipt.detail])
@@ -395,10 +417,10 @@ class Hosted:
     def shut_out(self, now: float, device: int) -> None:
         """Nobody waits for a device that was revoked, and another is asked in its place."""
         self._asked = (-1, -1), []
-        rounds = self.coordinator.rounds
-        mine = np.flatnonzero((rounds.devices == device) & (rounds.status <= FOLDING))
+        leases = self.coordinator.rounds.leases
+        mine = leases.ids[leases.is_open & (leases.devices == device)]
         with self._telling(now):
-            self.coordinator.give_up(now, [lease_id(rounds.round, at) for at in mine.tolist()])
+            self.coordinator.give_up(now, mine.tolist())
 
     def rollback(self, now: float, version: int) -> None:
         """Publish an older model as the newest; the open round is given up."""
@@ -449,6 +471,7 @@ class Hosted:
                 "kind": "round", "round": published.round, "time_s": self.now,
                 "version": published.version, **self.ledger.close(published.failed),
             }  # fmt: skip
+            row |= {"gated": published.gated} if published.gated else {}
             self.rows.append(row | _figures(published) | self._telemetry(published))
             self._publish(published)
 
@@ -472,7 +495,7 @@ class Hosted:
         self.rows += self.sittings.begin_due(
             published.round + 1, published.version, self._masks_of(published.state), self.now
         )
-        self.models.forget(published.version, self.sittings.versions)
+        self.models.forget(published.version, self.sittings.versions | {*published.bases})
 
 
 def _training(work: Workload) -> Int64:

@@ -200,14 +200,15 @@ class Models:
         self.blobs.update(blobs)
         self._lent.update(blobs)
 
-    def forget(self, newest: int, judged: Collection[int]) -> None:
+    def forget(self, newest: int, used: Collection[int]) -> None:
         """Let go of the versions that nobody needs, and of what the round that ended has lent.
 
-        A few older ones stay: who has one of them may fetch the difference alone.
+        Those that are ``used`` stay, and a few older ones: who has one of them may fetch the
+        difference alone.
         """
         size = self._work.layout.nbytes
         older = range(newest - min(_OLDER, _OLDER_BYTES // size), newest + 1)
-        kept = {k: m for k, m in self._manifests.items() if k[0] in older or k[0] in judged}
+        kept = {k: m for k, m in self._manifests.items() if k[0] in older or k[0] in used}
         dropped = {m.digest for m in self._manifests.values()} | self._lent
         for digest in dropped - {m.digest for m in kept.values()}:
             self.blobs.pop(digest, None)

@@ -25,8 +25,8 @@ import numpy as np
 from fedtiny.errors import DataError, RunError
 from fedtiny.fold import FoldRule, Total
 from fedtiny.masks import Mask
-from fedtiny.rounds.events import Grant, Open
-from fedtiny.rounds.journal import Accepted
+from fedtiny.rounds.events import Carry, Grant, Open
+from fedtiny.rounds.journal import Accepted, Pending
 from fedtiny.rounds.measures import Measures
 from fedtiny.tensors import raw
 from fedtiny.values import Ranges, Update
@@ -40,7 +40,6 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[Any]
 
-Pending = Open | Grant | Accepted
 Body = bytes | memoryview
 
 _LENGTH_BYTES = 4
@@ -123,6 +122,11 @@ def _read_grant(head: Mapping[str, Any], arrays: Sequence[Array]) -> Grant:
     return Grant(head["round"], head["version"], leases, devices, deadlines, head["repeated"])
 
 
+def _write_carry(carry: Carry) -> bytes:
+    columns = carry.leases, carry.devices, carry.versions, carry.deadlines
+    return pack({"round": carry.round}, columns)
+
+
 def _write_accepted(record: Accepted) -> bytes:
     part, arrays = _write_part(record.part)
     head = {"round": record.round, "part": part, "measures": measures_to_json(record.measures)}
@@ -134,15 +138,19 @@ def _read_accepted(head: Mapping[str, Any], arrays: Sequence[Array]) -> Accepted
     return Accepted(head["round"], arrays[0], part, measures_from_json(head["measures"]))
 
 
-_KINDS: Mapping[type[Pending], str] = {Open: "open", Grant: "grant", Accepted: "accepted"}
+_KINDS: Mapping[type[Pending], str] = {
+    Open: "open", Grant: "grant", Carry: "carry", Accepted: "accepted",
+}  # fmt: skip
 _WRITERS: Mapping[str, Callable[[Any], bytes]] = {
     "open": lambda window: pack(asdict(window), []),
     "grant": _write_grant,
+    "carry": _write_carry,
     "accepted": _write_accepted,
 }
 _READERS: Mapping[str, Callable[[Mapping[str, Any], Sequence[Array]], Pending]] = {
     "open": lambda head, arrays: Open(**head),
     "grant": _read_grant,
+    "carry": lambda head, arrays: Carry(head["round"], *arrays),
     "accepted": _read_accepted,
 }
 

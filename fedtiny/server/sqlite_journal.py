@@ -3,13 +3,14 @@
 What is pending lies in one table, each accepted update sealed under the key of its round. Every
 accepted lease is also a row whose key is unique, for all time: to count one twice is impossible.
 A commit moves the round into three tables: who counted (``commits``), what makes the model again
-(``contributions``), and the last model (``latest``). To go on reads no contribution.
+(``contributions``), and the last model (``latest``). To go on reads no contribution: the models
+that asynchronous work started from are kept as well (``bases``), while leases on them live.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from sqlite3 import Connection
 from typing import TYPE_CHECKING
@@ -19,11 +20,9 @@ import numpy as np
 from fedtiny.errors import RunError
 from fedtiny.rounds.journal import Accepted, Outcome, Published
 from fedtiny.server import crash_points, records
-from fedtiny.values import lease_id
 
 if TYPE_CHECKING:
-    from fedtiny.rounds.journal import Record
-    from fedtiny.server.records import Pending
+    from fedtiny.rounds.journal import Pending, Record
     from fedtiny.server.sealing import RoundKeys
     from fedtiny.server.storage import Database
     from fedtiny.strategies.base import State
@@ -70,6 +69,13 @@ class SqliteCommits:
         with records.checking("the last committed round"):
             return (_float32(row[0]), records.read_state(row[1])) if row else None
 
+    def bases(self) -> Mapping[int, Float32]:
+        """The models of the versions that the last of them names as ``bases``."""
+        rows = self._connection.execute(
+            "SELECT version, model FROM bases WHERE run = ?", (self._run,)
+        )
+        return {version: _float32(model) for version, model in rows}
+
 
 class SqliteJournal(SqliteCommits):
     """A Journal that survives. It keeps nothing in memory: after a rollback it is as it was."""
@@ -106,8 +112,8 @@ class SqliteJournal(SqliteCommits):
         if isinstance(record, Accepted):
             body = self._keys.seal(self._run, record.round, seq, body)
             self._connection.executemany(
-                "INSERT INTO accepted (run, lease) VALUES (?, ?)",
-                [(self._run, lease) for lease in record.leases.tolist()],
+                "INSERT INTO accepted (run, lease, round) VALUES (?, ?, ?)",
+                [(self._run, lease, record.round) for lease in record.leases.tolist()],
             )
         self._connection.execute(
             "INSERT INTO pending (run, seq, kind, body) VALUES (?, ?, ?, ?)",
@@ -133,6 +139,7 @@ class SqliteJournal(SqliteCommits):
         if done.changed:
             self._contribute(seq, done)
         self._keep_model(done)
+        self._keep_bases(done)
         self._connection.execute("DELETE FROM pending WHERE run = ?", (self._run,))
         crash_points.reach("publish.after")
         self._database.afterwards(self._shred)
@@ -149,6 +156,17 @@ class SqliteJournal(SqliteCommits):
             f"INSERT OR {conflict} INTO latest (run, model) VALUES (?, ?)",
             (self._run, _bytes(done.model)),
         )
+
+    def _keep_bases(self, done: Published) -> None:
+        """Of asynchronous rounds: the others go."""
+        if not done.bases:
+            return
+        kept = ", ".join(map(str, done.bases))
+        self._connection.execute(
+            f"DELETE FROM bases WHERE run = ? AND version NOT IN ({kept})", (self._run,)
+        )
+        if done.changed:
+            self._insert("bases", run=self._run, version=done.version, model=_bytes(done.model))
 
     def _insert(self, table: str, **columns: object) -> None:
         names, places = ", ".join(columns), ", ".join("?" * len(columns))
@@ -186,9 +204,7 @@ def discard(database: Database, run: bytes, keys: RoundKeys) -> None:
             "SELECT count(*) FROM commits WHERE run = ?", (run,)
         ).fetchone()
         connection.execute("DELETE FROM pending WHERE run = ?", (run,))
-        connection.execute(
-            "DELETE FROM accepted WHERE run = ? AND lease >= ?", (run, lease_id(round, 0))
-        )
+        connection.execute("DELETE FROM accepted WHERE run = ? AND round >= ?", (run, round))
     database.afterwards(lambda: keys.shred_all(run))
 
 

@@ -60,7 +60,13 @@ CREATE TABLE evaluations (
 CREATE TABLE facts (key TEXT PRIMARY KEY, value);
 """
 
-MIGRATIONS = (_TABLES,)
+_ASYNCHRONOUS = """
+ALTER TABLE accepted ADD COLUMN round INTEGER;
+UPDATE accepted SET round = lease >> 32;
+CREATE TABLE bases (run BLOB, version INTEGER, model BLOB, PRIMARY KEY (run, version));
+"""
+
+MIGRATIONS = (_TABLES, _ASYNCHRONOUS)
 """What makes a database of version n + 1 of one of version n."""
 
 

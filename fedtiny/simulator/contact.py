@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from fedtiny.simulator.traces import Availability
     from fedtiny.tensors import Bools, Int64
 
+_NOBODY: Int64 = np.empty(0, np.int64)
+
 
 class Contact:
     """The queue of one window of a round: a permutation of the devices that may train.
@@ -31,14 +33,17 @@ class Contact:
         self._run, self._training = run, training
         self._sessions, self._reach = sessions, reach
         self._served = np.zeros(devices, bool)
+        self._barred = np.zeros(devices, bool)
         self._key = np.zeros(4, np.uint32)
         self._next = 0
         self._share = 1.0  # of those last asked who were ready: how far to look at once
 
-    def open(self, round: int, window: int) -> None:
-        """A window opens: a new order."""
+    def open(self, round: int, window: int, barred: Int64 = _NOBODY) -> None:
+        """A window opens: a new order, without those who are barred from its round."""
         if window == 0:
             self._served[:] = False
+            self._barred[:] = False
+            self._barred[barred[barred < self._barred.size]] = True
         self._key, self._next = invitation.key(self._run, round, window), 0
 
     def rewind(self) -> None:
@@ -81,4 +86,5 @@ class Contact:
 
     def _ready(self, devices: Int64) -> Bools:
         states = self._sessions.states()[devices]
-        return np.asarray((states == State.IDLE) & ~self._served[devices])
+        left_out = self._served[devices] | self._barred[devices]
+        return np.asarray((states == State.IDLE) & ~left_out)

@@ -1,4 +1,5 @@
-"""Held-out devices adapt on their support and are judged on their query, before and after.
+"""Devices adapt on their support and are judged on their query, before and after: those that are
+held out, or those that train, with what they have kept.
 
 Evaluation takes no virtual time: it observes the run. Every evaluation of a run meets the same
 samples (those of round 0), so that two rounds, or two strategies, are compared like for like.
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Adaptation:
-    """One way to adapt, ready to run: a Program for each kind of held-out device that it fits."""
+    """One way to adapt, ready to run: a Program for each kind of device to judge that it fits."""
 
     name: str
     task: Task
@@ -36,18 +37,19 @@ class Adaptation:
 
     @classmethod
     def of(cls, name: str, asked: Evaluation, workload: Workload, fleet: Fleet) -> Adaptation:
-        """What an experiment asks for. Raises RunError when it fits no held-out device."""
+        """What an experiment asks for. Raises RunError when it fits none of the devices."""
         instruction = instruction_of(asked)
         fitted = [workload.fit(p.name, asked.batch, instruction.sgd) for p in fleet.profiles]
-        kind = fleet.profile[fleet.held_out]
+        judged = fleet.training if asked.trained else fleet.held_out
+        kind = fleet.profile[judged]
         programs = tuple(
-            (p.program, fleet.held_out[kind == i])
+            (p.program, judged[kind == i])
             for i, p in enumerate(fitted)
             if p.program and (kind == i).any()
         )
         if not programs:
             reasons = "; ".join(r for p in fitted for r in p.reasons)
-            raise RunError(f"evaluation {name!r} fits no held-out device: {reasons}")
+            raise RunError(f"evaluation {name!r} fits no {asked.devices} device: {reasons}")
         return cls(name, _resized(workload.task, name, asked), instruction, programs)
 
     def run(self, workers: Workers, model: Float32, masks: Masks = ()) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedtiny.rounds.leases import Leases
 from fedtiny.values import round_of
 
 if TYPE_CHECKING:
@@ -33,6 +34,16 @@ class Flights:
     def next_at(self) -> float:
         """When the next one ends; infinity if there is none."""
         return float(self.ends_at[0]) if self.ends_at.size else np.inf
+
+    @property
+    def rounds(self) -> list[int]:
+        """The rounds that gave the leases."""
+        return [int(t) for t in np.unique(round_of(self.leases))]
+
+    def live(self) -> Leases:
+        """The leases, as the rounds have them."""
+        ours = self.take(np.argsort(self.leases))
+        return Leases.live(ours.leases, ours.devices, ours.versions, ours.deadlines)
 
     def merge(self, other: Flights) -> Flights:
         """Both, in order; of two that end together the older lease comes first."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import os
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -25,7 +25,7 @@ from fedtiny import draws, rng
 from fedtiny.device.session import Event as Happens
 from fedtiny.engine import native
 from fedtiny.errors import RunError
-from fedtiny.experiment import Experiment
+from fedtiny.experiment import Experiment, rules
 from fedtiny.experiment.workload import Workload
 from fedtiny.masks import remembered
 from fedtiny.registry.cost import visit_cost
@@ -47,8 +47,12 @@ from fedtiny.rounds.events import (
     Reply,
     Tick,
 )  # fmt: skip
+from fedtiny.rounds.invitation import remaining
+from fedtiny.rounds.leases import ENDED, NO_LEASES, REFUSED, Past
 from fedtiny.rounds.measures import Measures
 from fedtiny.runs import Checkpoint
+from fedtiny.simulator.attacks import Attackers
+from fedtiny.simulator.columns import ColumnWorkers
 from fedtiny.simulator.contact import Contact
 from fedtiny.simulator.evaluation import Adaptation
 from fedtiny.simulator.fleet import Fleet
@@ -58,16 +62,17 @@ from fedtiny.simulator.standing import Standing
 from fedtiny.simulator.traces import availability_of
 from fedtiny.simulator.visits import (
     Cohort,
-    ColumnWorkers,
     ObjectWorkers,
     Visited,
     Workers,
+    has_own_length,
     in_pieces,
+    row_bytes,
 )
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import Round
 from fedtiny.tensors import FLOAT_BYTES
-from fedtiny.values import ACCEPTED, DUPLICATE, LATE
+from fedtiny.values import ACCEPTED, DUPLICATE, LATE, STALE, round_of
 from fedtiny.wire.vectors import mask_name
 from fedtiny.wire.visit import VisitBytes, fetch_bytes
 
@@ -97,13 +102,15 @@ class Simulation:
     ) -> None:
         self.experiment, self.append = experiment, append
         self.work = Workload.of(experiment)
+        rules.check(self.work)
         self.fleet = Fleet.of(self.work)
         self.layout = self.work.layout
         self.rules = self.work.rules(experiment.seed)
         self.standing = (
             Standing.restored(self.work, checkpoint) if checkpoint else Standing.at_start(self.work)
         )
-        self.workers, self.sessions = _devices(devices, self.work, self.standing)
+        self.attackers = Attackers.of(experiment, self.fleet.training)
+        self.workers, self.sessions = _devices(devices, self.work, self.standing, self.attackers)
         reach = availability_of(experiment)
         self.contact = Contact(
             experiment.seed, self.fleet.training, experiment.fleet.devices, self.sessions, reach
@@ -132,10 +139,12 @@ class Simulation:
 
     def _go_on(self) -> None:
         stands = self.standing
-        past = machine.Past([np.empty(0, np.int64)] * stands.round)
         self.rounds = machine.State(
-            self.rules, "between", stands.round, stands.version, past=past, drop_out=stands.drop_out
-        )
+            self.rules, "between", stands.round, stands.version,
+            leases=stands.flights.live() if self.rules.asynchronous else NO_LEASES,
+            past=Past([np.empty(0, np.int64)] * stands.round),
+            drop_out=stands.drop_out,
+        )  # fmt: skip
         self._tell(Tick(stands.now))
 
     def checkpoint(self) -> Checkpoint:
@@ -191,8 +200,9 @@ class Simulation:
 
     def _serve_again(self) -> bool:
         """Nobody else is left: those whose lease has ended without an update may have another."""
-        ended = self.rounds.devices[np.isin(self.rounds.status, (machine.REFUSED, machine.ENDED))]
-        if not self.contact.serve_again(ended):
+        leases = self.rounds.leases
+        ended = np.isin(leases.status, (REFUSED, ENDED))
+        if not self.contact.serve_again(leases.devices[ended]):
             return False
         self._contact_at = self.standing.now
         return True
@@ -202,9 +212,7 @@ class Simulation:
         contact_at = self._contact_at if self._demand else np.inf
         wake = min(self.rounds.wakes_at, contact_at)
         if self.standing.flights.next_at <= wake and self.standing.flights.leases.size:
-            room = self.rules.cohort - self.rounds.accepted
-            count = self.standing.flights.batch(wake, self.rounds.round, room)
-            self._arrive(count)
+            self._arrive(self._arriving(wake))
         elif wake < np.inf:
             self._move_to(wake)
             self._tell(Tick(self.standing.now))
@@ -214,6 +222,14 @@ class Simulation:
                 f"of the {self.fleet.training.size:,} that train can ever be reached again; "
                 "change fleet.availability"
             )
+
+    def _arriving(self, wake: float) -> int:
+        """How many flights can be handled together: when leases outlive their rounds, only one, as
+        somebody is asked in its place at once."""
+        if self.rules.asynchronous:
+            return 1
+        room = self.rules.cohort - self.rounds.accepted
+        return self.standing.flights.batch(wake, self.rounds.round, room)
 
     def _move_to(self, time: float) -> None:
         self.standing.now = max(self.standing.now, time)
@@ -235,15 +251,21 @@ class Simulation:
     # ---- what the rounds command ----
 
     def _open(self, command: Open) -> None:
-        self.contact.open(command.round, command.window)
+        if command.window == 0:
+            self._begin_round(Round(command.round, self.rules.rounds))
+        self.contact.open(command.round, command.window, self.open.barred)
         self._contact_at = self.standing.now
-        if command.window:
-            return
-        turn = Round(command.round, self.rules.rounds)
+
+    def _begin_round(self, turn: Round) -> None:
         stands = self.standing
-        self.open = OpenRound.of(self.work.strategy, turn, self.layout, stands.model, stands.state)
+        self.open = OpenRound.of(
+            self.work.strategy, turn, self.layout, stands.model, stands.state, stands.version
+        )
+        remaining(self.fleet.training, self.open.barred, self.rules.needed)
         self.work.check(turn, self.open.instruction)
         self.visited = []
+        if self.rules.asynchronous:
+            stands.under_way = stands.under_way.and_only(self.open, stands.flights.rounds)
 
     def _grant(self, command: Grant) -> None:
         devices = command.devices
@@ -335,14 +357,12 @@ class Simulation:
     def _fold(self, command: Fold) -> None:
         refused: list[Int64] = []
         reasons: tuple[str, ...] = ()
-        for profile, at in self.fleet.split(command.devices):
-            assert profile.program is not None
-            row_bytes = self.layout.nbytes if self.standing.personal else 0
-            for piece in in_pieces(at, row_bytes):
+        for opened, program, at in self._alike(command):
+            for piece in in_pieces(at, row_bytes(opened, self.attackers)):
                 leases, devices = command.leases[piece], command.devices[piece]
-                done = self.workers.visit(self._cohort(profile.program, leases, devices))
+                done = self.workers.visit(self._cohort(opened, program, leases, devices))
                 self.visited.append(done)
-                self._correct_bytes(profile.program, done, leases.size - len(done.refused))
+                self._correct_bytes(program, done, leases.size - len(done.refused))
                 refused.append(leases[list(done.refused)])
                 reasons += done.reasons
         bad = np.concatenate(refused)
@@ -350,20 +370,30 @@ class Simulation:
         good = command.leases[~np.isin(command.leases, bad)] if bad.size else command.leases
         self._tell(Folded(self.standing.now, good, bad, reasons))
 
-    def _correct_bytes(self, program: Program, done: Visited, accepted: int) -> None:
-        """Where updates grow they were counted with their longest form, until they were made."""
-        if self.open.instruction.grow:
-            bound = self.work.visit_bytes(program, self.open.instruction).update
-            self.standing.ledger.open.bytes_up += done.grown_bytes - accepted * bound
+    def _alike(self, command: Fold) -> Iterator[tuple[OpenRound, Program, Int64]]:
+        """The offers by the round that gave their leases and by Program: positions."""
+        given = round_of(command.leases)
+        for t in np.unique(given).tolist():
+            ours = np.flatnonzero(given == t)
+            opened = self.standing.under_way.rounds.get(t, self.open)
+            for profile, at in self.fleet.split(command.devices[ours]):
+                assert profile.program is not None
+                yield opened, profile.program, ours[at]
 
-    def _cohort(self, program: Program, leases: Int64, devices: Int64) -> Cohort:
-        _, used = self.open.instruction.used(self._counts_of(devices), program.batch)
+    def _correct_bytes(self, program: Program, done: Visited, accepted: int) -> None:
+        """Updates that have a length of their own were counted with the longest one, until they
+        were made."""
+        if has_own_length(self.open.instruction):
+            bound = self.work.visit_bytes(program, self.open.instruction).update
+            self.standing.ledger.open.bytes_up += done.exact_bytes - accepted * bound
+
+    def _cohort(self, opened: OpenRound, program: Program, leases: Int64, devices: Int64) -> Cohort:
+        _, used = opened.instruction.used(self._counts_of(devices), program.batch)
         samples = np.asarray(used + np.zeros(devices.size, np.int64))
         weighed = np.maximum(samples, 1).astype(np.float64)  # an empty visit is refused anyway
-        return Cohort(
-            program, self.open, self.rounds.version, leases, devices, samples,
-            self.open.weights(weighed),
-        )  # fmt: skip
+        now = opened if opened is self.open else opened.late(self.rounds.version)
+        weights = now.weights(weighed, opened.version)
+        return Cohort(program, now, opened.version, leases, devices, samples, weights)
 
     def _reply(self, command: Reply) -> None:
         delivered = command.status in (ACCEPTED, DUPLICATE)
@@ -371,23 +401,25 @@ class Simulation:
         at = order[np.searchsorted(self._offered.leases, command.leases, sorter=order)]
         event = Happens.ACCEPTED if delivered else Happens.REFUSED
         self.sessions.apply(self._offered.devices[at], event, self.standing.now)
+        if delivered:  # maybe on a lease of an earlier round
+            self.contact.served(self._offered.devices[at])
         self.standing.ledger.open.accepted += command.leases.size * (command.status == ACCEPTED)
-        self.standing.ledger.open.late += command.leases.size * (command.status == LATE)
+        self.standing.ledger.open.late += command.leases.size * (command.status in (LATE, STALE))
 
     def _commit(self, command: Commit) -> None:
         stands = self.standing
         measures = reduce(Measures.merge, (each.measures for each in self.visited), Measures())
         parts = [each.part for each in self.visited]
-        done = self.open.conclude(parts, measures, command.failed)
+        done = self.open.conclude(parts, measures, command.failed, self.work.gate)
         stands.model, stands.state = done.model, done.state
         self._tell(Committed(stands.now, done.changed))
         stands.round, stands.version = command.round + 1, stands.version + done.changed
-        if stands.personal:
-            stands.personal.commit()
+        stands.keeping.commit()
         self._row = {
             "kind": "round", "round": command.round, "time_s": stands.now,
             "version": stands.version,
             **stands.ledger.close(command.failed), **self._figures(measures),
+            **({"gated": done.gated} if done.gated else {}),
         }  # fmt: skip
         self.append(self._row)
         every = self.experiment.run.evaluate_every
@@ -439,11 +471,14 @@ def _up(carried: VisitBytes, arrives: Bools) -> Int64:
     return np.asarray(carried.requests + carried.update * arrives)
 
 
-def _devices(form: DeviceForm, work: Workload, standing: Standing) -> tuple[Workers, Sessions]:
+def _devices(
+    form: DeviceForm, work: Workload, standing: Standing, attackers: Attackers | None
+) -> tuple[Workers, Sessions]:
     """Who computes for the devices, and where each of them stands."""
     seed, threads = work.experiment.seed, work.experiment.fleet.threads or os.cpu_count() or 1
+    task = attackers.misled(work.task) if attackers else work.task
     if form == "columns" and native.available():
-        workers = ColumnWorkers(work.task, seed, standing.personal, threads)
+        workers = ColumnWorkers(task, seed, standing.keeping, attackers, threads)
         return workers, ColumnSessions(standing.states)
-    objects = ObjectWorkers(work.task, seed, standing.personal)
+    objects = ObjectWorkers(task, seed, standing.keeping, attackers)
     return objects, ObjectSessions(seed, standing.states)

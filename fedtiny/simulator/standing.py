@@ -11,7 +11,8 @@ from fedtiny.rounds.drop_out import DropOut
 from fedtiny.rounds.ledger import Ledger
 from fedtiny.runs import Checkpoint
 from fedtiny.simulator.flights import Flights
-from fedtiny.simulator.visits import Personal
+from fedtiny.simulator.keeping import Keeping
+from fedtiny.simulator.under_way import UnderWay
 from fedtiny.strategies import calls
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Standing:
     model: Float32
     state: State
     states: Int8
-    personal: Personal | None
+    keeping: Keeping
     masks: npt.NDArray[np.uint64]
     models: npt.NDArray[np.uint64]
     round: int = 0
@@ -40,16 +41,17 @@ class Standing:
     flights: Flights = field(default_factory=Flights.none)
     ledger: Ledger = field(default_factory=Ledger)
     drop_out: DropOut = field(default_factory=DropOut)
+    under_way: UnderWay = field(default_factory=UnderWay)
 
     @classmethod
     def at_start(cls, work: Workload) -> Standing:
         """Before the first round."""
-        devices, ranges = work.experiment.fleet.devices, work.layout.local_ranges
+        devices = work.experiment.fleet.devices
         return cls(
             model=work.initial,
             state=calls.start(work.strategy, work.layout, work.initial),
             states=np.zeros(devices, np.int8),
-            personal=Personal.empty(ranges, devices) if ranges else None,
+            keeping=Keeping(devices, _most(work)),
             masks=np.zeros(devices if work.prunes else 0, np.uint64),
             models=np.zeros(devices if work.prunes else 0, np.uint64),
         )
@@ -58,15 +60,12 @@ class Standing:
     def restored(cls, work: Workload, checkpoint: Checkpoint) -> Standing:
         """The inverse of `checkpoint`."""
         arrays, values = checkpoint.arrays, checkpoint.values
-        ranges = work.layout.local_ranges
         kept = {k.removeprefix("state."): a for k, a in arrays.items() if k.startswith("state.")}
         return cls(
             model=arrays["model"],
             state={**values["state"], **kept},
             states=arrays["sessions"],
-            personal=Personal(ranges, arrays["personal"], arrays["personal.known"])
-            if ranges
-            else None,
+            keeping=Keeping.restored(work.experiment.fleet.devices, _most(work), arrays),
             masks=arrays["masks"],
             models=arrays["models"],
             round=checkpoint.round,
@@ -79,6 +78,7 @@ class Standing:
                 devices=arrays["drop_out.devices"],
                 out=arrays["drop_out.out"],
             ),
+            under_way=UnderWay.restored(work, arrays, values["under_way"]),
         )
 
     def checkpoint(self) -> Checkpoint:
@@ -90,13 +90,26 @@ class Standing:
         arrays |= {f"flights.{f.name}": getattr(self.flights, f.name) for f in fields(Flights)}
         arrays |= {f"state.{k}": v for k, v in self.state.items() if isinstance(v, np.ndarray)}
         arrays |= {f"drop_out.{name}": getattr(self.drop_out, name) for name in ("devices", "out")}
-        if self.personal:
-            arrays |= {"personal": self.personal.values, "personal.known": self.personal.known}
+        arrays |= self.keeping.arrays()
+        arrays |= self.under_way.arrays(self._going_on)
         values = {
             "now": self.now,
             "version": self.version,
             "state": {k: v for k, v in self.state.items() if not isinstance(v, np.ndarray)},
             "ledger": self.ledger.to_json(),
+            "under_way": self.under_way.values(self._going_on),
             "drop_out": {n: getattr(self.drop_out, n) for n in ("share", "first", "lost", "until")},
         }
         return Checkpoint(self.round, arrays, values)
+
+    @property
+    def _going_on(self) -> list[int]:
+        """The rounds whose leases may count in later ones."""
+        return [t for t in self.flights.rounds if t in self.under_way.rounds]
+
+
+def _most(work: Workload) -> int:
+    """How many devices will ever train, at most."""
+    experiment = work.experiment
+    training = experiment.fleet.devices - experiment.held_out
+    return min(training, experiment.run.rounds * work.strategy.cohort)

@@ -3,8 +3,9 @@
 A round goes like this. `Strategy.ask` says what the cohort is to do. Each answer counts with
 `Strategy.weight`. With ``needs = "sum"`` the weighted deltas are folded exactly (`fedtiny.fold`)
 and `Strategy.finish` gets their Total; with ``needs = "all"`` it gets every Update, in the order
-of their devices. `finish` returns the next model and the next state. Of a round that does not
-train, `Strategy.observe` gets what was measured instead.
+of their devices, with values of a model whatever the devices have made of their deltas. `finish`
+returns the next model and the next state. Of a round that does not train, `Strategy.observe` gets
+what was measured instead.
 
 Strategies are pure: what they must remember between rounds is in the State, which is stored with
 every commit. They draw by the counter generator alone and read no clock.
@@ -13,7 +14,7 @@ every commit. They draw by the counter generator alone and read no clock.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, ClassVar, Literal, Protocol, Self
 
 import numpy as np
@@ -22,10 +23,21 @@ import numpy.typing as npt
 from fedtiny import elementary
 from fedtiny.errors import StrategyError
 from fedtiny.fold import FoldRule, Total, covered, delta_of
-from fedtiny.values import Instruction, Layout, Masks, Phase, Sgd, Update
+from fedtiny.transforms.table import parse
+from fedtiny.values import (
+    FRESH,
+    LOCAL,
+    UNSENT,
+    Instruction,
+    Layout,
+    Masks,
+    Phase,
+    Sgd,
+    Update,
+)
 
 if TYPE_CHECKING:
-    from fedtiny.tensors import Float32, Float64
+    from fedtiny.tensors import Float32, Float64, Int64
 
 State = Mapping[str, npt.NDArray[np.float64] | npt.NDArray[np.uint8] | float]
 """What a strategy remembers: float64 arrays, uint8 arrays (bits) and numbers by name."""
@@ -81,13 +93,20 @@ class FleetFacts:
 class Strategy:
     """What every strategy has. Override `ask` and `finish`, and what else differs.
 
-    ``cohort`` updates complete a round. An update whose delta has a norm above ``update_clip`` is
-    refused (0: only the fold's bound of 1024 a coordinate counts). The Programs have memory for
-    what `ask` wants in round 0, and for ``reserve``: what it wants only later.
+    The Programs have memory for what `ask` wants in round 0, and for ``reserve``: what it wants
+    only later.
+
+    Attributes:
+        cohort: Updates that complete a round.
+        update_clip: The largest norm of a delta; an update beyond it is refused. 0: the fold's
+            bound of 1024 a coordinate is all that counts.
+        transforms: What devices make of a delta before they send it, one after the other, such as
+            ("clip:1", "topk:0.1", "int8"); see `fedtiny.transforms`.
     """
 
     cohort: int = 10
     update_clip: float = 0.0
+    transforms: tuple[str, ...] = ()
 
     needs: ClassVar[Literal["sum", "all"]] = "sum"
     weight_cap: ClassVar[float] = 65536.0
@@ -96,10 +115,20 @@ class Strategy:
     def __post_init__(self) -> None:
         require(self, "cohort", self.cohort >= 1, "at least 1")
         require(self, "update_clip", self.update_clip >= 0, "0 (off) or a norm")
+        listed = isinstance(self.transforms, tuple)
+        require(self, "transforms", listed, "a list of names, such as topk:0.1")
+        parse(self.transforms)
 
     def fitted(self, fleet: FleetFacts) -> Self:
         """The same strategy for these Programs; called once, before anything else."""
         return self
+
+    def local(self, layout: Layout) -> tuple[str, ...]:
+        """The parameters that never leave their device; the model names those of its own besides.
+
+        Called before `fitted`, which sees them in the group "local".
+        """
+        return ()
 
     def bucket(self, layout: Layout) -> int:
         """The most coordinates that one growth may return: the Programs have memory for them."""
@@ -123,6 +152,30 @@ class Strategy:
     def weight(self, samples: Float64) -> Float64:
         """What updates count for, a column; by default their samples, up to the cap."""
         return np.minimum(samples, self.weight_cap)
+
+    @property
+    def concurrency(self) -> int:
+        """0: a round is a cohort that starts from one model. Else so many devices work at once,
+        and a round is any ``cohort`` updates, each from the model that its device was given."""
+        return 0
+
+    @property
+    def max_staleness(self) -> int:
+        """How many versions may come between the model of an update and the one it changes."""
+        return 0
+
+    @property
+    def asynchronous(self) -> bool:
+        """Whether devices work on while rounds end."""
+        return self.concurrency > 0
+
+    def discount(self, staleness: Float64) -> Float64:
+        """By what the weights of updates shrink that come so many versions late, a column."""
+        return np.ones_like(staleness)
+
+    def barred(self, state: State) -> Int64:
+        """The devices that no round asks until the state says otherwise, by index."""
+        return np.empty(0, np.int64)
 
     def finish(
         self, round: Round, model: Float32, contribution: Contribution, state: State
@@ -151,6 +204,26 @@ class Strategy:
     def fold_rule(self) -> FoldRule:
         """The fixed point of its rounds."""
         return FoldRule.for_round(self.cohort, self.weight_cap, self.update_clip)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted(Strategy):
+    """A strategy that knows the fleet which it was fitted to."""
+
+    fleet: FleetFacts | None = None
+
+    def fitted(self, fleet: FleetFacts) -> Self:
+        """The same for this fleet."""
+        return replace(self, fleet=fleet)
+
+    @property
+    def facts(self) -> FleetFacts:
+        """What it was fitted to."""
+        if self.fleet is None:
+            raise StrategyError(
+                f"{type(self).__name__} knows no Programs; call fitted(FleetFacts(...)) first"
+            )
+        return self.fleet
 
 
 def require(strategy: Strategy, name: str, holds: bool, allowed: str) -> None:
@@ -197,9 +270,13 @@ class ServerSgd:
 class Averaging(Strategy):
     """Devices train by gradient descent; the server steps along the mean of their deltas.
 
-    On the device: learning rate ``beta``, ``steps`` batches (0: one pass over its support, each
-    sample once), in order or in a new order each epoch (``shuffle``), with ``momentum``,
-    ``weight_decay`` and clipping of the gradient's norm to ``clip`` (0: off).
+    Attributes:
+        beta: Learning rate on the device.
+        steps: Batches that a visit trains on; 0: one pass over its support, each sample once.
+        shuffle: Take the samples in a new order each epoch, else as they are.
+        momentum: That of the device's gradient descent.
+        weight_decay: What its gradient gets of each weight.
+        clip: The norm that a gradient is clipped to; 0: it is not.
     """
 
     beta: float = 0.01
@@ -249,8 +326,11 @@ ANNEALING = ("linear", "cosine", "none")
 class MetaAveraging(Averaging):
     """Averaging for initialisations: ``phi = phi + alpha_t * mean(theta_i - phi)``.
 
-    ``alpha`` is the first outer step size; ``anneal`` says how it falls towards 0 at the end of
-    the run: "linear", "cosine", or not at all ("none"). Every task counts the same.
+    Every task counts the same.
+
+    Attributes:
+        alpha: The first outer step size.
+        anneal: How it falls towards 0 at the end of the run: "linear", "cosine", or "none".
     """
 
     alpha: float = 1.0
@@ -269,17 +349,31 @@ class MetaAveraging(Averaging):
 
     def alpha_at(self, round: Round) -> float:
         """``alpha_t``."""
+        return self.alpha * self.annealed(round)
+
+    def annealed(self, round: Round) -> float:
+        """The share of its first size that a step still has in this round."""
         if self.anneal == "none":
-            return self.alpha
+            return 1.0
         if self.anneal == "linear":
-            return self.alpha * round.left
+            return round.left
         # Our own cosine: the same bits on every host.
-        cosine = float(elementary.cos(np.float32(np.pi * (1.0 - round.left))))
-        return self.alpha * (1.0 + cosine) / 2.0
+        return (1.0 + float(elementary.cos(np.float32(np.pi * (1.0 - round.left))))) / 2.0
 
     def server(self, round: Round) -> ServerOptimizer:
         """One step of size alpha_t towards the mean of the theta_i."""
         return ServerSgd(self.alpha_at(round))
+
+
+def last_layers(layout: Layout, count: int) -> tuple[str, ...]:
+    """The parameters of so many layers at the end of the model."""
+    return tuple(p.name for layer in [*layout.layers().values()][-count:] for p in layer)
+
+
+def split_groups(layout: Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The groups that train and stay on their device, and those that it sends."""
+    stay = tuple(group for group in layout.groups if group in (LOCAL, FRESH))
+    return stay, tuple(group for group in layout.groups if group not in UNSENT)
 
 
 def deltas(updates: Iterable[Update], model: Float32) -> Float64:

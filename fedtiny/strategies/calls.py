@@ -6,6 +6,7 @@ stay in the journal, and a repaired strategy finishes the round after a restart.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
@@ -19,27 +20,31 @@ from fedtiny.fold import FoldRule
 from fedtiny.masks import remembered
 from fedtiny.strategies.base import Round, Strategy
 from fedtiny.tensors import FLOAT_BYTES
+from fedtiny.transforms.table import joined, parse
 from fedtiny.values import (
     CALIBRATE,
     EVALUATE,
     GRADIENT,
     QUERY,
     SCORE,
+    SUMS,
     SUPPORT,
     TRAIN,
+    UNSENT,
     VALUES,
     VOTES,
     Instruction,
     Layout,
     Masks,
     Phase,
+    Transform,
 )
 
 if TYPE_CHECKING:
     from fedtiny.strategies.base import Contribution, FleetFacts, Observed, State
-    from fedtiny.tensors import Float32, Float64
+    from fedtiny.tensors import Float32, Float64, Int64
 
-KINDS, PARTS = (TRAIN, EVALUATE, CALIBRATE, SCORE), (SUPPORT, QUERY)
+KINDS, PARTS = (TRAIN, EVALUATE, CALIBRATE, SCORE, SUMS), (SUPPORT, QUERY)
 RETURNS = (VALUES, GRADIENT, VOTES)
 
 Result = TypeVar("Result")
@@ -51,6 +56,19 @@ def fitted(strategy: Strategy, fleet: FleetFacts) -> Strategy:
     if not isinstance(result, Strategy):
         raise _wrong(strategy, "fitted", None, f"a Strategy, not {type(result).__name__}")
     return result
+
+
+def local(strategy: Strategy, layout: Layout) -> tuple[str, ...]:
+    """The parameters that stay on the devices: some of the model's, but not all."""
+    names = _call(strategy, "local", None, lambda: tuple(strategy.local(layout)))
+    sent = {p.name for p in layout.parameters if p.group not in UNSENT}
+    unknown = sorted(map(repr, set(names) - {p.name for p in layout.parameters}))
+    if unknown:
+        needed = f"names of parameters of the model; it has no {', '.join(unknown)}"
+        raise _wrong(strategy, "local", None, needed)
+    if names and sent <= set(names):
+        raise _wrong(strategy, "local", None, "some of the parameters; with all, nothing is shared")
+    return names
 
 
 def bucket(strategy: Strategy, layout: Layout) -> int:
@@ -73,9 +91,26 @@ def ask(strategy: Strategy, round: Round, state: State, layout: Layout) -> Instr
     if not isinstance(asked, Instruction):
         raise _wrong(strategy, "ask", round, f"an Instruction, not {type(asked).__name__}")
     known = masks(strategy, round, state, layout)
-    for flaw in (*_flaws(asked, layout), *_pruning_flaws(asked, bool(known), strategy, layout)):
+    pruned = bool(known)
+    pruning = _pruning_flaws(asked, pruned, strategy, layout)
+    for flaw in itertools.chain(_flaws(asked, layout), _keeping_flaws(asked, pruned), pruning):
         raise StrategyError(f"{type(strategy).__name__}.ask {_when(round)}: {flaw}")
+    if sends_deltas(asked):
+        asked = replace(asked, transforms=_transforms(strategy, round, asked))
     return replace(asked, masks=known) if known and asked.kind in (TRAIN, EVALUATE) else asked
+
+
+def sends_deltas(asked: Instruction) -> bool:
+    """Whether what comes back can be transformed."""
+    return asked.kind == TRAIN and asked.returns in (VALUES, GRADIENT) and not asked.grow
+
+
+def _transforms(strategy: Strategy, round: Round, asked: Instruction) -> tuple[Transform, ...]:
+    """Those that it asks for, and those of its field."""
+    try:
+        return joined(asked.transforms, parse(strategy.transforms))
+    except StrategyError as error:
+        raise StrategyError(f"{type(strategy).__name__}.ask {_when(round)}: {error}") from None
 
 
 def masks(strategy: Strategy, round: Round, state: State, layout: Layout) -> Masks:
@@ -107,14 +142,38 @@ def _flaws(asked: Instruction, layout: Layout) -> Iterator[str]:
         return
     if asked.kind == SCORE and not asked.candidates:
         yield "candidates = (); to score takes at least one"
-    if asked.correction is None and any(phase.corrected for phase in asked.phases):
-        yield "correction = None; a phase is corrected, give the vector"
+    if (asked.kind == SUMS) != (asked.sums is not None):
+        yield f"sums = {asked.sums} in a round of kind {asked.kind!r}; name them in one of {SUMS!r}"
+    elif asked.sums and asked.sums.head not in {p.name for p in layout.parameters if p.is_matrix}:
+        yield f"sums.head = {asked.sums.head!r}; name the weights of the last layer, [in, out]"
+    if asked.transforms and not sends_deltas(asked):
+        yield (
+            f"transforms of a round of kind {asked.kind!r} that returns {asked.returns!r}; only "
+            "what trains and does not grow sends a delta"
+        )
     vectors = {"correction": asked.correction} if asked.correction is not None else {}
     vectors |= {f"candidates[{i}]": c for i, c in enumerate(asked.candidates)
                 if not isinstance(c, int)}  # fmt: skip
     for name, vector in vectors.items():
         if len(vector) != layout.nbytes:
             yield f"{name} has {len(vector):,} B; the model has {layout.nbytes:,} B of float32"
+
+
+def _keeping_flaws(asked: Instruction, pruned: bool) -> Iterator[str]:
+    """Of corrections, and of what devices keep."""
+    if asked.correction is None and any(phase.corrected for phase in asked.phases):
+        yield "correction = None; a phase is corrected, give the vector"
+    if (asked.control or asked.own) and (asked.kind, asked.returns) != (TRAIN, VALUES):
+        yield (
+            f"a control variate or a model of the device's own in a round of kind {asked.kind!r} "
+            f"that returns {asked.returns!r}; both need one that trains and returns values"
+        )
+    if asked.control and (asked.correction is None or not asked.phases[-1].lr):
+        yield "control without a correction, or with lr = 0; give the vector c, and a learning rate"
+    if asked.control and pruned:
+        yield "control of pruned models, whose masks move; set device.density = 1"
+    if any(phase.corrected or phase.ahead for phase in asked.own):
+        yield "own has a phase that is corrected or looks ahead; only the shared model can"
 
 
 def _pruning_flaws(
@@ -163,8 +222,11 @@ def _phases_flaws(asked: Instruction, layout: Layout) -> Iterator[str]:
     elif asked.kind == TRAIN and not asked.phases:
         yield "phases = (); to train takes at least one Phase"
     else:
-        for index, phase in enumerate(asked.phases):
-            yield from (f"phases[{index}].{flaw}" for flaw in _phase_flaws(phase, layout))
+        for name, phases in (("phases", asked.phases), ("own", asked.own)):
+            for index, phase in enumerate(phases):
+                yield from (f"{name}[{index}].{flaw}" for flaw in _phase_flaws(phase, layout))
+        if asked.returns == GRADIENT and asked.phases[-1].ahead:
+            yield "phases[-1].ahead of a round that returns a gradient; give it a phase of its own"
 
 
 def _phase_flaws(phase: Phase, layout: Layout) -> Iterator[str]:
@@ -172,6 +234,10 @@ def _phase_flaws(phase: Phase, layout: Layout) -> Iterator[str]:
         yield f"lr = {phase.lr!r}; it must be a finite number >= 0"
     if not isinstance(phase.steps, Integral) or phase.steps < 0:
         yield f"steps = {phase.steps!r}; it must be an integer >= 0, where 0 is one pass"
+    if not (isinstance(phase.ahead, Real) and math.isfinite(phase.ahead) and phase.ahead >= 0):
+        yield f"ahead = {phase.ahead!r}; it must be 0 (off) or a finite learning rate"
+    elif phase.ahead and (phase.sgd.momentum or phase.sgd.prox):
+        yield "ahead with momentum or prox; each step that looks ahead begins anew at rest"
     if phase.part not in PARTS:
         yield f"part = {phase.part!r}; it must be one of {', '.join(PARTS)}"
     if not isinstance(phase.groups, tuple | list):
@@ -190,18 +256,38 @@ def fold_rule(strategy: Strategy, round: Round) -> FoldRule:
     return rule
 
 
-def weight(strategy: Strategy, round: Round, samples: Float64) -> Float64:
-    """Its weights, a column like ``samples``, on the grid of its fold rule."""
-    weights = _call(
-        strategy, "weight", round, lambda: np.asarray(strategy.weight(samples), np.float64)
-    )
-    if weights.shape != samples.shape:
-        raise _wrong(strategy, "weight", round, f"{samples.size} weights, not {weights.size}")
+def weight(
+    strategy: Strategy, round: Round, samples: Float64, staleness: Float64 | None = None
+) -> Float64:
+    """Its weights, a column like ``samples``, on the grid of its fold rule; discounted, if
+    ``staleness`` says how many versions late each update is."""
+    weights = _column(strategy, "weight", round, strategy.weight, samples)
+    if staleness is not None:
+        weights = weights * _column(strategy, "discount", round, strategy.discount, staleness)
     rule = fold_rule(strategy, round)
     try:
         return rule.weights(weights)
     except UpdateError as error:
         raise StrategyError(f"{type(strategy).__name__}.weight {_when(round)}: {error}") from None
+
+
+def _column(
+    strategy: Strategy, method: str, round: Round, call: Callable[[Float64], object], of: Float64
+) -> Float64:
+    column = _call(strategy, method, round, lambda: np.asarray(call(of), np.float64))
+    if column.shape != of.shape:
+        raise _wrong(strategy, method, round, f"{of.size} weights, not {column.size}")
+    return column
+
+
+def barred(strategy: Strategy, round: Round, state: State) -> Int64:
+    """The devices that the round must not ask, ascending, each once."""
+    devices = _call(strategy, "barred", round, lambda: np.asarray(strategy.barred(state)))
+    whole = not devices.size or devices.dtype.kind in "iu"
+    if devices.ndim != 1 or not whole or devices.min(initial=0) < 0:
+        needed = f"indices of devices, not {devices.dtype} {devices.shape}"
+        raise _wrong(strategy, "barred", round, needed)
+    return np.unique(devices.astype(np.int64))
 
 
 def finish(

@@ -35,9 +35,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class FedRTS(Adjusting):
-    """Averaging over masks drawn from Beta beliefs; ``lam`` is how much one adjustment counts.
+    """Averaging over masks drawn from Beta beliefs.
 
-    ``gamma`` is the weight of the averaged model's word against that of the single devices'.
+    Attributes:
+        lam: How much one adjustment counts.
+        gamma: The weight of the averaged model's word against that of the single devices'.
     """
 
     alpha: float = 0.4

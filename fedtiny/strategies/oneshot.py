@@ -23,8 +23,12 @@ DEALT = {"erk": pruning.erk_counts, "uniform": pruning.uniform_counts}
 
 @dataclass(frozen=True, kw_only=True)
 class OneShot(Pruned):
-    """FedAvg of the largest weights of the initial model, dealt out to the layers by ERK, or with
-    the same density in each ("uniform")."""
+    """FedAvg of the largest weights of the initial model.
+
+    Attributes:
+        layers_by: How they are dealt out to the layers: "erk", or "uniform", the same density in
+            each.
+    """
 
     layers_by: str = "erk"
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -25,7 +25,7 @@ from fedtiny import elementary, pruning
 from fedtiny.errors import StrategyError
 from fedtiny.fold import Total
 from fedtiny.masks import Mask, remembered
-from fedtiny.strategies.base import Averaging, FleetFacts, Round, require
+from fedtiny.strategies.base import Averaging, Fitted, FleetFacts, Round, require
 from fedtiny.values import GRADIENT, Instruction, Layout, Parameter, Phase
 
 if TYPE_CHECKING:
@@ -37,13 +37,11 @@ BLOCKS = ("backward", "all")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pruned(Averaging):
+class Pruned(Fitted, Averaging):
     """Averaging of pruned models: at first the largest weights live, dealt out by ERK.
 
     The devices of its fleet have densities below 1. `fitted` says which, and what can be pruned.
     """
-
-    fleet: FleetFacts | None = None
 
     def fitted(self, fleet: FleetFacts) -> Self:
         """The same for these Programs; each of them must be pruned."""
@@ -58,16 +56,7 @@ class Pruned(Averaging):
                 f"{name}: a device has density 1, and a pool that holds everything prunes nothing; "
                 "set density below 1 in [device] and in each [device.profile]"
             )
-        return replace(self, fleet=fleet)
-
-    @property
-    def facts(self) -> FleetFacts:
-        """What it was fitted with."""
-        if self.fleet is None:
-            raise StrategyError(
-                f"{type(self).__name__} knows no Programs; call fitted(FleetFacts(...)) first"
-            )
-        return self.fleet
+        return super().fitted(fleet)
 
     @property
     def layers(self) -> tuple[Parameter, ...]:
@@ -135,12 +124,18 @@ class Pruned(Averaging):
 
 @dataclass(frozen=True, kw_only=True)
 class Adjusting(Pruned):
-    """Pruned averaging whose pool moves: every ``every`` rounds, up to round ``stop``.
+    """Pruned averaging whose pool moves, layer by layer.
 
     In a round of its own each device sends what it knows of dead coordinates (``returns``), and
     ``alpha / 2 (1 + cos(pi t / stop))`` of the live weights of each scheduled layer are exchanged,
-    at least one. ``stop`` 0 is half of the run. ``blocks`` "backward" schedules one layer at a
-    time, from the last to the first and around again; "all" schedules every layer.
+    at least one.
+
+    Attributes:
+        alpha: The share of a layer that is exchanged at first; it falls to 0 on a cosine.
+        every: Rounds between two exchanges.
+        stop: The round after which the pool stays; 0: half of the run.
+        blocks: "backward" schedules one layer at a time, from the last to the first and around
+            again; "all" schedules every layer.
     """
 
     alpha: float = 0.2

@@ -30,10 +30,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class SAP(Pruned):
-    """FedAvg whose pool shrinks every ``every`` rounds as far as the PQ index says.
+    """FedAvg whose pool shrinks as far as the PQ index says.
 
-    ``eta`` >= 0 prunes more than the index allows for, ``gamma`` scales what is pruned, and
-    ``most`` is the largest share of a layer that goes at once.
+    Attributes:
+        every: Rounds between two prunings.
+        eta: Above 0 it prunes more than the index allows for.
+        gamma: What the share that is pruned is multiplied by.
+        most: The largest share of a layer that goes at once.
     """
 
     every: int = 10

@@ -13,14 +13,34 @@ TABLE: Mapping[str, str] = {
     "fedprox": "fedtiny.strategies.fedprox:FedProx",
     "fedavgm": "fedtiny.strategies.fedopt:FedAvgM",
     "fedadam": "fedtiny.strategies.fedopt:FedAdam",
+    "fedbuff": "fedtiny.strategies.fedbuff:FedBuff",
+    "fedadagrad": "fedtiny.strategies.fedopt:FedAdagrad",
+    "fedyogi": "fedtiny.strategies.fedopt:FedYogi",
+    "fednova": "fedtiny.strategies.fednova:FedNova",
+    "fedbn": "fedtiny.strategies.fedbn:FedBN",
+    "fedper": "fedtiny.strategies.fedper:FedPer",
+    "fedrep": "fedtiny.strategies.fedrep:FedRep",
+    "fedncm": "fedtiny.strategies.fedncm:FedNCM",
+    "fedridge": "fedtiny.strategies.fedridge:FedRidge",
     "reptile": "fedtiny.strategies.reptile:Reptile",
     "tinyreptile": "fedtiny.strategies.tinyreptile:TinyReptile",
+    "tinymetafed": "fedtiny.strategies.tinymetafed:TinyMetaFed",
+    "norm-bound": "fedtiny.strategies.norm_bound:NormBound",
     "median": "fedtiny.strategies.median:Median",
+    "trimmed-mean": "fedtiny.strategies.trimmed_mean:TrimmedMean",
+    "krum": "fedtiny.strategies.krum:Krum",
+    "multikrum": "fedtiny.strategies.krum:MultiKrum",
+    "geometric-median": "fedtiny.strategies.geometric_median:GeometricMedian",
     "oneshot": "fedtiny.strategies.oneshot:OneShot",
     "fedtiny": "fedtiny.strategies.fedtiny:FedTiny",
     "fedrts": "fedtiny.strategies.fedrts:FedRTS",
     "feddst": "fedtiny.strategies.feddst:FedDST",
     "sap": "fedtiny.strategies.sap:SAP",
+    "fomaml": "fedtiny.strategies.fomaml:FOMAML",
+    "anil": "fedtiny.strategies.anil:ANIL",
+    "perfedavg": "fedtiny.strategies.perfedavg:PerFedAvg",
+    "scaffold": "fedtiny.strategies.scaffold:Scaffold",
+    "ditto": "fedtiny.strategies.ditto:Ditto",
     "joint": "fedtiny.strategies.joint:Joint",
     "none": "fedtiny.strategies.none:NoTraining",
 }
@@ -42,12 +62,12 @@ def build(spec: Mapping[str, object]) -> Strategy:
         label = reference = str(fields.pop("build"))
     else:
         label = str(fields.pop("name"))
-        reference = _known(label)
+        reference = reference_of(label)
     try:
-        kind = references.load(reference)
-        if isinstance(kind, type) and issubclass(kind, Strategy):
-            references.check_fields(label, kind, fields)
-        made = references.call(reference, fields)
+        if _is_flowers(reference):
+            made = references.load(_ADAPTED)(reference, fields)
+        else:
+            made = _made(label, reference, fields)
     except (ExperimentError, TypeError, ValueError) as error:
         raise StrategyError(f"{label} cannot be built: {error}") from error
     if not isinstance(made, Strategy):
@@ -57,7 +77,30 @@ def build(spec: Mapping[str, object]) -> Strategy:
     return made
 
 
-def _known(name: str) -> str:
+def _made(label: str, reference: str, given: Mapping[str, object]) -> object:
+    # A strategy is a value: what the file lists is a tuple.
+    fields = {name: tuple(v) if isinstance(v, list) else v for name, v in given.items()}
+    kind = references.load(reference)
+    if isinstance(kind, type) and issubclass(kind, Strategy):
+        references.check_fields(label, kind, fields)
+    return references.call(reference, fields)
+
+
+# By name: this room knows nothing of Flower, and it is loaded for its strategies alone.
+_ADAPTED = "fedtiny.flower.strategy:adapted"
+
+
+def _is_flowers(reference: str) -> bool:
+    """Whether it names a strategy of Flower's, or a class that was made from one."""
+    if reference.startswith("flwr."):
+        return True
+    found = references.load(reference)
+    bases = found.__mro__ if isinstance(found, type) else ()
+    return any(base.__module__.startswith("flwr.") for base in bases)
+
+
+def reference_of(name: str) -> str:
+    """The ``module:object`` of a name of the table; StrategyError if there is none."""
     if name not in TABLE:
         raise StrategyError(
             f"there is no strategy {name!r}; {did_you_mean(name, TABLE)}there are "

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
@@ -18,25 +18,30 @@ from fedtiny.errors import WireError
 from fedtiny.values import (
     ACCEPTED,
     CALIBRATE,
+    CLASS_SUMS,
     DUPLICATE,
     EVALUATE,
     GRADIENT,
     INVALID,
     LATE,
+    PRODUCTS,
     QUERY,
     SCORE,
     STALE,
+    SUMS,
     SUPPORT,
     TRAIN,
     UNKNOWN,
     VALUES,
     VOTES,
     DeviceCard,
+    FeatureSums,
     Instruction,
     Lease,
     Phase,
     Receipt,
     Sgd,
+    Transform,
     Update,
     round_of,
 )
@@ -72,10 +77,11 @@ MOST_NAMES = 4096
 _MOST_TEXT, _MOST_PARTS = 1000, 256
 _MOST_ID, _MOST_COUNT, _MOST_BYTES, _MOST_RATE = 2**63 - 1, 2**40, 2**48, 1e18
 
-_KINDS = (TRAIN, EVALUATE, CALIBRATE, SCORE)
+_KINDS = (TRAIN, EVALUATE, CALIBRATE, SCORE, SUMS)
 _STATUSES = (ACCEPTED, DUPLICATE, LATE, STALE, INVALID, UNKNOWN)
 _PARTS = (SUPPORT, QUERY)
 _RETURNS = (VALUES, GRADIENT, VOTES)
+_SUMS = (CLASS_SUMS, PRODUCTS)
 
 
 # ---- answers ---------------------------------------------------------------------------------
@@ -253,6 +259,10 @@ def _write_instruction(instruction: Instruction) -> pb.Instruction:
         mask=_write_mask(instruction),
         grow=[pb.Growth(parameter=name, most=most) for name, most in instruction.grow],
         statistics=instruction.statistics or b"",
+        sums=_write_sums(instruction.sums),
+        control=instruction.control,
+        own=[_write_phase(phase) for phase in instruction.own],
+        transforms=[pb.Transform(name=t.name, figure=t.figure) for t in instruction.transforms],
     )
 
 
@@ -264,11 +274,15 @@ def _write_mask(instruction: Instruction) -> pb.Mask | None:
     return pb.Mask(density=density, digest=digest)
 
 
+def _write_sums(sums: FeatureSums | None) -> pb.FeatureSums | None:
+    return pb.FeatureSums(head=sums.head, form=sums.form) if sums else None
+
+
 def _write_phase(phase: Phase) -> pb.Phase:
     sgd = phase.sgd
     return pb.Phase(
         lr=phase.lr, steps=phase.steps, part=phase.part, groups=phase.groups,
-        shuffle=phase.shuffle, corrected=phase.corrected,
+        shuffle=phase.shuffle, corrected=phase.corrected, ahead=phase.ahead,
         sgd=pb.Sgd(
             momentum=sgd.momentum, weight_decay=sgd.weight_decay, clip=sgd.clip, prox=sgd.prox,
             correction=sgd.correction, gradient=sgd.gradient,
@@ -279,7 +293,7 @@ def _write_phase(phase: Phase) -> pb.Phase:
 def _read_instruction(message: pb.Instruction) -> Instruction:
     return Instruction(
         kind=one_of(message.kind, _KINDS, "kind of an instruction"),
-        phases=tuple(map(_read_phase, at_most(message.phases, _MOST_PARTS, "phases"))),
+        phases=_read_phases(message.phases),
         returns=one_of(message.returns, _RETURNS, "result of an instruction"),
         part=one_of(message.part, _PARTS, "part of the data"),
         correction=_read_digest(message.correction, "the correction"),
@@ -289,6 +303,12 @@ def _read_instruction(message: pb.Instruction) -> Instruction:
         masks=(_read_mask(message.mask),) if message.HasField("mask") else (),
         grow=tuple(map(_read_growth, at_most(message.grow, MOST_NAMES, "growths"))),
         statistics=_read_digest(message.statistics, "the statistics"),
+        sums=_read_sums(message.sums) if message.HasField("sums") else None,
+        control=message.control,
+        own=_read_phases(message.own),
+        transforms=tuple(
+            map(_read_transform, at_most(message.transforms, _MOST_PARTS, "transforms"))
+        ),
     )
 
 
@@ -305,11 +325,25 @@ def _read_growth(message: pb.Growth) -> tuple[str, int]:
     return text(message.parameter, "the name of a parameter"), int(message.most)
 
 
+def _read_sums(message: pb.FeatureSums) -> FeatureSums:
+    head = text(message.head, "the name of a parameter")
+    return FeatureSums(head, one_of(message.form, _SUMS, "form of the sums"))
+
+
+def _read_transform(message: pb.Transform) -> Transform:
+    name = text(message.name, "the name of a transform")
+    return Transform(name, within(message.figure, 0, _MOST_RATE, f"the figure of {name}"))
+
+
 def _read_candidate(message: pb.Candidate) -> bytes | int:
     form = message.WhichOneof("candidate")
     if form == "seed":
         return int(message.seed)
     return sized(message.digest, DIGEST_BYTES, "the digest of a candidate")
+
+
+def _read_phases(messages: Sequence[pb.Phase]) -> tuple[Phase, ...]:
+    return tuple(map(_read_phase, at_most(messages, _MOST_PARTS, "phases")))
 
 
 def _read_phase(message: pb.Phase) -> Phase:
@@ -324,6 +358,7 @@ def _read_phase(message: pb.Phase) -> Phase:
         shuffle=message.shuffle,
         sgd=Sgd(**rates, correction=sgd.correction, gradient=sgd.gradient),
         corrected=message.corrected,
+        ahead=within(message.ahead, 0, _MOST_RATE, "the learning rate ahead"),
     )
 
 
@@ -399,7 +434,7 @@ def read_update(message: pb.Update, payload: bytes, due: Due) -> tuple[bytes, by
     found = read_vector(payload, due) if payload else Values()
     return run, base, Update(
         lease, message.device, round_of(lease), message.version, message.samples, found.values,
-        found.ranges, measures, found.mask, found.places,
+        found.ranges, measures, found.mask, found.places, found.quantised,
     )  # fmt: skip
 
 

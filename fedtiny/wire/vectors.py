@@ -1,4 +1,4 @@
-"""Vectors as bytes: some coordinates or all, of a mask, sparse or int8; differences of models.
+"""Vectors as bytes: some coordinates or all, of a mask, sparse, quantised; differences of models.
 
 The reader allocates nothing that the message asks for: what it makes has the size of the plan or of
 the message, and every length is checked first. The bytes are the same with NumPy and without.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 from array import array
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -17,16 +17,14 @@ from fedtiny import varints
 from fedtiny.errors import DataError, WireError
 from fedtiny.masks import Mask
 from fedtiny.tensors import FLOAT_BYTES, all_finite, float_view, has_numpy, int_view, raw
-from fedtiny.values import Instruction, Layout, Ranges, Update, length
+from fedtiny.transforms.quantisers import BITS, BLOCKS, INT8, SIGN, values_of
+from fedtiny.values import Instruction, Layout, Quantised, Ranges, Update, length
 from fedtiny.wire.checks import parse
 from fedtiny.wire.pb import tensors_pb2 as pb
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Buffer
 
-INT8_BLOCK = 64
-"""Coordinates that share a scale: the scales are a sixteenth of the values."""
-_INT8_MOST = 127
 NAME_BYTES = 8
 """Of the digest of a mask, which name it among those of a round."""
 _ONE = array("f", [1.0]).tobytes()
@@ -38,9 +36,12 @@ def mask_name(blob: bytes) -> bytes:
 
 
 def given_mask(update: Update, asked: Instruction) -> bytes:
-    """The `mask_name` of the mask that was given, if the update is still under it; else empty."""
-    if asked.mask is None or update.mask is None:
+    """The `mask_name` of the mask that was given, or that all draw alike, if the update is under
+    it; else empty."""
+    if update.mask is None:
         return b""
+    if asked.mask is None:
+        return mask_name(update.mask.blob) if asked.transforms else b""
     moved = asked.grow and update.mask.blob != asked.mask
     return b"" if moved else mask_name(asked.mask)
 
@@ -48,46 +49,54 @@ def given_mask(update: Update, asked: Instruction) -> bytes:
 # ---- writing ---------------------------------------------------------------------------------
 
 
-def write_values(update: Update, size: int, form: str = "float32", given: bytes = b"") -> bytes:
+def write_values(update: Update, size: int, given: bytes = b"") -> bytes:
     """The vector of an update to a model of ``size``; empty if it has none.
 
-    ``given`` is that of `given_mask`; without it a mask is written whole. ``form`` as in
-    `write_vector`. Raises DataError as that does.
+    ``given`` is that of `given_mask`; without it a mask is written whole. Raises DataError if the
+    values are too many or too few, or not finite.
     """
-    if update.places is not None:
-        return _write_sparse(update, size)
-    if not update.nbytes:
+    if update.places is None and not update.ranges and not update.nbytes:
         return b""
-    return write_vector(update.values, size, update.ranges, form, update.mask, given)
-
-
-def write_vector(
-    values: Buffer, size: int, ranges: Ranges = (), form: str = "float32",
-    mask: Mask | None = None, given: bytes = b"",
-) -> bytes:  # fmt: skip
-    """The float32 ``values`` of the coordinates in ``ranges`` (none: all) of a vector of ``size``.
-
-    With a ``mask``, of the live ones among them. ``form`` is "float32" or "int8" (rounded). Raises
-    DataError if the values are too many or too few, or not finite.
-    """
-    data, count = raw(values), _covered(ranges or ((0, size),), mask)
-    if len(data) != FLOAT_BYTES * count:
-        raise DataError(f"{len(data):,} B are not the float32 values of {count:,} coordinates")
-    _check_finite(data)
-    named: dict[str, Any] = _named(mask, given) if mask else {}
-    written = pb.Vector(**_head(size, ranges), **_FORMS[form](data), **named)
+    _check_values(update)
+    named: dict[str, Any] = _named(update.mask, given) if update.mask else {}
+    values = _values(update) if update.places is None else {"sparse": _sparse(update)}
+    written = pb.Vector(**_head(size, update.ranges), **values, **named)
     return bytes(written.SerializeToString())
+
+
+def _check_values(update: Update) -> None:
+    """They are as many as their coordinates, and finite."""
+    count = _covered(update.ranges, update.mask)
+    if update.places is not None:
+        count = len(update.places) // FLOAT_BYTES
+    if update.nbytes != FLOAT_BYTES * count:
+        raise DataError(f"{update.nbytes:,} B are not the float32 values of {count:,} coordinates")
+    if not all_finite(float_view(raw(update.values))):
+        raise DataError(f"of {count:,} values some are NaN or infinite; they cannot be sent")
+
+
+def _sparse(update: Update) -> pb.Sparse:
+    """Values at some places; those of votes, which are 1, are left out."""
+    places = raw(update.places or b"").cast("I")
+    alike = not update.quantised and raw(update.values) == _ONE * len(places)
+    values = {} if alike else _values(update)
+    return pb.Sparse(places=varints.write(_gaps(places)), **values)
+
+
+def _values(update: Update) -> dict[str, Any]:
+    """The field of the values: as float32, or as they were quantised."""
+    small = update.quantised
+    if small is None:
+        return {"float32": bytes(raw(update.values))}
+    return {small.form: _FORMS[small.form](block=small.block, scales=small.scales, q=small.q)}
+
+
+_FORMS: Mapping[str, Any] = {INT8: pb.Int8, SIGN: pb.Sign}
 
 
 def _covered(ranges: Ranges, mask: Mask | None) -> int:
     """How many values there are for the ranges."""
     return length(ranges) if mask is None else mask.length(ranges)
-
-
-def _check_finite(data: memoryview[int]) -> None:
-    if not all_finite(float_view(data)):
-        count = len(data) // FLOAT_BYTES
-        raise DataError(f"of {count:,} values some are NaN or infinite; they cannot be sent")
 
 
 def _named(mask: Mask, given: bytes) -> dict[str, bytes]:
@@ -99,17 +108,6 @@ def _head(size: int, ranges: Ranges) -> dict[str, Any]:
     return {"size": size, "edges": () if whole else [edge for pair in ranges for edge in pair]}
 
 
-def _write_sparse(update: Update, size: int) -> bytes:
-    """An update that has values for some places of the whole vector."""
-    places, values = raw(update.places or b"").cast("I"), raw(update.values)
-    if len(values) != FLOAT_BYTES * len(places) or update.ranges != ((0, size),):
-        raise DataError(f"{len(values):,} B of values at {len(places):,} of {size:,} coordinates")
-    _check_finite(values)
-    ones = values == _ONE * len(places)
-    sparse = pb.Sparse(places=varints.write(_gaps(places)), float32=b"" if ones else bytes(values))
-    return bytes(pb.Vector(size=size, sparse=sparse).SerializeToString())
-
-
 def _gaps(places: memoryview[int]) -> Any:
     """The first place, then how many lie between each and the one before."""
     if has_numpy():
@@ -119,53 +117,46 @@ def _gaps(places: memoryview[int]) -> Any:
     return [b - a - 1 for a, b in itertools.pairwise([-1, *places])]
 
 
-def _write_float32(data: memoryview[int]) -> dict[str, Any]:
-    return {"float32": bytes(data)}
-
-
-def _write_int8(data: memoryview[int]) -> dict[str, Any]:
-    values = float_view(data)
-    blocks = [values[at : at + INT8_BLOCK] for at in range(0, len(values), INT8_BLOCK)]
-    largest = (max(max(block), -min(block)) for block in blocks)
-    scales = array("f", [most / _INT8_MOST for most in largest])
-    q = b"".join(_rounded(block, scale) for block, scale in zip(blocks, scales, strict=True))
-    return {"int8": pb.Int8(block=INT8_BLOCK, scales=scales.tobytes(), q=q)}
-
-
-def _rounded(block: memoryview[float], scale: float) -> bytes:
-    """``value / scale`` to the nearest, ties to even. A scale too small for float32 is 0."""
-    if not scale:
-        return bytes(len(block))
-    # The scale of subnormal values is so coarse that the quotient can be more than 127.
-    steps = (round(value / scale) for value in block)
-    return array("b", [max(-_INT8_MOST, min(_INT8_MOST, step)) for step in steps]).tobytes()
-
-
-_FORMS: Mapping[str, Callable[[memoryview[int]], dict[str, Any]]] = {
-    "float32": _write_float32,
-    "int8": _write_int8,
-}
-
-
 # ---- how long it will be ---------------------------------------------------------------------
 
 
-def vector_bytes(size: int, ranges: Ranges, mask: Mask | None, own: bool = False) -> int:
-    """Bytes of a vector of those coordinates as float32.
+def vector_bytes(
+    size: int, ranges: Ranges, mask: Mask | None, own: bool = False, form: str = "float32"
+) -> int:
+    """Bytes of a vector of those coordinates, as float32 or quantised.
 
     With ``own``, the most that it has when its device may have moved the mask.
     """
-    head = pb.Vector(**_head(size, ranges)).ByteSize()
-    named = (mask_bytes(size) if own else NAME_BYTES) if mask else 0
-    return int(head) + field_bytes(named) + field_bytes(FLOAT_BYTES * _covered(ranges, mask))
+    return _head_bytes(size, ranges, mask, own) + _value_bytes(_covered(ranges, mask), form)
 
 
-def sparse_bytes(size: int, most: int, valued: bool) -> int:
-    """The most bytes of a vector with values at ``most`` places: each value is 1 if not valued."""
+def sparse_bytes(
+    size: int, ranges: Ranges, mask: Mask | None, most: int, form: str = "float32"
+) -> int:
+    """The most bytes of a vector with values at ``most`` places; with form "" each value is 1."""
     # Only so many places of a vector can be 2^7, 2^14, ... apart, and take a byte more.
     places = sum(min(most, size >> bits) for bits in range(0, 7 * varints.MOST_BYTES, 7))
-    body = field_bytes(places) + (field_bytes(FLOAT_BYTES * most) if valued else 0)
-    return int(pb.Vector(size=size, sparse=pb.Sparse()).ByteSize()) - 2 + max(2, field_bytes(body))
+    body = field_bytes(places) + (_value_bytes(most, form) if form and most else 0)
+    return _head_bytes(size, ranges, mask, own=False) + max(2, field_bytes(body))
+
+
+def _head_bytes(size: int, ranges: Ranges, mask: Mask | None, own: bool) -> int:
+    """Of all but the values."""
+    named = (mask_bytes(size) if own else NAME_BYTES) if mask else 0
+    return int(pb.Vector(**_head(size, ranges)).ByteSize()) + field_bytes(named)
+
+
+def _value_bytes(count: int, form: str) -> int:
+    if form == "float32":
+        return max(2, field_bytes(FLOAT_BYTES * count))
+    block, bits = BLOCKS[form], BITS[form]
+    scales = field_bytes(FLOAT_BYTES * -(-count // block))
+    number = int(_FORMS[form](block=block).ByteSize())
+    return field_bytes(number + scales + field_bytes(_bytes_of(count * bits)))
+
+
+def _bytes_of(bits: int) -> int:
+    return (bits + 7) // 8
 
 
 def mask_bytes(size: int) -> int:
@@ -202,6 +193,7 @@ class Values(NamedTuple):
     values: bytes = b""
     mask: Mask | None = None
     places: bytes | None = None
+    quantised: Quantised | None = None
 
 
 def read_vector(data: Buffer, due: Due) -> Values:
@@ -229,10 +221,24 @@ def _read(data: memoryview[int], due: Due) -> Values:
     if form is None:
         raise WireError("malformed", "a vector without values")
     ranges, mask = _read_ranges(message.edges, due.size), _read_mask(message, due)
-    if form == "sparse":
-        return _read_sparse(message, due.size)
-    values = _READERS[form](getattr(message, form), _covered(ranges, mask))
-    return Values(ranges, values, mask)
+    if form != "sparse":
+        values, quantised = _read_form(message, form, _covered(ranges, mask))
+        return Values(ranges, values, mask, None, quantised)
+    places = _read_places(message.sparse.places, due.size)
+    count, form = len(places) // FLOAT_BYTES, message.sparse.WhichOneof("values")
+    values, quantised = _read_form(message.sparse, form, count) if form else (_ONE * count, None)
+    return Values(ranges, values, mask, places, quantised)
+
+
+def _read_form(message: Any, form: str, count: int) -> tuple[bytes, Quantised | None]:
+    """So many values of the message, and how they travelled."""
+    found = getattr(message, form)
+    if form == "float32":
+        _check_length("values", len(found), FLOAT_BYTES * count)
+        return found, None
+    _check_quantised(found, form, count)
+    quantised = Quantised(form, found.block, found.scales, found.q)
+    return values_of(quantised, count), quantised
 
 
 def _read_mask(message: Any, due: Due) -> Mask | None:
@@ -262,16 +268,6 @@ def _read_ranges(edges: Any, size: int) -> Ranges:
     return tuple(zip(edges[::2], edges[1::2], strict=True))
 
 
-def _read_sparse(message: Any, size: int) -> Values:
-    """Values at some places of the whole vector."""
-    if message.edges or message.WhichOneof("mask"):
-        raise WireError("malformed", "sparse values of a part of the vector, or of a mask")
-    places = _read_places(message.sparse.places, size)
-    values = message.sparse.float32 or _ONE * (len(places) // FLOAT_BYTES)
-    _check_length("values", len(values), len(places))
-    return Values(((0, size),), values, None, places)
-
-
 def _read_places(data: bytes, size: int) -> bytes:
     """Ascending uint32, for gaps are never negative."""
     places = _summed(varints.read(data))
@@ -297,38 +293,20 @@ def _summed(gaps: Any) -> Any:
     return [at - 1 for at in itertools.accumulate(gap + 1 for gap in gaps)]
 
 
-def _read_float32(values: bytes, count: int) -> bytes:
-    _check_length("values", len(values), FLOAT_BYTES * count)
-    return values
-
-
-def _read_int8(int8: Any, count: int) -> bytes:
-    _check_length("values", len(int8.q), count)
-    if not int8.block:
-        raise WireError("scales", "int8 values with blocks of 0")
-    _check_length("scales", len(int8.scales), FLOAT_BYTES * -(-count // int8.block))
-    scales, q = float_view(int8.scales), raw(int8.q).cast("b")
-    if not all_finite(scales):
-        raise WireError("scales", "int8 values with a scale that is NaN or infinite")
-    if has_numpy():
-        import numpy as np
-
-        # Not np.repeat: a block may claim to be as long as four billion.
-        each = np.asarray(scales)[np.arange(count) // int8.block]
-        with np.errstate(over="ignore"):
-            return bytes(each * np.asarray(q))
-    return array("f", [scales[at // int8.block] * step for at, step in enumerate(q)]).tobytes()
+def _check_quantised(found: Any, form: str, count: int) -> None:
+    _check_length("values", len(found.q), _bytes_of(count * BITS[form]))
+    if form == SIGN and count % 8 and found.q[-1] >> count % 8:
+        raise WireError("malformed", "signs with bits that stand for no value")
+    if not found.block:
+        raise WireError("scales", f"{form} values with blocks of 0")
+    _check_length("scales", len(found.scales), FLOAT_BYTES * -(-count // found.block))
+    if not all_finite(float_view(found.scales)):
+        raise WireError("scales", f"{form} values with a scale that is NaN or infinite")
 
 
 def _check_length(what: str, found: int, expected: int) -> None:
     if found != expected:
         raise WireError("length", f"{found:,} B of {what}; {expected:,} B are due")
-
-
-_READERS: Mapping[str, Callable[[Any, int], bytes]] = {
-    "float32": _read_float32,
-    "int8": _read_int8,
-}
 
 
 # ---- one model laid over another ---------------------------------------------------------------
@@ -354,8 +332,9 @@ def write_delta(have: Buffer, model: Buffer) -> bytes | None:
 def lay_over(have: Buffer, delta: Buffer) -> bytes:
     """The model that `write_delta` was given. Raises WireError if the delta is not one."""
     model = bytearray(raw(have))
-    ranges, values, *_ = _read(raw(delta), Due(len(model) // FLOAT_BYTES, len(model)))
-    _check_length("values", len(values), FLOAT_BYTES * length(ranges))  # sparse ones may lack some
+    ranges, values, _, places, _ = _read(raw(delta), Due(len(model) // FLOAT_BYTES, len(model)))
+    if places is not None:
+        raise WireError("malformed", "a model at some places; ranges are due")
     at = 0
     for start, stop in ranges:
         nbytes = FLOAT_BYTES * (stop - start)

@@ -12,7 +12,10 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedtiny.tensors import FLOAT_BYTES
-from fedtiny.values import ACCEPTED, VOTES, Instruction, Lease, Receipt, Update
+from fedtiny.transforms.quantisers import FORMS
+from fedtiny.transforms.sparsifiers import count_of, shared_mask
+from fedtiny.transforms.table import QUANTISES, SPARSIFIES, find
+from fedtiny.values import ACCEPTED, VOTES, Instruction, Lease, Receipt, Update, length
 from fedtiny.wire.codec import (
     CHUNK_BYTES,
     DIGEST_BYTES,
@@ -42,8 +45,9 @@ class VisitBytes(NamedTuple):
     Attributes:
         work: Down: the answer with the work, the whole model, the vectors of the instruction.
         requests: Up: the requests for the model and those vectors.
-        update: Up: the update, its values as float32; of what grows or may have moved its mask,
-            the most that it can be. A device that drops out never sends it.
+        update: Up: the update, its values in the form that is asked for; of what grows, may have
+            moved its mask or names its largest values, the most that it can be. A device that drops
+            out never sends it.
         receipt: Down: the replies to the update, which is accepted.
         mask: Down: the mask. Only a device that does not hold it fetches it.
         mask_requests: Up: the requests for the mask.
@@ -104,9 +108,28 @@ def _payload_bytes(asked: Instruction, size: int, ranges: Ranges, mask: Mask | N
         return 0
     if asked.grow and asked.sends_gradient:
         most = sum(count for _, count in asked.grow)
-        return sparse_bytes(size, most, valued=asked.returns != VOTES)
-    whole = ranges[-1][1] if asked.pools else size
+        return sparse_bytes(size, ranges, None, most, "" if asked.returns == VOTES else "float32")
+    if asked.transforms:
+        return _transformed_bytes(asked, size, ranges, mask)
+    whole = ranges[-1][1] if asked.pools or asked.sums else size
     return vector_bytes(whole, ranges, mask, own=bool(asked.grow))
+
+
+def _transformed_bytes(asked: Instruction, size: int, ranges: Ranges, mask: Mask | None) -> int:
+    """The longest vector of what transforms leave: only the distances of places make it shorter."""
+    sparsifier, quantiser = (find(asked.transforms, stage) for stage in (SPARSIFIES, QUANTISES))
+    form = FORMS[quantiser.name] if quantiser else "float32"
+    if sparsifier is None:
+        return vector_bytes(size, ranges, mask, form=form)
+    if sparsifier.name == "randomk":
+        # Which of them are drawn makes no difference where all are trained.
+        some = shared_mask(0, 0, size, sparsifier.figure)
+        return vector_bytes(size, ranges, some, form=form)
+    trained = length(ranges) if mask is None else mask.length(ranges)
+    most = count_of(sparsifier.figure, trained)
+    if most == trained:
+        return vector_bytes(size, ranges, mask, form=form)
+    return sparse_bytes(size, ranges, mask, most, form)
 
 
 def update_bytes(update: Update, size: int, asked: Instruction) -> int:

@@ -32,7 +32,7 @@ from fedtiny.engine.zoo import mlp
 from fedtiny.masks import remembered
 from fedtiny.rounds.coordinator import Coordinator
 from fedtiny.rounds.journal import MemoryJournal
-from fedtiny.rounds.machine import Rules
+from fedtiny.rounds.rules import Rules
 from fedtiny.strategies.fedavg import FedAvg
 from fedtiny.values import Receipt, Sgd
 from fedtiny.wire import codec

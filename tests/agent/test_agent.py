@@ -26,14 +26,30 @@ from fedtiny.engine.compile import compile
 from fedtiny.engine.program import Program
 from fedtiny.engine.zoo import mlp
 from fedtiny.errors import DataError, IdentityError, OutdatedError
+from fedtiny.strategies.base import Strategy
+from fedtiny.strategies.ditto import Ditto
 from fedtiny.strategies.fedavg import FedAvg
-from fedtiny.values import ACCEPTED, DUPLICATE, EVALUATE, Instruction, Phase, Update
+from fedtiny.strategies.scaffold import Scaffold
+from fedtiny.values import (
+    ACCEPTED,
+    DUPLICATE,
+    EVALUATE,
+    OWN_MODEL,
+    Instruction,
+    Kept,
+    Phase,
+    Sgd,
+    Update,
+)
 from fedtiny.wire import codec
 from fedtiny.wire.pb import fleet_pb2 as pb
 from tests.agent.small_fleet import PROGRAM, SEED, TASK, Hand, SmallFleet, agent_of, joined, served
 
 ROOT = Path(__file__).resolve().parents[2]
 PERSONAL = compile(mlp((1, 8, 1), head="local"), loss="mse", ram="64KiB", batch=4)
+CORRECTED = compile(
+    mlp((1, 8, 1), head="local"), loss="mse", ram="64KiB", batch=4, sgd=Sgd(correction=True)
+)
 
 
 @contextmanager
@@ -45,7 +61,8 @@ def hand_of(fleet: SmallFleet, folder: Path, **options: Any) -> Iterator[Hand]:
 def undisturbed(fleet: SmallFleet) -> bytes:
     """The model of the same rounds over Learners that are called by hand, without any network."""
     twin = SmallFleet(fleet.strategy, fleet.rounds, fleet.devices, fleet.program)
-    learner, own = Learner(twin.program), dict.fromkeys(range(twin.devices), b"")
+    learner = Learner(twin.program)
+    kept: dict[int, Kept] = {device: {} for device in range(twin.devices)}
     while twin.coordinator.rounds.phase != "done":
         for device in range(twin.devices):
             answer = twin.coordinator.check_in(0.0, device)
@@ -57,12 +74,13 @@ def undisturbed(fleet: SmallFleet) -> bytes:
             def samples(part: str, key: Key = key) -> Any:
                 return learner.samples(*TASK.samples(key.run, key.round, key.device, part))
 
-            done = learner.visit(instruction, twin.model, samples, key, own[device])
-            own[device] = done.personal
+            done = learner.visit(instruction, twin.model, samples, key, kept[device])
+            kept[device] = {**kept[device], **done.kept}
             ids = lease.id, device, lease.round, lease.version
             update = Update(
-                *ids, done.samples, done.values, done.ranges, done.measures, done.mask, done.places
-            )
+                *ids, done.samples, done.values, done.ranges, done.measures, done.mask, done.places,
+                done.quantised,
+            )  # fmt: skip
             twin.coordinator.submit(0.0, [update])
     return twin.model.tobytes()
 
@@ -70,9 +88,20 @@ def undisturbed(fleet: SmallFleet) -> bytes:
 # --- what it does
 
 
-@pytest.mark.parametrize("program", [PROGRAM, PERSONAL], ids=["shared", "with a local head"])
-def test_agents_make_the_model_that_learners_make(tmp_path: Path, program: Program) -> None:
-    fleet = SmallFleet(FedAvg(cohort=3), rounds=4, devices=3, program=program)
+@pytest.mark.parametrize(
+    ("program", "strategy"),
+    [
+        (PROGRAM, FedAvg(cohort=3)),
+        (PERSONAL, FedAvg(cohort=3)),
+        (CORRECTED, Scaffold(cohort=3, steps=2, training=3)),
+        (CORRECTED, Ditto(cohort=3, transforms=("feedback", "topk:0.4", "int8"))),
+    ],
+    ids=["shared", "with a local head", "with control variates", "with own models and residuals"],
+)
+def test_agents_make_the_model_that_learners_make(
+    tmp_path: Path, program: Program, strategy: Strategy
+) -> None:
+    fleet = SmallFleet(strategy, rounds=4, devices=3, program=program)
     with served(fleet) as port:
         hands = [
             agent_of(
@@ -87,6 +116,10 @@ def test_agents_make_the_model_that_learners_make(tmp_path: Path, program: Progr
             thread.join()
     assert fleet.model.tobytes() == undisturbed(fleet)
     assert [[v.status for v in hand.visits] for hand in hands] == [[ACCEPTED] * 4] * 3
+    if isinstance(strategy, Ditto):  # what a device predicts with is its own model
+        stores = [hand.store for hand in hands]
+        owned = [store.kept(b"run-of-8")[OWN_MODEL] for store in stores]
+        assert [trained and trained.vector for trained in (s.trained() for s in stores)] == owned
     assert [hand.notes for hand in hands] == [["the run is over"]] * 3
 
 
@@ -190,7 +223,7 @@ def test_after_a_loss_of_power_the_update_is_sent_again(tmp_path: Path) -> None:
         fleet.faults["submit"] = cut
         first.agent.run()
         assert store.held()
-        assert store.personal(b"run-of-8") == b""
+        assert store.kept(b"run-of-8") == {}
         del fleet.faults["submit"]
         second = agent_of(store)
         second.agent.run()
@@ -203,10 +236,11 @@ def test_after_a_loss_of_power_the_update_is_sent_again(tmp_path: Path) -> None:
     assert fleet.model.tobytes() == undisturbed(fleet)
     assert fleet.count(pb.CheckInRequest) == 1  # the first agent's
     assert store.held() is None
-    assert len(store.personal(b"run-of-8")) == 4 * 9  # a head of 8 weights and a bias
+    (head,) = store.kept(b"run-of-8").values()
+    assert len(head) == 4 * 9  # 8 weights and a bias
 
 
-def test_what_is_refused_is_dropped_and_leaves_no_personal_values(tmp_path: Path) -> None:
+def test_what_is_refused_is_dropped_and_leaves_nothing(tmp_path: Path) -> None:
     fleet = SmallFleet(rounds=2, program=PERSONAL)
     refuse = iter([True])
 
@@ -219,7 +253,7 @@ def test_what_is_refused_is_dropped_and_leaves_no_personal_values(tmp_path: Path
         hand.agent.run(visits=1)
     assert [(visit.status, visit.detail) for visit in hand.visits] == [("invalid", "norm: too far")]
     assert hand.store.held() is None
-    assert hand.store.personal(b"run-of-8") == b""
+    assert hand.store.kept(b"run-of-8") == {}
 
 
 def test_a_revoked_device_stops_and_drops_what_it_holds(tmp_path: Path) -> None:

@@ -16,18 +16,20 @@ from fedtiny.agent.blobs import Blobs
 from fedtiny.agent.store import Held, Origin, Store, Trained, locate
 from fedtiny.errors import RunError
 from fedtiny.masks import Mask
-from fedtiny.values import Update
+from fedtiny.values import CONTROL, LOCAL_VALUES, OWN_MODEL, Quantised, Update
 
 UPDATE = Update(3 << 32, 5, 3, 2, 80, b"\0\0\x80?" * 2, ((1, 3),), {"loss_sum": 0.5})
-HELD = Held(UPDATE, Origin(b"run-of-8", b"\7" * 32, 9), b"abcd")
+KEPT = {LOCAL_VALUES: b"abcd", OWN_MODEL: b"12345678"}
+HELD = Held(UPDATE, Origin(b"run-of-8", b"\7" * 32, 9), KEPT)
 
 
 MASK = Mask(9, b"\x05\x01")
-MASKED = Held(replace(UPDATE, mask=MASK), Origin(b"run-of-8", b"\7" * 32, 9, b"8 bytes."), b"abcd")
-GROWN = Held(replace(UPDATE, ranges=((0, 9),), places=bytes(4) + b"\2\0\0\0"), HELD.origin, b"")
+MASKED = Held(replace(UPDATE, mask=MASK), Origin(b"run-of-8", b"\7" * 32, 9, b"8 bytes."), KEPT)
+GROWN = Held(replace(UPDATE, ranges=((0, 9),), places=bytes(4) + b"\2\0\0\0"), HELD.origin)
+SMALL = Held(replace(UPDATE, quantised=Quantised("int8", 64, bytes(4), b"\1\2")), HELD.origin, KEPT)
 
 
-@pytest.mark.parametrize("held", [HELD, MASKED, GROWN, replace(GROWN, personal=b"abcd")])
+@pytest.mark.parametrize("held", [HELD, MASKED, GROWN, SMALL, replace(GROWN, kept=KEPT)])
 def test_a_held_update_comes_back_as_it_was(tmp_path: Path, held: Held) -> None:
     Store(tmp_path).hold(held)
     assert Store(tmp_path).held() == held
@@ -37,12 +39,13 @@ def test_a_held_update_comes_back_as_it_was(tmp_path: Path, held: Held) -> None:
 
 def test_what_an_agent_of_an_earlier_release_has_kept_is_read(tmp_path: Path) -> None:
     store = Store(tmp_path)
-    store.hold(HELD)
+    held, late = replace(HELD, kept={LOCAL_VALUES: b"abcd"}), ("mask", "places", "given", "kept")
+    store.hold(held)
     head, body = store.read("held") or ({}, b"")
-    store.write(
-        "held", {k: v for k, v in head.items() if k not in ("mask", "places", "given")}, body
-    )
-    assert store.held() == HELD
+    store.write("held", {k: v for k, v in head.items() if k not in (*late, "quantised")}, body)
+    assert store.held() == held
+    store.write(f"personal-{b'run-of-8'.hex()}", {}, b"own.")
+    assert store.kept(b"run-of-8") == {LOCAL_VALUES: b"own."}
     trained = Trained(b"\1" * 32, b"run-of-8", 3, bytes(36))
     store.keep_trained(trained)
     head, body = store.read("trained") or ({}, b"")
@@ -149,14 +152,15 @@ def test_the_folder_is_the_one_named_then_that_of_the_environment(
     assert locate("here") == Path("here")
 
 
-def test_the_trained_model_and_personal_values_are_kept(tmp_path: Path) -> None:
+def test_the_trained_model_and_what_visits_leave_are_kept(tmp_path: Path) -> None:
     store, trained = Store(tmp_path), Trained(b"\1" * 32, b"run-of-8", 4, b"\0" * 8)
     store.keep_trained(trained)
-    store.keep_personal(b"run-of-8", b"own.")
-    store.keep_personal(b"run-of-8", b"")
+    store.keep(b"run-of-8", {LOCAL_VALUES: b"head", CONTROL: b"c_k."})
+    store.keep(b"run-of-8", {CONTROL: b"next"})
+    store.keep(b"run-of-8", {})
     assert Store(tmp_path).trained() == trained
-    assert Store(tmp_path).personal(b"run-of-8") == b"own."
-    assert Store(tmp_path).personal(b"another!") == b""
+    assert Store(tmp_path).kept(b"run-of-8") == {LOCAL_VALUES: b"head", CONTROL: b"next"}
+    assert Store(tmp_path).kept(b"another!") == {}
 
 
 # --- blobs

@@ -18,7 +18,7 @@ from fedtiny.engine.program import Program
 from fedtiny.engine.zoo import mlp
 from fedtiny.errors import DataError
 from fedtiny.tensors import floats
-from fedtiny.values import GRADIENT, QUERY, SUPPORT, Instruction, Phase, Sgd
+from fedtiny.values import GRADIENT, LOCAL_VALUES, QUERY, SUPPORT, Instruction, Phase, Sgd
 
 EXECUTORS = ("native", "reference")
 
@@ -105,11 +105,13 @@ def test_a_training_visit_returns_the_shared_values_and_keeps_the_local_ones(
     (shared,) = outcome.ranges
     assert shared == (0, 3 * 8 + 8)
     np.testing.assert_array_equal(np.frombuffer(outcome.values, np.float32), after[slice(*shared)])
-    np.testing.assert_array_equal(np.frombuffer(outcome.personal, np.float32), after[shared[1] :])
+    np.testing.assert_array_equal(
+        np.frombuffer(outcome.kept[LOCAL_VALUES], np.float32), after[shared[1] :]
+    )
     assert outcome.measures["steps"] == 3
 
     again = learner.visit(Instruction(kind="evaluate"), base, parts(learner).__getitem__, Key(),
-                          personal=outcome.personal)  # fmt: skip
+                          kept=outcome.kept)  # fmt: skip
     mixed = np.concatenate([np.asarray(base)[: shared[1]], after[shared[1] :]])
     np.testing.assert_array_equal(learner.vector(), mixed)
     assert again.measures["loss_sum_before"] == again.measures["loss_sum_after"]

@@ -8,7 +8,7 @@ from fedtiny.device.link import MemoryLink
 from fedtiny.device.session import State
 from fedtiny.rounds.coordinator import Coordinator
 from fedtiny.rounds.journal import MemoryJournal
-from fedtiny.rounds.machine import Rules
+from fedtiny.rounds.rules import Rules
 from fedtiny.strategies.fedavg import FedAvg
 from fedtiny.values import ACCEPTED, DUPLICATE
 from tests.harness.node import FaultyLink, Node

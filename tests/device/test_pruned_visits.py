@@ -18,11 +18,14 @@ from fedtiny.values import (
     CALIBRATE,
     EVALUATE,
     GRADIENT,
+    LOCAL_VALUES,
+    OWN_MODEL,
     QUERY,
     SCORE,
     SUPPORT,
     VOTES,
     Instruction,
+    Kept,
     Phase,
     Sgd,
 )
@@ -41,9 +44,9 @@ def small_net(group: str = "shared") -> Net:
     return net
 
 
-def program_of(density: float, group: str = "shared") -> Program:
+def program_of(density: float, group: str = "shared", sgd: Sgd = SGD) -> Program:
     return compile(
-        small_net(group), loss="cross_entropy", ram="64KiB", batch=BATCH, sgd=SGD, density=density,
+        small_net(group), loss="cross_entropy", ram="64KiB", batch=BATCH, sgd=sgd, density=density,
         bucket=20,
     )  # fmt: skip
 
@@ -71,10 +74,10 @@ def learner(executor: str) -> Learner:
 
 
 def visit(
-    learner: Learner, asked: Instruction, base: np.ndarray = BASE, personal: bytes = b""
+    learner: Learner, asked: Instruction, base: np.ndarray = BASE, kept: Kept | None = None
 ) -> Outcome:
     samples = {SUPPORT: learner.samples(*data()), QUERY: learner.samples(*data(6, 1))}
-    return learner.visit(asked, base, samples.__getitem__, Key(), personal)
+    return learner.visit(asked, base, samples.__getitem__, Key(), kept or {})
 
 
 def values_of(done: Outcome) -> np.ndarray:
@@ -120,11 +123,27 @@ def test_values_that_stay_on_the_device_stand_behind_the_live_ones(executor: str
     base = np.asarray(program.initial(SEED))
     first = visit(learner, asked, base)
     local = np.concatenate([np.arange(*pair) for pair in program.local_ranges])
-    assert np.frombuffer(first.personal, np.float32).size == local.size
+    assert np.frombuffer(first.kept[LOCAL_VALUES], np.float32).size == local.size
     own = base.copy()
-    own[local] = np.frombuffer(first.personal, np.float32)
+    own[local] = np.frombuffer(first.kept[LOCAL_VALUES], np.float32)
     expected = visit(learner, asked, own)
-    assert visit(learner, asked, base[mask.bools], first.personal) == expected
+    assert visit(learner, asked, base[mask.bools], first.kept) == expected
+
+
+def test_a_model_of_its_own_lives_under_the_mask_of_the_day(executor: str) -> None:
+    program = program_of(0.5, sgd=replace(SGD, correction=True))
+    first, second = program.prunable
+    asked, base = replace(TRAIN, own=TRAIN.phases), np.asarray(program.initial(SEED))
+    kept: Kept = {}
+    for seed in (1, 2):
+        mask = Mask.draw(program.layout, {first: 20, second: 9}, seed)
+        done = visit(
+            Learner(program, executor), replace(asked, masks=((0.5, mask.blob),)), base, kept
+        )
+        own, live = np.frombuffer(done.kept[OWN_MODEL], np.float32), mask.bools
+        assert not own[~live].any()
+        assert (own != base)[live].sum() > 20
+        kept = done.kept
 
 
 def test_a_returned_gradient_is_that_of_the_live_coordinates(learner: Learner) -> None:

@@ -20,8 +20,9 @@ from fedtiny.values import Sgd
 ROOT = Path(__file__).resolve().parents[2]
 NETS = {"mse": (3, 9, 2), "cross_entropy": (3, 9, 4)}
 
-# What a device does with an image of bytes: reads it, initialises it, trains one visit on plain
-# lists, predicts and evaluates; and what it draws and decides beside that.
+# What a device does with an image of bytes: reads it, initialises it, trains visits on plain lists,
+# keeps something of each for the next one, predicts and evaluates; and what it draws and decides
+# beside that.
 DEVICE = """
 import json, sys
 if sys.argv[3] == "without":
@@ -30,7 +31,8 @@ from fedtiny import rng
 from fedtiny.device.learner import Key, Learner
 from fedtiny.device.session import Event, Session, advance, encode
 from fedtiny.engine.program import Program
-from fedtiny.values import Instruction, Lease, Phase
+from fedtiny.transforms.table import parse
+from fedtiny.values import Instruction, Lease, Phase, Sgd
 
 program = Program(open(sys.argv[1], "rb").read())
 learner = Learner(program, "native")
@@ -42,6 +44,16 @@ if sys.argv[2] == "cross_entropy":
     y = [rng.below(word, 4) for word in words[1][:11]]
 samples = learner.samples(x, y)
 instruction = Instruction(phases=(Phase(0.1, 6, shuffle=True, sgd=program.sgd), Phase(0.05)))
+kept = {}
+for lr in (0.1, 0.05):
+    phases = (Phase(lr, 3, shuffle=True, ahead=0.05), Phase(lr, 2, corrected=True))
+    stateful = Instruction(
+        phases=phases, correction=bytes(4 * program.layout.size), control=True,
+        own=(Phase(lr, 3, sgd=Sgd(prox=0.2)),),
+        transforms=parse(["clip:0.5", "noise:0.001", "feedback", "topk:0.4", "int8"]),
+    )
+    done = learner.visit(stateful, program.initial(3), lambda part: samples, key, kept)
+    kept = dict(done.kept)
 outcome = learner.visit(instruction, program.initial(3), lambda part: samples, key)
 session, command = Session(run=7, device=5), None
 lease = Lease(id=3, device=5, round=0, version=0, deadline=100.0)
@@ -52,6 +64,8 @@ for now, event in enumerate(Event):
 print(json.dumps({
     "initial": bytes(memoryview(program.initial(3)).cast("B")).hex(),
     "values": outcome.values.hex(),
+    "stateful": [done.values.hex(), done.places.hex(), done.quantised.q.hex()],
+    "kept": {name: values.hex() for name, values in kept.items()},
     "measures": dict(outcome.measures),
     "trained": bytes(memoryview(learner.vector()).cast("B")).hex(),
     "prediction": bytes(memoryview(learner.predict(x)).cast("B")).hex(),
@@ -74,7 +88,7 @@ from fedtiny import pruning, rng
 from fedtiny.device.learner import Key, Learner
 from fedtiny.engine.program import Program
 from fedtiny.tensors import floats
-from fedtiny.values import Instruction, Phase
+from fedtiny.values import Instruction, Phase, Transform
 
 program = Program(open(sys.argv[1], "rb").read())
 learner = Learner(program, "native")
@@ -95,6 +109,7 @@ asked = {
     "vote": replace(grow, returns="votes"),
     "readjust": grow,
     "gradient": replace(train, phases=(Phase(0.1, 1),), returns="gradient"),
+    "largest": replace(train, transforms=(Transform("topk", 0.2), Transform("sign"))),
     "evaluate": replace(train, kind="evaluate"),
     "calibrate": Instruction("calibrate", candidates=(0, 1, 9)),
 }
@@ -161,13 +176,16 @@ def test_what_is_refused_without_numpy_is_told_plainly(tmp_path: Path) -> None:
 def test_a_visit_without_numpy_gives_the_same_bits(loss: str, tmp_path: Path) -> None:
     if not native.available():
         pytest.skip("the reference executor needs NumPy")
-    program = compile(mlp(NETS[loss], "tanh"), loss=loss, ram="64KiB", batch=2, sgd=Sgd(0.9))
+    program = compile(
+        mlp(NETS[loss], "tanh"), loss=loss, ram="64KiB", batch=2, sgd=Sgd(0.9, correction=True)
+    )
     image = tmp_path / "program.image"
     image.write_bytes(program.image)
     found, expected = device(image, loss, "without"), device(image, loss, "with")
     assert (found.pop("loaded"), expected.pop("loaded")) == (False, True)
     assert found == expected
     assert found["trained"] != found["initial"]
+    assert set(found["kept"]) == {"control", "own", "residual"}
     assert len(found["values"]) == 2 * 4 * program.layout.size
 
 

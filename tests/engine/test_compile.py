@@ -52,6 +52,21 @@ def test_a_budget_of_exactly_ram_bytes_is_accepted_and_one_less_is_refused() -> 
     assert "train fewer layers" in str(error.value)
 
 
+@pytest.mark.parametrize(("density", "floats"), [(1.0, 1153), (0.25, 1153 - 1088 + 272)])
+def test_vectors_that_a_device_keeps_are_a_part_of_the_ram(density: float, floats: int) -> None:
+    without, kept = (
+        compile(sine_mlp(), loss="mse", ram="1MiB", density=density, kept_vectors=count).report()
+        for count in (0, 2)
+    )
+    # 32 + 32 * 32 + 32 weights of 1,153 parameters are pruned
+    assert "kept_bytes" not in without
+    assert kept["kept_bytes"] == 2 * 4 * floats
+    needed = without["ram_bytes"]
+    assert kept["ram_bytes"] == needed + 2 * 4 * floats == sum(ram_parts(kept).values())
+    with pytest.raises(BudgetError, match=f"kept {8 * floats:,}.* than 2: leave transforms out"):
+        compile(sine_mlp(), loss="mse", ram=needed, density=density, kept_vectors=2)
+
+
 def test_flash_is_a_budget_too() -> None:
     with pytest.raises(BudgetError, match=r"of 12,288 B flash"):
         compile(sine_mlp(), loss="mse", ram="256KiB", flash="12KiB")

@@ -31,6 +31,7 @@ from fedtiny.values import (
     Layout,
     Phase,
     Sgd,
+    Transform,
     Update,
 )
 from fedtiny.wire import codec
@@ -181,6 +182,29 @@ def test_a_selection_that_no_rehearsal_foretold_is_refused_when_its_round_opens(
         work.check(Round(4, 9), Instruction(SCORE, candidates=(0, 1)))
 
 
+@pytest.mark.parametrize(
+    ("strategy", "vectors"),
+    [("{name='fedavg'}", 0), ("{name='fedavg', transforms=['int8']}", 1),
+     ("{name='fedavg', transforms=['feedback', 'topk:0.1']}", 2), ("{name='scaffold'}", 1),
+     ("{name='ditto', transforms=['int8']}", 2), ("{name='perfedavg'}", 1)],
+)  # fmt: skip
+def test_programs_have_memory_for_what_devices_keep(strategy: str, vectors: int) -> None:
+    work = Workload.of(EXPERIMENT.override(f"strategy={strategy}"))
+    (profile,) = work.profiles
+    assert profile.needed.report().get("kept_bytes", 0) == vectors * work.layout.nbytes
+    held = profile.needed.report()["ram_bytes"] - 1
+    small = EXPERIMENT.override(f"strategy={strategy}", f"device={{ram={held}}}")
+    (reason,) = Workload.of(small).fit("cortex-m4").reasons
+    assert (f"keep fewer vectors than {vectors}" in reason) == bool(vectors)
+
+
+def test_what_devices_keep_must_be_foretold() -> None:
+    work = Workload.of(EXPERIMENT)
+    asked = replace(work.instruction, transforms=(Transform("feedback"), Transform("int8")))
+    with pytest.raises(StrategyError, match=r"keep 9,224 B beside .* for 0 B; .* in round 0 too"):
+        work.check(Round(0, 1), asked)
+
+
 class Late(FedTiny):
     """Has other growths in round 6 than in round 3."""
 
@@ -299,6 +323,8 @@ NO_BIAS = ((0.1, drawn({"linear1.bias": 3, "linear1.weight": 9, "linear2.weight"
         (asking(masks=NO_BIAS), r"prunes 21 parameters that are no weights of linear1.weight, lin"),
         (Instruction(SCORE, candidates=(0, bytes(PRUNES.layout.nbytes))),
          r"has candidates that are vectors; those of pruned Programs are the seeds of masks"),
+        (asking(grow=(), returns=VALUES, transforms=(Transform("randomk", 0.5),)),
+         r"uses randomk with pruned Programs \(density 0.1\), whose mask moves from round to"),
         (asking(grow=(("linear1.bias", 1),)), r"grows \['linear1.bias'\]; what can be pruned"),
         (asking(grow=(("linear1.weight", 1000),)), r"grows 1,000 weights; .* memory to find 94"),
     ],

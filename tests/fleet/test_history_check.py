@@ -194,6 +194,27 @@ def another_round_s_lease_counts(h: History) -> None:
     h.change(1, leases=(*h.commits[1].leases, moved))
 
 
+def a_lease_counts_before_it_was_given(h: History) -> None:
+    counts_in(h, h.commits[3].leases[0], 1, max_staleness=9)
+
+
+def an_update_counts_too_late(h: History) -> None:
+    counts_in(h, h.commits[0].leases[0], 4, max_staleness=2)
+
+
+def an_update_of_an_earlier_round_counts_in_one_of_a_cohort(h: History) -> None:
+    of_the_failed_round = next(lease for lease in h.accepted if lease >> 32 == 2)
+    counts_in(h, of_the_failed_round, 3, max_staleness=0)
+
+
+def counts_in(h: History, lease: int, place: int, max_staleness: int) -> None:
+    """The lease counts in another round than its own; all records agree."""
+    for at, commit in enumerate(h.commits):
+        leases = tuple(each for each in commit.leases if each != lease)
+        h.change(at, leases=(*leases, lease) if at == place else leases)
+    h.ledger = replace(h.ledger, later={lease: place}, max_staleness=max_staleness)
+
+
 def replay_gives_another_model(h: History) -> None:
     assert h.ledger.replayed
     at = int(h.draws.integers(ROUNDS))
@@ -239,6 +260,9 @@ FLAWS: dict[Callable[[History], None], str] = {
     a_round_is_missing: "follows round",
     a_failed_round_counts: "has failed, and counts",
     another_round_s_lease_counts: "counts in round 1",
+    a_lease_counts_before_it_was_given: "counts in round 1",
+    an_update_counts_too_late: "3 versions late",
+    an_update_of_an_earlier_round_counts_in_one_of_a_cohort: "counts in round 3, 0 versions late",
     replay_gives_another_model: "rebuilt",
     replay_ends_early: "rounds were rebuilt",
     a_device_had_another_model: "had another model",
@@ -260,6 +284,15 @@ def test_every_flaw_is_found(mutate: Callable[[History], None]) -> None:
         mutate(history)
         found = check(history.entries, history.ledger)
         assert any(FLAWS[mutate] in flaw for flaw in found), (seed, found)
+
+
+def test_an_update_may_count_in_a_later_round_of_an_asynchronous_run() -> None:
+    history = History(3)
+    owners = {e.lease: e.device for e in history.entries if e.op == SUBMIT}
+    devices = {owners[lease] for lease in history.commits[3].leases}
+    free = [lease for lease in history.commits[1].leases if owners[lease] not in devices]
+    counts_in(history, free[0], 3, max_staleness=1)  # version 1, where 2 was the newest
+    assert check(history.entries, history.ledger) == []
 
 
 def test_an_acknowledged_update_of_a_failed_round_is_not_lost() -> None:

@@ -30,6 +30,7 @@ from tests.harness.members import CARD, Member, enlist
 from tests.harness.mutation import mutated
 from tests.harness.story import Told, beside, experiment
 from tests.harness.swarm import Conduct, Figures, RealVisits, Swarm
+from tests.wire.forms import rounded
 
 REQUESTS = int(os.environ.get("FEDTINY_LIVE_FUZZ", "20000"))
 FUZZERS, HONEST = 80, 4
@@ -85,8 +86,8 @@ async def _methods(member: Member, port: int, task: Any) -> Methods:
     update = RealVisits(task)(work, program, model)
     run, base, size = work.run, work.model.digest, program.layout.size
     grown = replace(update, values=bytes(8), places=bytes(4) + b"\7\0\0\0")
-    payloads = [codec.write_values(update, size, form) for form in ("float32", "int8")]
-    payloads.append(codec.write_values(grown, size))
+    small = rounded(update, "int8")
+    payloads = [codec.write_values(each, size) for each in (update, small, grown)]
     submits = [s for p in payloads for s in codec.submit_requests(update, run, base, p, 0.0)]
     renewals = [pb.RenewRequest(csr_der=bytes(300))]
     return {"CheckIn": [check_in], "Fetch": fetches, "Submit": submits, "Renew": renewals}

@@ -1,7 +1,8 @@
 """One experiment, simulated and with real agents: the same models, the same bytes, the same scores.
 
-Three runs share a coordinator and its agents, most of them in threads, two in processes of their
-own. One prunes: it calibrates and scores candidates, lets weights grow, and trains under a mask.
+The runs share a coordinator and its agents, most of them in threads, two in processes of their own.
+One prunes: it calibrates and scores candidates, lets weights grow, and trains under a mask. In two
+devices send what transforms leave of their deltas; in one of these they keep the rest.
 """
 
 from __future__ import annotations
@@ -30,10 +31,15 @@ from tests.harness.ledger import read_ledger, read_rows
 
 THREADS, PROCESSES = 18, 2
 DEVICES = THREADS + PROCESSES
-STRATEGIES = {"fedadam": 5, "median": 6, "fedtiny": 7}
+STRATEGIES = {"fedadam": 5, "median": 6, "fedtiny": 7, "fedavg": 8}
 """And their seeds: agents would fetch one initial model of several runs once."""
 DENSE = {"model": "digits_mlp", "density": 1.0, "more": ""}
 PRUNES = {"model": "digits_bn", "density": 0.1, "more": "every = 2"}
+OWN = {
+    "fedtiny": PRUNES,
+    "fedavg": DENSE | {"more": 'transforms = ["clip:1", "feedback", "topk:0.1", "sign"]'},
+    "median": DENSE | {"more": 'transforms = ["randomk:0.3", "qsgd:15"]'},
+}
 SOURCE = "digits_task:task"
 
 EXPERIMENT = """
@@ -96,7 +102,7 @@ def deployed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Deployed]:
     folder = tmp_path_factory.mktemp("same")
     paths = [folder / f"{strategy}.toml" for strategy in STRATEGIES]
     for path, (strategy, seed) in zip(paths, STRATEGIES.items(), strict=True):
-        own = PRUNES if strategy == "fedtiny" else DENSE
+        own = OWN.get(strategy, DENSE)
         path.write_text(EXPERIMENT.format(strategy=strategy, seed=seed, **own))
     (folder / "digits_task.py").write_text(TASK.format(path=str(paths[0])))
     simulated = {strategy: simulate(path) for path, strategy in zip(paths, STRATEGIES, strict=True)}

@@ -105,6 +105,14 @@ class Ledger:
     """The digest after each commit, rebuilt from the records; None: not rebuilt."""
     compact: Mapping[int, Collection[str]] = field(default_factory=dict)
     """By version, the digests of what of the model is live under each of its masks."""
+    max_staleness: int = 0
+    """How many versions late an update may count; 0: in its own round alone."""
+    later: Mapping[int, int] = field(default_factory=dict)
+    """By lease, the round that its update was accepted in, where it was given in another."""
+
+    def round_of(self, lease: int) -> int:
+        """The round that the update was accepted in."""
+        return self.later.get(lease, round_of(lease))
 
 
 def check(entries: Iterable[Entry], ledger: Ledger) -> list[str]:
@@ -115,6 +123,7 @@ def check(entries: Iterable[Entry], ledger: Ledger) -> list[str]:
         *_counted(ours, ledger),
         *_invented(ours, ledger),
         *_rounds(ledger),
+        *_late(ours, ledger),
         *_models(ours, ledger),
         *_devices(ours),
     ]
@@ -133,9 +142,11 @@ def _calls(entries: list[Entry]) -> Iterator[str]:
 def _counted(entries: list[Entry], ledger: Ledger) -> Iterator[str]:
     """What was acknowledged counts once, what was refused never; nothing counts twice."""
     counts = Counter(lease for commit in ledger.commits for lease in commit.leases)
-    counts.update(lease for lease in ledger.accepted if round_of(lease) >= len(ledger.commits))
+    counts.update(
+        lease for lease in ledger.accepted if ledger.round_of(lease) >= len(ledger.commits)
+    )
     failed = {commit.round for commit in ledger.commits if commit.failed}
-    kept = {lease for lease in ledger.accepted if round_of(lease) not in failed}
+    kept = {lease for lease in ledger.accepted if ledger.round_of(lease) not in failed}
     yield from (
         f"lease {lease:#x} is accepted and counts nowhere" for lease in kept - counts.keys()
     )
@@ -145,7 +156,7 @@ def _counted(entries: list[Entry], ledger: Ledger) -> Iterator[str]:
         delivered = told & set(DELIVERED)
         if delivered and told - delivered:
             yield f"lease {lease:#x} was told {sorted(told)}"
-        if delivered and not counts[lease] and round_of(lease) not in failed:
+        if delivered and not counts[lease] and ledger.round_of(lease) not in failed:
             yield f"lease {lease:#x} was told {sorted(told)} and counts nowhere: it is lost"
         if not delivered and counts[lease]:
             yield f"lease {lease:#x} was told {sorted(told)} and counts"
@@ -184,7 +195,7 @@ def _invented(entries: list[Entry], ledger: Ledger) -> Iterator[str]:
 
 
 def _rounds(ledger: Ledger) -> Iterator[str]:
-    """Rounds follow each other, versions rise with each model, a lease counts in its own round."""
+    """Rounds follow each other, versions rise with each model, a lease counts where it was due."""
     first = Commit(-1, 0, ledger.first_digest, ())
     for before, commit in pairwise((first, *ledger.commits)):
         if commit.round != before.round + 1:
@@ -195,8 +206,22 @@ def _rounds(ledger: Ledger) -> Iterator[str]:
             yield f"round {commit.round} goes from version {before.version} to {commit.version}"
         if commit.failed and commit.leases:
             yield f"round {commit.round} has failed, and counts {len(commit.leases)} updates"
-        strangers = [lease for lease in commit.leases if round_of(lease) != commit.round]
+        strangers = [lease for lease in commit.leases if ledger.round_of(lease) != commit.round]
         yield from (f"lease {lease:#x} counts in round {commit.round}" for lease in strangers)
+
+
+def _late(entries: list[Entry], ledger: Ledger) -> Iterator[str]:
+    """A lease counts in the round that gave it, or not too many versions later."""
+    starts = {e.lease: e.version for e in entries if e.op == SUBMIT and e.kind == INVOKE}
+    version = 0
+    for commit in ledger.commits:
+        for lease in commit.leases:
+            late = version - starts.get(lease, version)
+            in_time = 0 <= late <= ledger.max_staleness and commit.round >= round_of(lease)
+            own = commit.round == round_of(lease)
+            if not in_time or not (own or ledger.max_staleness):
+                yield f"lease {lease:#x} counts in round {commit.round}, {late} versions late"
+        version = commit.version
 
 
 def _models(entries: list[Entry], ledger: Ledger) -> Iterator[str]:

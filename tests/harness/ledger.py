@@ -23,12 +23,15 @@ def read_ledger(folder: Path, name: str = "") -> Ledger:
             "SELECT round, version, digest, leases, failed FROM commits WHERE run = ? ORDER BY seq",
             (run,),
         ).fetchall()
-        accepted = database.execute("SELECT lease FROM accepted WHERE run = ?", (run,)).fetchall()
+        accepted = database.execute(
+            "SELECT lease, round FROM accepted WHERE run = ?", (run,)
+        ).fetchall()
         ((first,),) = database.execute(
             "SELECT lower(hex(digest)) FROM versions WHERE run = ? AND version = 0", (run,)
         ).fetchall()
-    leases = tuple(lease for (lease,) in accepted)
-    return Ledger(run.hex(), tuple(_commit(row) for row in rows), leases, first)
+    leases = tuple(lease for lease, _ in accepted)
+    later = {lease: round for lease, round in accepted if round != lease >> 32}
+    return Ledger(run.hex(), tuple(_commit(row) for row in rows), leases, first, later=later)
 
 
 def read_rows(folder: Path, name: str = "") -> list[dict[str, Any]]:

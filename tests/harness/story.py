@@ -168,7 +168,8 @@ def rebuilt(folder: Path, ledger: Ledger, name: str = "sine") -> Ledger:
         digests = {each.version: sha256(each.model.tobytes()).hexdigest() for each in models}
         compact = _compact(recorded)
     replayed = tuple(digests[c.version] for c in ledger.commits)
-    return replace(ledger, replayed=replayed, compact=compact)
+    late = recorded.work.strategy.max_staleness
+    return replace(ledger, replayed=replayed, compact=compact, max_staleness=late)
 
 
 def _compact(recorded: Recorded) -> dict[int, set[str]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from fedtiny.rounds.coordinator import Coordinator
 from fedtiny.rounds.journal import Journal, MemoryJournal
-from fedtiny.rounds.machine import Rules
+from fedtiny.rounds.rules import Rules
 from fedtiny.strategies.base import FleetFacts, Strategy
 from fedtiny.values import (
     CALIBRATE,

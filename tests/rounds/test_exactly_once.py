@@ -2,14 +2,15 @@
 
 Hypothesis drives a coordinator and its devices through crashes, lost requests and answers,
 copies, reordering, losses of power, forged, stale and broken updates, and the passing of time.
+Once in rounds of a cohort, and once asynchronously.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 from hypothesis import settings
@@ -29,8 +30,9 @@ from fedtiny.rounds.journal import (
     Record,
     replay,
 )
-from fedtiny.rounds.machine import Rules
-from fedtiny.strategies.base import Round
+from fedtiny.rounds.rules import Rules
+from fedtiny.strategies.base import Round, Strategy
+from fedtiny.strategies.fedbuff import FedBuff
 from fedtiny.strategies.fedopt import FedAvgM
 from fedtiny.values import ACCEPTED, DUPLICATE, UNKNOWN, Instruction, Lease, Receipt, Update
 from tests.harness.node import Fate, FaultyLink, Node
@@ -43,7 +45,7 @@ N_DEVICES = 5
 RULES = Rules(
     rounds=4, cohort=2, deadline_s=10.0, minimum=1, over_selection=1.5, max_extensions=2, seed=3
 )
-STRATEGY = FedAvgM(cohort=2, beta=0.1)
+ASYNCHRONOUS = replace(RULES, concurrency=3, max_staleness=2)
 
 devices = st.integers(0, N_DEVICES - 1)
 FATES: tuple[Fate, ...] = ("delivered", "request lost", "answer lost")
@@ -58,7 +60,7 @@ class Witness:
         self.journal, self.written = journal, written
         self._appended: list[Record] = []
         self.pending, self.commits = journal.pending, journal.commits
-        self.outcomes, self.latest = journal.outcomes, journal.latest
+        self.outcomes, self.latest, self.bases = journal.outcomes, journal.latest, journal.bases
 
     def append(self, record: Record) -> None:
         self.journal.append(record)
@@ -71,6 +73,9 @@ class Witness:
 
 
 class Fleet(RuleBasedStateMachine):
+    run_rules: ClassVar[Rules] = RULES
+    strategy: ClassVar[Strategy] = FedAvgM(cohort=2, beta=0.1)
+
     def __init__(self) -> None:
         super().__init__()
         self.now = 0.0
@@ -87,7 +92,7 @@ class Fleet(RuleBasedStateMachine):
         """The coordinator starts, or starts again with what the journal has."""
         self.journal = Witness(self.open_journal(), self.written)
         self.coordinator = Coordinator(
-            RULES, STRATEGY, LAYOUT, INITIAL, self.journal, N_DEVICES, self.now
+            self.run_rules, self.strategy, LAYOUT, INITIAL, self.journal, N_DEVICES, self.now
         )
         self.journal.commit()
 
@@ -109,14 +114,14 @@ class Fleet(RuleBasedStateMachine):
         counted = set(self.counted())
         receipts = self.coordinator.submit(now, updates)
         self.journal.commit()
-        failed = {commit.round for commit in self.commits() if commit.failed}
+        failed = self.failed()
         for receipt in receipts:
             delivered = receipt.status in (ACCEPTED, DUPLICATE)
             self.acknowledged |= {receipt.lease} if delivered else set()
             assert receipt.status != ACCEPTED or receipt.lease not in counted
             assert receipt.status != ACCEPTED or now < self.leases()[receipt.lease]
             if receipt.lease in counted and receipt.status != UNKNOWN:  # unknown: forged
-                assert receipt.status == DUPLICATE or receipt.lease >> 32 in failed
+                assert receipt.status == DUPLICATE or receipt.lease in failed
         return receipts
 
     def leases(self) -> dict[int, float]:
@@ -202,19 +207,35 @@ class Fleet(RuleBasedStateMachine):
         pending = [r for r in self.journal.pending() if isinstance(r, Accepted)]
         return committed + [lease for record in pending for lease in record.leases.tolist()]
 
+    def accepted_in(self) -> Mapping[int, int]:
+        """The round in which each lease that was ever accepted counts."""
+        accepted = (record for record in self.written if isinstance(record, Accepted))
+        return {lease: record.round for record in accepted for lease in record.leases.tolist()}
+
+    def failed(self) -> set[int]:
+        """The accepted leases of rounds that then failed."""
+        rounds = {commit.round for commit in self.commits() if commit.failed}
+        return {lease for lease, round in self.accepted_in().items() if round in rounds}
+
     @invariant()
     def nothing_is_counted_twice(self) -> None:
-        counted = self.counted()
+        counted, rounds = self.counted(), self.accepted_in()
         assert len(set(counted)) == len(counted)
-        of_round = [(self.honest[lease].device, lease >> 32) for lease in counted]
+        of_round = [(self.honest[lease].device, rounds[lease]) for lease in counted]
         assert len(set(of_round)) == len(of_round)
-        assert all(commit.leases.size <= RULES.cohort for commit in self.commits())
+        assert all(commit.leases.size <= self.run_rules.cohort for commit in self.commits())
+
+    @invariant()
+    def an_update_counts_in_its_round_or_while_it_is_not_too_late(self) -> None:
+        versions = [0, *(commit.version for commit in self.commits())]
+        for lease, round in self.accepted_in().items():
+            late = versions[round] - self.honest[lease].version
+            assert 0 <= late <= self.run_rules.max_staleness
+            assert round == lease >> 32 or self.run_rules.asynchronous
 
     @invariant()
     def nothing_acknowledged_is_lost(self) -> None:
-        failed = {commit.round for commit in self.commits() if commit.failed}
-        lost = self.acknowledged - set(self.counted())
-        assert all(lease >> 32 in failed for lease in lost)
+        assert self.acknowledged - set(self.counted()) <= self.failed()
 
     @invariant()
     def lease_ids_are_unique(self) -> None:
@@ -249,33 +270,58 @@ class Fleet(RuleBasedStateMachine):
 
     def replayed(self) -> Iterator[Float32]:
         """Every model, before the first round and after each."""
-        for model, _ in replay(self.journal, RULES.rounds, STRATEGY, LAYOUT, INITIAL):
+        for model, _ in replay(self.journal, self.run_rules.rounds, self.strategy, LAYOUT, INITIAL):
             yield model
 
     def check_models(self) -> None:
-        assert [commit.round for commit in self.commits()] == list(range(RULES.rounds))
+        assert [commit.round for commit in self.commits()] == list(range(self.run_rules.rounds))
         models = list(self.replayed())
         assert models[-1].tobytes() == self.coordinator.model.tobytes()
-        model, state = INITIAL, STRATEGY.start(LAYOUT, INITIAL)
+        model, state = INITIAL, self.strategy.start(LAYOUT, INITIAL)
+        bases = {0: INITIAL}
         for commit, published in zip(self.commits(), models[1:], strict=True):
             if not commit.failed:
-                total = self.folded(commit, model)
-                model, state = STRATEGY.finish(Round(commit.round, 4), model, total, state)
+                total = self.folded(commit, bases)
+                model, state = self.strategy.finish(Round(commit.round, 4), model, total, state)
             elif commit.changed:
                 model = published  # by an operator
             assert published.tobytes() == model.tobytes()
+            bases[commit.version] = model
 
-    def folded(self, commit: Published, model: Float32) -> Total:
+    def weights(self, updates: Sequence[Update], version: int) -> Sequence[float]:
+        """What the updates count for in a round that began with the model of this version."""
+        return [update.samples for update in updates]
+
+    def folded(self, commit: Published, bases: Mapping[int, Float32]) -> Total:
         """The accepted set in the order of its leases; and its mean in plain NumPy."""
         updates = [self.honest[lease] for lease in commit.leases.tolist()]
-        total = Total.zero(LAYOUT.size, STRATEGY.fold_rule)
-        for update in updates:
-            total = total.add(update, model, update.samples)
-        deltas = [np.frombuffer(bytes(u.values), np.float32) - model for u in updates]
-        plain = np.average(deltas, axis=0, weights=[u.samples for u in updates])
+        weights = self.weights(updates, max(bases))
+        total = Total.zero(LAYOUT.size, self.strategy.fold_rule)
+        for update, weight in zip(updates, weights, strict=True):
+            total = total.add(update, bases[update.version], weight)
+        deltas = [np.frombuffer(bytes(u.values), np.float32) - bases[u.version] for u in updates]
+        plain = np.average(deltas, axis=0, weights=weights)
         np.testing.assert_allclose(total.mean(), plain, rtol=1e-4, atol=1e-6)
         return total
 
 
 TestFleet = Fleet.TestCase
 TestFleet.settings = settings(max_examples=150, stateful_step_count=60, deadline=None)
+
+
+class AsynchronousFleet(Fleet):
+    """Leases outlive their rounds, and their updates count as deltas to the model they are on."""
+
+    run_rules = ASYNCHRONOUS
+    strategy = FedBuff(cohort=2, concurrency=3, max_staleness=2, beta=0.1)
+
+    def weights(self, updates: Sequence[Update], version: int) -> Sequence[float]:
+        return [(1 + version - update.version) ** -0.5 for update in updates]
+
+    @invariant()
+    def no_more_work_than_the_concurrency(self) -> None:
+        assert np.count_nonzero(self.coordinator.rounds.leases.is_live) <= 3
+
+
+TestAsynchronousFleet = AsynchronousFleet.TestCase
+TestAsynchronousFleet.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)

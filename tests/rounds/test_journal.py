@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from fedtiny.errors import RunError
-from fedtiny.rounds import machine
 from fedtiny.rounds.events import Grant, Open
 from fedtiny.rounds.journal import Accepted, MemoryJournal, recover, replay
+from fedtiny.rounds.rules import Rules
 from fedtiny.strategies.fedavg import FedAvg
 from fedtiny.strategies.fedopt import FedAvgM
 from fedtiny.strategies.median import Median
@@ -47,8 +47,8 @@ def test_recovery_brings_back_accepted_and_live_leases() -> None:
     assert run.journal is not None
     before, after = run.coordinator.rounds, recover(run.rules, run.journal)
     assert (after.accepted, after.demand, after.wakes_at) == (1, 0, before.wakes_at)
-    for column in ("devices", "deadlines", "status"):
-        assert np.array_equal(getattr(after, column), getattr(before, column))
+    for column in ("ids", "devices", "versions", "deadlines", "status"):
+        assert np.array_equal(getattr(after.leases, column), getattr(before.leases, column))
 
 
 def test_recovery_knows_the_drop_out_and_who_was_accepted_in_rounds_before() -> None:
@@ -78,7 +78,7 @@ def test_recovery_goes_on_from_the_last_model_and_rebuilds_none() -> None:
 
 
 def test_an_empty_journal_is_the_beginning() -> None:
-    rules = machine.Rules(1, 1, 1.0, 1)
+    rules = Rules(1, 1, 1.0, 1)
     assert recover(rules, MemoryJournal()).phase == "idle"
     assert MemoryJournal().latest() is None
 

@@ -29,7 +29,8 @@ from fedtiny.rounds.events import (
     Reply,
     Tick,
 )
-from fedtiny.rounds.machine import Rules
+from fedtiny.rounds.leases import Past
+from fedtiny.rounds.rules import Rules
 from fedtiny.values import ACCEPTED, DUPLICATE, INVALID, LATE, STALE, UNKNOWN
 
 if TYPE_CHECKING:
@@ -487,7 +488,7 @@ def test_a_shell_that_breaks_the_protocol_is_told() -> None:
 
 
 def test_two_futures_of_one_past_do_not_meet() -> None:
-    past = machine.Past().then(ids(0))
+    past = Past().then(ids(0))
     left, right = past.then(ids(2**32)), past.then(ids(2**32 + 1))
     both = ids(2**32, 2**32 + 1)
     assert left.accepted(both).tolist() == [True, False]

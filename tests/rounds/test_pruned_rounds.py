@@ -20,8 +20,8 @@ from fedtiny.masks import Mask
 from fedtiny.rounds.content import STATISTICS_BOUND, OpenRound
 from fedtiny.rounds.coordinator import Coordinator
 from fedtiny.rounds.journal import Journal, MemoryJournal, Published, replay
-from fedtiny.rounds.machine import Rules
 from fedtiny.rounds.measures import Measures
+from fedtiny.rounds.rules import Rules
 from fedtiny.server.sealing import RoundKeys
 from fedtiny.server.sqlite_journal import SqliteJournal
 from fedtiny.server.storage import Database

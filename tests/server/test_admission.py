@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,16 +11,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedtiny.masks import Mask, remembered
-from fedtiny.server.admission import Expected, flaw_of
+from fedtiny.server.admission import Expected, flaw_of, shared_masks
+from fedtiny.transforms.sparsifiers import shared_mask
+from fedtiny.transforms.table import parse
 from fedtiny.values import (
     CALIBRATE,
     GRADIENT,
+    SUMS,
     VALUES,
     VOTES,
+    FeatureSums,
     Instruction,
     Layout,
     Parameter,
     Phase,
+    Quantised,
     Ranges,
     Update,
 )
@@ -38,6 +44,7 @@ SPARSE = Mask.draw(LAYOUT, {"conv.weight": 4, "fc.weight": 3}, 1)
 DENSER = Mask.draw(LAYOUT, {"conv.weight": 8, "fc.weight": 6}, 2)
 MASKS = ((0.1, SPARSE.blob), (0.2, DENSER.blob))
 MEASURES = {"loss_sum": 1.0, "steps": 3.0}
+SEED = 7
 TRAIN = Instruction(phases=(Phase(0.1, 3),), masks=MASKS)
 
 
@@ -53,7 +60,7 @@ class Board:
 
 def flaw(update: Update, asked: Instruction) -> str:
     boards = (Board(0.1), Board(0.2))
-    expected = Expected.of(asked, boards, LAYOUT, lambda b: remembered(b, LAYOUT))  # type: ignore[arg-type]
+    expected = Expected.of(asked, boards, LAYOUT, lambda b: remembered(b, LAYOUT), SEED)  # type: ignore[arg-type]
     return flaw_of(update, expected)
 
 
@@ -84,7 +91,7 @@ def test_an_update_of_a_dense_round_has_no_mask() -> None:
 @given(st.data())
 def test_a_mask_that_moved_has_as_many_live_values_in_each_parameter(data: st.DataObject) -> None:
     asked = replace(TRAIN, masks=MASKS[:1], grow=(("fc.weight", 2),), returns=VALUES)
-    expected = Expected.of(asked, [Board(0.1)], LAYOUT, lambda b: remembered(b, LAYOUT))  # type: ignore[list-item]
+    expected = Expected.of(asked, [Board(0.1)], LAYOUT, lambda b: remembered(b, LAYOUT), SEED)  # type: ignore[list-item]
     live = SPARSE.coordinates(WHOLE).tolist()
     dead = sorted(set(range(80)) - set(live))
     die = data.draw(st.lists(st.sampled_from(live), max_size=3, unique=True))
@@ -111,7 +118,7 @@ def test_what_grows_is_dead_and_of_a_named_parameter_and_no_more_than_asked() ->
     assert flaw(grown(dead[0], dead[-1]), replace(asked, masks=MASKS)) == ""
     assert flaw(grown(), replace(asked, masks=MASKS)) == ""
     alive = next(at for at in range(44, 74) if SPARSE.bools[at])
-    one = Expected.of(asked, [Board(0.1)], LAYOUT, lambda b: remembered(b, LAYOUT))  # type: ignore[list-item]
+    one = Expected.of(asked, [Board(0.1)], LAYOUT, lambda b: remembered(b, LAYOUT), SEED)  # type: ignore[list-item]
     assert f"{alive:,} is live" in flaw_of(grown(alive), one)
     outside = next(at for at in range(40) if not SPARSE.bools[at])
     assert "not to grow" in flaw_of(grown(outside), one)
@@ -121,7 +128,7 @@ def test_what_grows_is_dead_and_of_a_named_parameter_and_no_more_than_asked() ->
 
 def test_votes_have_no_values() -> None:
     asked = replace(TRAIN, masks=MASKS[:1], returns=VOTES, grow=(("fc.weight", 2),))
-    one = Expected.of(asked, [Board(0.1)], LAYOUT, lambda b: remembered(b, LAYOUT))  # type: ignore[list-item]
+    one = Expected.of(asked, [Board(0.1)], LAYOUT, lambda b: remembered(b, LAYOUT), SEED)  # type: ignore[list-item]
     place = next(at for at in range(44, 74) if not SPARSE.bools[at])
     assert flaw_of(grown(place, value=1.0), one) == ""
     assert "places alone" in flaw_of(grown(place), one)
@@ -136,3 +143,55 @@ def test_statistics_are_a_row_for_each_candidate(count: int, fits: bool) -> None
     asked = Instruction(CALIBRATE, candidates=(1, 2, 3))
     update = Update(1, 2, 0, 0, 5, bytes(4 * count), ((0, count),))
     assert (flaw(update, asked) == "") == fits
+
+
+@pytest.mark.parametrize(("count", "fits"), [(24, True), (23, False), (25, False)])
+def test_sums_of_features_are_whole(count: int, fits: bool) -> None:
+    # 5 features and a count for each of 4 classes
+    layout = Layout.of([Parameter("head.weight", (5, 4)), Parameter("head.bias", (4,))])
+    asked = Instruction(SUMS, sums=FeatureSums("head.weight"))
+    expected = Expected.of(asked, [Board(1.0)], layout, lambda b: remembered(b, layout), SEED)  # type: ignore[list-item]
+    update = Update(1, 2, 0, 0, 5, bytes(4 * count), ((0, count),))
+    assert (flaw_of(update, expected) == "") == fits
+
+
+@pytest.mark.parametrize(
+    ("chain", "update", "told"),
+    [
+        (["topk:0.1"], {"count": 8, "places": 8}, ""),
+        (["topk:0.1"], {"count": 7, "places": 7}, "places: it has 7; 8 are asked for"),
+        (["topk:0.1"], {"count": 80}, "places: it has none; 8 are asked for"),
+        (["topk:1"], {"count": 80}, ""),
+        (["int8"], {"count": 80, "form": "int8"}, ""),
+        (["qsgd:5"], {"count": 80, "form": "int8"}, ""),
+        (["int8"], {"count": 80}, "values: they are float32; int8 is asked for"),
+        (["sign"], {"count": 80, "form": "int8"}, "values: they are int8; sign is asked for"),
+        (["clip:1"], {"count": 80, "form": "int8"}, "they are int8; float32 is asked for"),
+        (["clip:1"], {"count": 8, "places": 8}, "places: it has values of some places"),
+    ],
+)
+def test_what_comes_is_what_the_transforms_leave(
+    chain: list[str], update: dict[str, Any], told: str
+) -> None:
+    asked = Instruction(phases=(Phase(0.1, 3),), transforms=parse(chain))
+    count, form, places = update["count"], update.get("form", ""), update.get("places")
+    sent = replace(
+        trained(None), values=bytes(4 * count),
+        places=np.arange(places, dtype="<u4").tobytes() if places else None,
+        quantised=Quantised(form, 64, bytes(8), bytes(count)) if form else None,
+    )  # fmt: skip
+    found = flaw(sent, asked)
+    assert told in found
+    assert bool(told) == bool(found)
+
+
+def test_a_mask_that_all_draw_is_that_of_the_round_of_the_lease() -> None:
+    asked = Instruction(phases=(Phase(0.1, 3),), transforms=parse(["randomk:0.25"]))
+    drawn = [shared_mask(SEED, round, 80, 0.25) for round in (0, 4)]
+    for round, mask in zip((0, 4), drawn, strict=True):
+        assert flaw(replace(trained(mask), round=round), asked) == ""
+        other = replace(trained(mask), round=3)
+        assert "not for the mask" in flaw(other, asked)
+    assert "not for the mask" in flaw(trained(None), asked)
+    assert list(shared_masks(asked, SEED, [0, 4], 80).values()) == drawn
+    assert shared_masks(TRAIN, SEED, [0, 4], 80) == {}

@@ -69,7 +69,7 @@ def test_who_has_waited_long_enough_may_ask_again_at_once(opened: Opened) -> Non
 
 
 def _holders(desk: Desk) -> set[int]:
-    return set(desk.hosted.coordinator.rounds.devices.tolist())
+    return set(desk.hosted.coordinator.rounds.leases.devices.tolist())
 
 
 def test_who_does_not_wait_is_told_when_to_come_back(opened: Opened) -> None:

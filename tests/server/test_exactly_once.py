@@ -14,7 +14,7 @@ from fedtiny.rounds.journal import Journal
 from fedtiny.server.sealing import RoundKeys
 from fedtiny.server.sqlite_journal import SqliteJournal
 from fedtiny.server.storage import Database
-from tests.rounds.test_exactly_once import Fleet
+from tests.rounds.test_exactly_once import AsynchronousFleet, Fleet
 
 RUN = b"01234567"
 # Only the process dies here, not the machine: what a disk has synced is not the question.
@@ -53,9 +53,18 @@ class DurableFleet(Fleet):
     def every_accepted_lease_is_a_row_of_its_own(self) -> None:
         assert self.database
         rows = self.database.connection.execute("SELECT lease FROM accepted ORDER BY lease")
-        failed = {commit.round for commit in self.commits() if commit.failed}
-        leases = [lease for (lease,) in rows if lease >> 32 not in failed]
+        failed = self.failed()
+        leases = [lease for (lease,) in rows if lease not in failed]
         assert leases == sorted(self.counted())
+
+    @invariant()
+    def the_models_that_work_goes_on_from_are_kept(self) -> None:
+        assert self.database
+        rows = self.database.connection.execute("SELECT version FROM bases")
+        kept, needed = {version for (version,) in rows}, self.coordinator.bases.keys() - {0}
+        if self.run_rules.asynchronous:
+            assert needed <= kept
+        assert len(kept) <= bool(kept) + self.run_rules.concurrency
 
     def teardown(self) -> None:
         try:
@@ -68,3 +77,13 @@ class DurableFleet(Fleet):
 
 TestDurableFleet = DurableFleet.TestCase
 TestDurableFleet.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
+
+
+class DurableAsynchronousFleet(AsynchronousFleet, DurableFleet):
+    """The same, while work outlives its rounds."""
+
+
+TestDurableAsynchronousFleet = DurableAsynchronousFleet.TestCase
+TestDurableAsynchronousFleet.settings = settings(
+    max_examples=20, stateful_step_count=40, deadline=None
+)

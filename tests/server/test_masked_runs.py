@@ -151,4 +151,4 @@ def test_what_is_due_follows_the_open_round(opened: Opened) -> None:
 
 
 def _same(found: object, update: Update) -> bool:
-    return found == (update.ranges, update.values, update.mask, update.places)
+    return found == (update.ranges, update.values, update.mask, update.places, update.quantised)

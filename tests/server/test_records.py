@@ -15,8 +15,8 @@ from fedtiny.errors import RunError
 from fedtiny.fold import FoldRule, Total
 from fedtiny.masks import Mask
 from fedtiny.rounds.content import Part
-from fedtiny.rounds.events import Grant, Open
-from fedtiny.rounds.journal import Accepted
+from fedtiny.rounds.events import Carry, Grant, Open
+from fedtiny.rounds.journal import Accepted, Pending
 from fedtiny.rounds.measures import Measures
 from fedtiny.server import records
 from fedtiny.values import Update
@@ -64,7 +64,7 @@ def total(*folded: Update) -> Total:
     return result
 
 
-def through(record: records.Pending) -> Any:
+def through(record: Pending) -> Any:
     return records.read(records.kind_of(record), records.write(record))
 
 
@@ -80,6 +80,15 @@ def test_a_grant_comes_back() -> None:
     back = through(Grant(7, 2, *columns))
     assert (back.round, back.version, back.repeated) == (7, 2, False)
     for column, name in zip(columns, ("leases", "devices", "deadlines"), strict=True):
+        assert getattr(back, name).dtype == column.dtype
+        assert getattr(back, name).tolist() == column.tolist()
+
+
+def test_leases_that_go_on_come_back() -> None:
+    columns = np.array([5, 7 << 32]), np.array([3, 5]), np.array([2, 6]), np.array([12.1, 1 / 3])
+    back = through(Carry(8, *columns))
+    assert back.round == 8
+    for column, name in zip(columns, ("leases", "devices", "versions", "deadlines"), strict=True):
         assert getattr(back, name).dtype == column.dtype
         assert getattr(back, name).tolist() == column.tolist()
 

@@ -18,8 +18,8 @@ from fedtiny.errors import RunError
 from fedtiny.fold import FoldRule, Total
 from fedtiny.rounds.events import Open
 from fedtiny.rounds.journal import Accepted, Published, digest, recover, replay
-from fedtiny.rounds.machine import Rules
 from fedtiny.rounds.measures import Measures
+from fedtiny.rounds.rules import Rules
 from fedtiny.server import crash_points
 from fedtiny.server.sealing import RoundKeys
 from fedtiny.server.sqlite_journal import SqliteCommits, SqliteJournal, discard
@@ -123,8 +123,8 @@ def test_recovery_stands_where_the_crash_was(server: Server, strategy: Strategy)
     server.crash()
     after = recover(run.rules, server.journal())
     assert (after.round, after.version, after.accepted) == (1, 1, 2)
-    for column in ("devices", "deadlines", "status"):
-        assert np.array_equal(getattr(after, column), getattr(before, column))
+    for column in ("ids", "devices", "versions", "deadlines", "status"):
+        assert np.array_equal(getattr(after.leases, column), getattr(before.leases, column))
     leases = lease_id(0, np.arange(4))
     assert after.past.accepted(leases).tolist() == before.past.accepted(leases).tolist()
 

@@ -85,7 +85,7 @@ def test_a_database_of_an_older_version_is_brought_up(
     monkeypatch.setattr(storage, "MIGRATIONS", (*storage.MIGRATIONS, added))
     with closing(Database(database.path.parent)) as again:
         assert again.connection.execute("SELECT x FROM more").fetchall() == [(1,)]
-        assert again.connection.execute("PRAGMA user_version").fetchone() == (2,)
+        assert again.connection.execute("PRAGMA user_version").fetchone() == (3,)
 
 
 def test_a_migration_that_fails_leaves_the_database_as_it_was(
@@ -106,7 +106,7 @@ def test_a_database_of_a_newer_version_is_refused(database: Database) -> None:
     database.connection.execute("PRAGMA user_version = 99")
     database.close()
     with pytest.raises(
-        RunError, match="has version 99, this fedtiny knows 1; use the fedtiny that"
+        RunError, match="has version 99, this fedtiny knows 2; use the fedtiny that"
     ):
         Database(database.path.parent)
 

@@ -16,7 +16,7 @@ from fedtiny.simulator.contact import Contact
 from fedtiny.simulator.flights import Flights
 from fedtiny.simulator.sessions import ColumnSessions, ObjectSessions
 from fedtiny.simulator.traces import Always, Diurnal
-from fedtiny.simulator.visits import ROWS_BYTES, Personal, in_pieces
+from fedtiny.simulator.visits import ROWS_BYTES, in_pieces
 from fedtiny.values import lease_id, round_of
 
 if TYPE_CHECKING:
@@ -167,14 +167,6 @@ def test_a_lease_has_the_version_of_its_model() -> None:
     lease = sessions._sessions[1].lease
     assert lease is not None
     assert (lease.round, lease.version) == (5, 4)
-
-
-def test_personal_values_count_from_the_commit_on() -> None:
-    personal = Personal.empty(((2, 4),), 3)
-    personal.keep(np.array([1]), np.ones((1, 2), np.float32))
-    assert personal.of(1) == b""
-    personal.commit()
-    assert personal.of(1) == np.ones(2, np.float32).tobytes()
 
 
 @given(st.integers(1, 50), st.integers(1, 2**26))

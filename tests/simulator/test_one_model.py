@@ -15,7 +15,7 @@ from fedtiny.experiment import Experiment
 from fedtiny.rounds.coordinator import Coordinator
 from fedtiny.rounds.journal import MemoryJournal
 from fedtiny.simulator.simulation import Simulation
-from fedtiny.values import ACCEPTED, Instruction, Lease, Receipt, Update
+from fedtiny.values import ACCEPTED, Instruction, Kept, Lease, Receipt, Update
 from tests.simulator.experiments import PRUNED, SINE
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class Device:
         fleet = simulation.fleet
         self.learner = Learner(fleet.profiles[fleet.profile[index]].needed)
         self.command = Command.NONE
+        self.kept: Kept = {}
 
     def happens(self, event: Event, lease: Lease | None = None) -> Command:
         self.session, self.command = advance(self.session, event, self.now, lease)
@@ -79,6 +80,8 @@ class Device:
         update = self.work(self.instruction)
         assert self.happens(Event.FINISHED) == Command.SUBMIT
         receipt = self.link.submit(update)
+        if receipt.status == ACCEPTED:
+            self.kept = {**self.kept, **self.left}
         self.happens(Event.ACCEPTED if receipt.status == ACCEPTED else Event.REFUSED)
         return receipt
 
@@ -90,10 +93,13 @@ class Device:
             self.base(instruction),
             lambda part: self.learner.samples(*task.samples(run, lease.round, lease.device, part)),
             Key(run, lease.round, lease.device),
+            self.kept,
         )
+        self.left = outcome.kept
         return Update(
             lease.id, lease.device, lease.round, lease.version, outcome.samples, outcome.values,
             outcome.ranges, outcome.measures, outcome.mask, outcome.places,
+            outcome.quantised,
         )  # fmt: skip
 
     def base(self, instruction: Instruction) -> bytes:
@@ -104,7 +110,7 @@ class Device:
         return np.frombuffer(self.model, np.float32)[mask.bools].tobytes()
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "tinyreptile", "median"])
+@pytest.mark.parametrize("strategy", ["fedavg", "fedadam", "tinyreptile", "tinymetafed", "median"])
 def test_a_real_run_with_the_same_arrivals_publishes_the_same_models(strategy: str) -> None:
     experiment = Experiment.of(SINE).override(
         f"strategy={{name='{strategy}', beta=0.02, cohort=6}}",
@@ -116,6 +122,22 @@ def test_a_real_run_with_the_same_arrivals_publishes_the_same_models(strategy: s
     publishes_the_same(experiment)
 
 
+@pytest.mark.parametrize(
+    "strategy",
+    ["{name='scaffold', cohort=6, steps=2, beta=0.02}",
+     "{name='ditto', cohort=6, beta=0.02, transforms=['feedback', 'topk:0.2', 'int8']}"],
+)  # fmt: skip
+def test_real_devices_that_keep_things_publish_the_same_models(strategy: str) -> None:
+    publishes_the_same(
+        Experiment.of(SINE).override(
+            f"strategy={strategy}",
+            "fleet={devices=12, held_out=2, threads=1}",
+            "run.rounds=4",
+            "evaluate={}",
+        )
+    )
+
+
 @pytest.mark.parametrize("strategy", ["fedtiny", "fedrts", "feddst"])
 def test_a_real_fleet_that_prunes_publishes_the_same_models(strategy: str) -> None:
     publishes_the_same(
@@ -125,6 +147,17 @@ def test_a_real_fleet_that_prunes_publishes_the_same_models(strategy: str) -> No
             "fleet.drop_out=0.1",
             "run.over_selection=1.5",
             "evaluate={}",
+        )
+    )
+
+
+def test_a_real_fleet_that_sums_features_publishes_the_same_model() -> None:
+    publishes_the_same(
+        Experiment.of(SINE | {"data": {"source": "label-skew-digits"}, "evaluate": {}}).override(
+            "model={build='digits_mlp', hidden=8}",
+            "strategy={name='fedridge', cohort=6}",
+            "fleet={devices=20, held_out=2, threads=1}",
+            "run.rounds=2",
         )
     )
 

@@ -173,7 +173,9 @@ class Weighing(ObjectWorkers):
 def test_the_bytes_of_a_round_are_those_of_what_is_sent(name: str) -> None:
     experiment = Experiment.of(PRUNED | {"strategy": STRATEGIES[name]})
     simulation = Simulation(experiment, "objects", lambda row: None)
-    workers = simulation.workers = Weighing(simulation.work.task, experiment.seed, None)
+    workers = simulation.workers = Weighing(
+        simulation.work.task, experiment.seed, simulation.standing.keeping
+    )
     masks: dict[int, bytes | None] = {}
     models: dict[int, tuple[int, bytes | None]] = {}
     version = 0

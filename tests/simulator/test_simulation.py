@@ -28,6 +28,10 @@ if TYPE_CHECKING:
 HERE = "tests.simulator.test_simulation"
 
 
+TRAINING = ["evaluate={few={lr=0.05, devices='training'}}"]
+FEW = ["fleet.devices=10", "fleet.held_out=2"]  # so that most come twice
+
+
 # ---- one history, whatever computes it -------------------------------------------------------
 
 
@@ -43,7 +47,7 @@ def test_columns_and_objects_give_the_same_history_at_a_thousand_devices() -> No
 @pytest.mark.parametrize(
     "settings",
     [
-        ["model.build='tests.simulator.experiments:personal_mlp'",
+        ["model.build='tests.simulator.experiments:personal_mlp'", *TRAINING,
          "data={source='label-skew-digits'}", "strategy.momentum=0.9"],
         ["model={build='digits_mlp', classes=3}",
          "data={source='few-shot-digits', ways=3, shots=2, queries=4}"],
@@ -51,11 +55,20 @@ def test_columns_and_objects_give_the_same_history_at_a_thousand_devices() -> No
         ["strategy={name='fedprox', cohort=7, mu=0.1}", "device.batch=3"],
         [f"strategy={{build='{HERE}:LastGradient', cohort=6}}"],
         [f"strategy={{build='{HERE}:HeadThenBody', cohort=6}}"],
+        ["strategy={name='perfedavg', cohort=6, steps=2}"],
+        ["strategy={name='scaffold', cohort=6, steps=2}", *FEW],
+        ["strategy={name='ditto', cohort=6, beta=0.02}", *TRAINING, *FEW],
+        ["strategy={name='fedavg', cohort=6, transforms=['clip:1', 'feedback', 'topk:0.1', "
+         "'int8']}", *FEW],
+        ["strategy={name='median', cohort=7, transforms=['int8']}",
+         "attack={kind='sign-flip', share=0.3}"],
+        ["attack={kind='scale', share=0.3, scale=2.0}"],
     ],
-    ids=["personal", "few-shot", "median", "prox", "gradient", "phases"],
+    ids=["personal", "few-shot", "median", "prox", "gradient", "phases", "ahead", "control", "own",
+         "transforms", "attack", "attacked sums"],
 )  # fmt: skip
 def test_every_kind_of_visit_is_the_same_in_columns_and_objects(settings: list[str]) -> None:
-    settings = [*settings, "run.rounds=3", "evaluate={few={lr=0.05}}"]
+    settings = ["run.rounds=3", "evaluate={few={lr=0.05}}", *settings]
     columns, objects = (run(SINE, *settings, devices=kind) for kind in ("columns", "objects"))
     assert columns.history == objects.history
     assert columns.summary == objects.summary

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -50,6 +51,30 @@ class Failing(FedAvg):
         if round.t == self.bad_round:
             raise ZeroDivisionError("a bug of the user's")
         return super().finish(round, model, contribution, state)
+
+
+FAULTS: Mapping[str, Callable[[Float32], Any]] = {
+    "wrong shape": lambda model: (model[:-1], {}),
+    "wrong type": lambda model: (model.astype(np.float64), {}),
+    "not finite": lambda model: (np.full_like(model, np.nan), {}),
+    "nothing": lambda model: None,
+    "a state that cannot be stored": lambda model: (model, {"rng": object()}),
+    "raises": lambda model: 1 / 0,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Faulty(FedAvg):
+    """FedAvg, with a fault in its second round until it is ``repaired``."""
+
+    fault: str = "raises"
+
+    repaired: ClassVar[bool] = False
+
+    def finish(self, round: Round, model: Float32, *rest: Any) -> Any:
+        if round.t == 1 and not self.repaired:
+            return FAULTS[self.fault](model)
+        return super().finish(round, model, *rest)
 
 
 def gentle(cohort: int = 2) -> Strategy:

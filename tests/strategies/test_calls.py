@@ -12,7 +12,16 @@ from fedtiny.strategies import calls
 from fedtiny.strategies.base import FleetFacts, Observed, Round, State
 from fedtiny.strategies.fedavg import FedAvg
 from fedtiny.strategies.median import Median
-from fedtiny.values import STATISTICS, Instruction, Layout, Parameter, Phase
+from fedtiny.values import (
+    STATISTICS,
+    FeatureSums,
+    Instruction,
+    Layout,
+    Parameter,
+    Phase,
+    Sgd,
+    Transform,
+)
 from tests.harness.toys import INITIAL, LAYOUT, Run
 from tests.strategies.own import Failing
 
@@ -114,6 +123,7 @@ def test_a_strategy_that_prunes_nothing_need_say_nothing() -> None:
 
 STATE: State = {"t": 1.0}
 ONE, STEP = (Phase(0.1),), (Phase(0.1, 1),)
+SUMS = FeatureSums("fc.weight")
 
 
 @pytest.mark.parametrize(
@@ -124,6 +134,12 @@ ONE, STEP = (Phase(0.1),), (Phase(0.1, 1),)
         (Instruction("calibrate", part="test"), "part = 'test'"),
         (Instruction(), r"phases = \(\)"),
         (Instruction("score"), r"candidates = \(\)"),
+        (Instruction("sums"), "sums = None in a round of kind 'sums'"),
+        (Instruction("score", candidates=(3,), sums=SUMS), "sums = .* of kind 'score'"),
+        (
+            Instruction("sums", sums=FeatureSums("fc.bias")),
+            "sums.head = 'fc.bias'; name the weights of the last layer",
+        ),
         (Instruction(phases=(*ONE, Phase(float("nan")))), r"phases\[1\].lr = nan"),
         (Instruction(phases=(Phase(-1.0),)), r"phases\[0\].lr = -1.0"),
         (Instruction(phases=(Phase(0.1, -2),)), r"phases\[0\].steps = -2"),
@@ -136,6 +152,24 @@ ONE, STEP = (Phase(0.1),), (Phase(0.1, 1),)
         (Instruction(phases=ONE, correction=bytes(8)), "correction has 8 B; the model has 24 B"),
         (Instruction("score", candidates=(3, bytes(4))), r"candidates\[1\] has 4 B"),
         (Instruction(phases=ONE, masks=((0.5, b""),)), "masks are given; leave them out"),
+        (Instruction(phases=ONE, control=True), "control without a correction"),
+        (
+            Instruction(phases=(Phase(0.0, 1),), control=True, correction=bytes(24)),
+            "control .*with lr = 0; give the vector c, and a learning rate",
+        ),
+        (Instruction("evaluate", control=True), "a control variate or .* of kind 'evaluate'"),
+        (Instruction(phases=ONE, own=ONE, returns="gradient"), ".*that returns 'gradient'; both"),
+        (Instruction(phases=ONE, own=(Phase(-1.0),)), r"own\[0\].lr = -1.0"),
+        (Instruction(phases=ONE, own=(Phase(0.1, ahead=0.1),)), "own has a phase that is"),
+        (Instruction(phases=(Phase(0.1, ahead=-1.0),)), r"phases\[0\].ahead = -1.0; it must be 0"),
+        (
+            Instruction(phases=(Phase(0.1, ahead=0.1, sgd=Sgd(momentum=0.5)),)),
+            r"phases\[0\].ahead with momentum or prox",
+        ),
+        (
+            Instruction(phases=(Phase(0.1, 1, ahead=0.1),), returns="gradient"),
+            r"phases\[-1\].ahead of a round that returns a gradient",
+        ),
         (
             Instruction(phases=STEP, returns="votes"),
             r"grow = \(\) of a round of kind 'train'; it takes masks to grow from",
@@ -144,6 +178,10 @@ ONE, STEP = (Phase(0.1),), (Phase(0.1, 1),)
         (
             Instruction(phases=STEP, returns="gradient", grow=(("fc.weight", 1),)),
             "grow = .* it takes masks to grow from",
+        ),
+        (
+            Instruction("evaluate", transforms=(Transform("int8"),)),
+            "transforms of a round of kind 'evaluate' that returns 'values'; only what trains",
         ),
         (Instruction("calibrate", candidates=(3,)), "candidates are .* no normalisation"),
         (
@@ -157,6 +195,20 @@ def test_an_instruction_that_no_device_could_carry_out_names_its_field(
 ) -> None:
     with pytest.raises(StrategyError, match=rf"Returning.ask in round 2 of 5: {match}"):
         calls.ask(Returning(answer=asked), Round(2, 5), {}, LAYOUT)
+
+
+def test_what_a_strategy_sends_is_transformed_where_it_trains_and_returns_a_delta() -> None:
+    chain = (Transform("feedback"), Transform("topk", 0.1), Transform("int8"))
+    asked = Instruction(phases=ONE, transforms=chain[1:2])
+    strategy = Returning(answer=asked, transforms=("feedback", "int8"))
+    assert calls.ask(strategy, Round(0, 5), {}, LAYOUT).transforms == chain
+    gradient = replace(strategy, answer=Instruction(phases=STEP, returns="gradient"))
+    assert calls.ask(gradient, Round(0, 5), {}, LAYOUT).transforms == chain[::2]
+    measuring = replace(strategy, answer=Instruction("evaluate"))
+    assert calls.ask(measuring, Round(0, 5), {}, LAYOUT).transforms == ()
+    twice = replace(strategy, answer=replace(asked, transforms=chain[2:]))
+    with pytest.raises(StrategyError, match=r"Returning.ask in round 0 of 5: .*int8 before int8"):
+        calls.ask(twice, Round(0, 5), {}, LAYOUT)
 
 
 POOL = Mask.draw(LAYOUT, {"fc.weight": 2}, 1).blob

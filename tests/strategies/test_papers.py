@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fedtiny.fold import Total
 from fedtiny.strategies.base import Round, Strategy, trimmed_mean
 from fedtiny.strategies.fedavg import FedAvg
-from fedtiny.strategies.fedopt import FedAdam, FedAvgM
+from fedtiny.strategies.fedopt import FedAdagrad, FedAdam, FedAvgM, FedYogi
 from fedtiny.strategies.fedprox import FedProx
 from fedtiny.strategies.joint import Joint
 from fedtiny.strategies.median import Median
@@ -113,6 +113,34 @@ def test_fedadam_is_algorithm_2_of_reddi() -> None:
         return x + 0.01 * m / (np.sqrt(v) + 1e-3)
 
     check(FedAdam(beta=0.1), server)
+
+
+def test_fedadagrad_adds_the_squares_up() -> None:
+    m, v = np.zeros(6), np.full(6, 0.05**2)
+
+    def server(t: int, x: Float64, theta: Float64) -> Float64:
+        nonlocal m, v
+        Delta = by_samples(theta - x)
+        m = 0.8 * m + 0.2 * Delta
+        v = v + Delta**2
+        x_next: Float64 = x + 0.1 * m / (np.sqrt(v) + 0.05)
+        return x_next
+
+    check(FedAdagrad(beta=0.1, server_lr=0.1, beta_1=0.8, tau=0.05), server)
+
+
+def test_fedyogi_moves_v_by_no_more_than_the_square_of_the_delta() -> None:
+    m, v = np.zeros(6), np.full(6, 0.5**2)  # above some squares and below others
+
+    def server(t: int, x: Float64, theta: Float64) -> Float64:
+        nonlocal m, v
+        Delta = by_samples(theta - x)
+        m = 0.9 * m + 0.1 * Delta
+        v = v - 0.3 * Delta**2 * np.sign(v - Delta**2)
+        x_next: Float64 = x + 0.01 * m / (np.sqrt(v) + 0.5)
+        return x_next
+
+    check(FedYogi(beta=0.9, beta_2=0.7, tau=0.5), server)
 
 
 @pytest.mark.parametrize(

@@ -3,33 +3,50 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
+import numpy as np
 from hypothesis import strategies as st
 
+from fedtiny.device.learner import Key
+from fedtiny.masks import Mask
+from fedtiny.tensors import raw
+from fedtiny.transforms import quantisers
 from fedtiny.values import (
     ACCEPTED,
     CALIBRATE,
+    CLASS_SUMS,
     DUPLICATE,
     EVALUATE,
     GRADIENT,
     INVALID,
     LATE,
+    PRODUCTS,
     QUERY,
     SCORE,
     STALE,
+    SUMS,
     SUPPORT,
     TRAIN,
     UNKNOWN,
     VALUES,
     VOTES,
     DeviceCard,
+    FeatureSums,
     Instruction,
     Lease,
     Phase,
+    Ranges,
     Receipt,
     Sgd,
+    Transform,
+    Update,
 )
 from fedtiny.wire.codec import Answer, ComeBack, Dismissed, Manifest, Work
+
+if TYPE_CHECKING:
+    from fedtiny.tensors import Buffer
 
 uint32 = st.integers(0, 2**32 - 1)
 uint64 = st.integers(0, 2**64 - 1)
@@ -42,8 +59,25 @@ sgds = st.builds(Sgd, rates, rates, rates, rates, st.booleans(), st.booleans())
 parts = st.sampled_from([SUPPORT, QUERY])
 phases = st.builds(
     Phase, rates, uint32, parts, st.lists(names, max_size=3).map(tuple), st.booleans(), sgds,
-    st.booleans(),
+    st.booleans(), rates,
 )  # fmt: skip
+sums = st.builds(FeatureSums, names, st.sampled_from([CLASS_SUMS, PRODUCTS]))
+transforms = st.builds(Transform, names, rates)
+
+
+def whole(values: Buffer, size: int, ranges: Ranges = (), mask: Mask | None = None) -> Update:
+    """An update with these values."""
+    return Update(0, 0, 0, 0, 1, values, ranges or ((0, size),), mask=mask)
+
+
+def rounded(update: Update, form: str) -> Update:
+    """The same, with its values as they travel in that form."""
+    if form == "float32":
+        return update
+    values = np.frombuffer(bytes(raw(update.values)), np.float32)
+    small = quantisers.quantised(Transform(form), values, Key(3, 4, 5))
+    assert small
+    return replace(update, values=quantisers.values_of(small, values.size), quantised=small)
 
 
 def instructions(
@@ -53,7 +87,7 @@ def instructions(
     masks = st.tuples(st.floats(0, 1), vectors).map(lambda pair: (pair,))
     return st.builds(
         Instruction,
-        st.sampled_from([TRAIN, EVALUATE, CALIBRATE, SCORE]),
+        st.sampled_from([TRAIN, EVALUATE, CALIBRATE, SCORE, SUMS]),
         st.lists(phases, max_size=3).map(tuple),
         st.sampled_from([VALUES, GRADIENT, VOTES]),
         parts,
@@ -62,6 +96,10 @@ def instructions(
         st.just(()) | masks,
         st.lists(st.tuples(names, uint32), max_size=3).map(tuple),
         st.none() | vectors,
+        st.none() | sums,
+        st.booleans(),
+        st.lists(phases, max_size=2).map(tuple),
+        st.lists(transforms, max_size=3).map(tuple),
     )
 
 

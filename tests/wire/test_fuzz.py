@@ -10,7 +10,7 @@ import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,11 @@ from fedtiny.masks import Mask
 from fedtiny.values import Layout, Parameter, Update
 from fedtiny.wire import codec
 from fedtiny.wire.checks import parse
-from fedtiny.wire.codec import Due
+from fedtiny.wire.codec import Due, write_values
 from fedtiny.wire.pb import fleet_pb2 as pb
 from fedtiny.wire.pb import tensors_pb2
-from fedtiny.wire.vectors import write_vector
 from fedtiny.wire.visit import share
+from tests.wire.forms import rounded, whole
 from tests.wire.golden import kind, messages, vectors
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -49,7 +49,7 @@ LAYOUT = Layout.of([Parameter("weight", (40,)), Parameter("bias", (25,))])
 MASK = Mask.draw(LAYOUT, {"weight": 9}, 3)
 OWN = Mask(SIZE, MASK.bits)
 DUE = Due(SIZE, MOST_BYTES, {codec.mask_name(MASK.blob): MASK}, LAYOUT)
-GOOD = write_vector(MODEL, SIZE)
+GOOD = write_values(whole(MODEL, SIZE), SIZE)
 UPDATE = codec.write_update(
     codec.read_update(
         pb.Update(run=bytes(8), lease=1, device=1, version=1, samples=1, base=bytes(32)), b"",
@@ -90,22 +90,27 @@ class Seed:
 def seeds() -> list[Seed]:
     """The golden messages, and vectors of the model's size in all forms."""
     values = np.frombuffer(MODEL, np.float32)
-    whole = [write_vector(MODEL, SIZE, (), form) for form in ("float32", "int8")]
-    part = write_vector(values[:9], SIZE, ((1, 5), (60, 65)))
+    updates = [rounded(whole(MODEL, SIZE), form) for form in ("float32", "int8", "sign")]
+    updates.append(whole(values[:9], SIZE, ((1, 5), (60, 65))))
     places = np.array([3, 5, 64], "<u4").tobytes()
     grown = Update(1, 1, 0, 1, 1, bytes(12), ((0, SIZE),), places=places)
     live = values[: MASK.count].tobytes()
-    given = write_vector(live, SIZE, (), "float32", MASK, codec.mask_name(MASK.blob))
-    own = [write_vector(live, SIZE, (), "float32", mask) for mask in (MASK, OWN)]
-    whole += [codec.write_values(grown, SIZE), given, *own]
+    updates += [grown, *(rounded(grown, form) for form in ("int8", "sign"))]
+    updates += [whole(live, SIZE, (), mask) for mask in (MASK, OWN)]
+    written = [write_values(update, SIZE) for update in updates]
+    given = codec.mask_name(MASK.blob)
+    written.append(write_values(whole(live, SIZE, (), MASK), SIZE, given))
+    first = MASK.coordinates(((0, SIZE),))[:2].astype("<u4").tobytes()
+    some = replace(whole(live[:8], SIZE, (), MASK), places=first)
+    written.append(write_values(some, SIZE, given))
     changed = values.copy()
     changed[[3, 40]] = 7.0
     delta = codec.write_delta(MODEL, changed)
     assert delta is not None
     found = [Seed(row["message"], row["message"], bytes.fromhex(row["hex"])) for row in messages()]
     found += [Seed("Vector", "Vector", bytes.fromhex(row["hex"])) for row in vectors()]
-    found += [Seed(r, "Vector", data) for r in ("Vector", "payload") for data in (*whole, part)]
-    submit = pb.SubmitRequest(update=UPDATE, chunk=whole[1], offset=0, total=len(whole[1]))
+    found += [Seed(r, "Vector", data) for r in ("Vector", "payload") for data in written]
+    submit = pb.SubmitRequest(update=UPDATE, chunk=written[1], offset=0, total=len(written[1]))
     found += [Seed("delta", "Vector", delta),
               Seed("SubmitRequest", "SubmitRequest", submit.SerializeToString())]  # fmt: skip
     return [seed for seed in found if seed.reader in READERS]

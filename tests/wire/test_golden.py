@@ -10,7 +10,7 @@ import pytest
 from google.protobuf.json_format import MessageToDict, ParseDict
 
 from fedtiny.masks import Mask
-from fedtiny.values import DeviceCard, Layout, Parameter, Receipt, Update
+from fedtiny.values import DeviceCard, Layout, Parameter, Quantised, Receipt, Update
 from fedtiny.wire import codec
 from fedtiny.wire.codec import Due
 from fedtiny.wire.pb import fleet_pb2
@@ -75,7 +75,7 @@ def _varint(number: int) -> bytes:
 def test_every_message_of_the_fleet_has_a_golden_one() -> None:
     alone = {row["message"] for row in MESSAGES.values()}
     within = {"Work", "ComeBack", "Dismissed", "Lease", "Manifest", "Instruction", "Candidate",
-              "Phase", "Sgd", "Mask", "Growth"}  # fmt: skip
+              "Phase", "Sgd", "Mask", "Growth", "FeatureSums", "Transform"}  # fmt: skip
     assert alone | within == set(fleet_pb2.DESCRIPTOR.message_types_by_name)
     assert all(any(part in str(row["value"]) for row in MESSAGES.values() if "value" in row)
                for part in ("Work", "ComeBack", "Dismissed"))  # fmt: skip
@@ -93,19 +93,31 @@ def test_golden_bytes_follow_from_the_format() -> None:
     places = b"\x0a\x04\x01\x01\xa7\x02"
     by_hand = b"\x0d" + struct.pack("<I", 300) + b"\x22\x14" + places + b"\x12\x0c"
     assert VECTORS["places"]["hex"] == (by_hand + struct.pack("<3f", 2.0, -1.5, 0.25)).hex()
+    # field 1: 10; field 8, 19 bytes: field 1, blocks of 8; field 2, two scales; field 3, the signs
+    # ++------ and +-, the first in the lowest bit
+    by_hand = b"\x0d" + struct.pack("<I", 10) + b"\x42\x13\x0d" + struct.pack("<I", 8)
+    by_hand += b"\x12\x08" + struct.pack("<2f", 0.5, 2.0) + b"\x1a\x02\x03\x01"
+    assert VECTORS["signs"]["hex"] == by_hand.hex()
 
 
 def update_of(row: dict[str, Any]) -> Update:
-    """What a golden vector is written from."""
-    values = struct.pack(f"<{len(row['values'])}f", *row["values"])
+    """What a golden vector is written from, and read as."""
     ranges = tuple(map(tuple, row["ranges"])) or ((0, row["size"]),)
-    update = Update(0, 0, 0, 0, 1, values, ranges)
+    update = Update(0, 0, 0, 0, 1, _float32(row["values"]), ranges)
     if "places" in row:
-        return replace(update, places=struct.pack(f"<{len(row['places'])}I", *row["places"]))
+        update = replace(update, places=struct.pack(f"<{len(row['places'])}I", *row["places"]))
     if "mask" in row:
         dead = Mask(row["size"], bytes(row["size"] + 7 >> 3))
-        return replace(update, mask=dead.moved((), row["mask"]))
+        update = replace(update, mask=dead.moved((), row["mask"]))
+    if "quantised" in row:
+        small = row["quantised"]
+        scales, q = _float32(small["scales"]), bytes.fromhex(small["q"])
+        update = replace(update, quantised=Quantised(small["form"], small["block"], scales, q))
     return update
+
+
+def _float32(values: list[float]) -> bytes:
+    return struct.pack(f"<{len(values)}f", *values)
 
 
 @pytest.mark.parametrize("name", VECTORS)
@@ -113,13 +125,13 @@ def test_a_vector_has_its_golden_bytes_and_is_read_back(name: str) -> None:
     row = VECTORS[name]
     update, size = update_of(row), row["size"]
     given = codec.mask_name(update.mask.blob) if update.mask and "given" in row else b""
-    written = codec.write_values(update, size, row["form"], given)
+    written = codec.write_values(update, size, given)
     assert written.hex() == row["hex"]
     masks = {given: update.mask} if given and update.mask else {}
     due = Due(size, len(written), masks, Layout.of([Parameter("w", (size,))]))
-    found = codec.read_vector(written, due)
-    assert (found.ranges, found.mask, found.places) == (update.ranges, update.mask, update.places)
-    assert list(struct.unpack(f"<{len(row['read'])}f", found.values)) == row["read"]
+    assert codec.read_vector(written, due) == (
+        update.ranges, update.values, update.mask, update.places, update.quantised,
+    )  # fmt: skip
 
 
 def test_the_text_that_is_signed_is_pinned() -> None:

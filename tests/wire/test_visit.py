@@ -11,7 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fedtiny.device.learner import Key
 from fedtiny.masks import Mask
+from fedtiny.transforms.chain import transformed
+from fedtiny.transforms.table import parse
 from fedtiny.values import (
     ACCEPTED,
     CALIBRATE,
@@ -77,7 +80,7 @@ def layout(size: int) -> Layout:
 
 
 def asked_size(asked: Instruction, update: Update, size: int) -> int:
-    return update.ranges[-1][1] if asked.pools and update.ranges else size
+    return update.ranges[-1][1] if (asked.pools or asked.sums) and update.ranges else size
 
 
 @st.composite
@@ -92,7 +95,7 @@ def visits(draw: st.DrawFn) -> tuple[Instruction, int, Update]:
         draw(forms.measures),
     )  # fmt: skip
     asked = draw(forms.instructions(st.binary(min_size=4, max_size=64)))
-    return replace(asked, masks=(), grow=()), size, update
+    return replace(asked, masks=(), grow=(), transforms=()), size, update
 
 
 @settings(max_examples=60)
@@ -138,6 +141,36 @@ def test_a_growth_carries_at_most_its_bound(
     found = exchanged(asked, size, update)[0]
     assert found == bound._replace(update=update_bytes(update, size, asked))
     assert found.update <= bound.update
+
+
+CHAINS = (
+    ["clip:1"], ["noise:0.1"], ["sign"], ["int8"], ["randomk:0.2", "int8"], ["topk:1", "qsgd:3"],
+    ["topk:0.1"], ["feedback", "topk:0.01", "int8"], ["topk:0.3", "sign"],
+)  # fmt: skip
+
+
+@settings(max_examples=40)
+@given(st.sampled_from(CHAINS), st.integers(1, 30_000), st.data())
+def test_a_delta_that_was_transformed_carries_at_most_its_bound(
+    names: list[str], size: int, data: st.DataObject
+) -> None:
+    start = data.draw(st.integers(0, size - 1))
+    ranges = ((start, data.draw(st.integers(start + 1, size))),)
+    random = "randomk" in names[0]
+    if random:
+        ranges = ((0, size),)
+    asked = Instruction(phases=(Phase(0.1, 1),), transforms=parse(names))
+    delta = np.random.default_rng(size).normal(size=length(ranges)).astype(np.float32)
+    sent = transformed(asked, delta, None, ranges, None, size, Key(1, 2, 3))
+    update = Update(
+        1, 2, 2, 1, 5, sent.values, ranges, {"steps": 3.0}, sent.mask, sent.places, sent.quantised
+    )
+    bound = visit_bytes(asked, size, ranges, ("steps",))
+    found = exchanged(asked, size, update)[0]
+    assert found == bound._replace(update=update_bytes(update, size, asked))
+    assert found.update <= bound.update
+    if sent.places is None:
+        assert found == bound
 
 
 def test_an_update_that_has_moved_its_mask_carries_it() -> None:

@@ -21,8 +21,11 @@ from array import array
 from fedtiny import rng
 from fedtiny.errors import WireError
 from fedtiny.masks import Mask
-from fedtiny.values import Layout, Parameter, Update
-from fedtiny.wire import codec, vectors
+from fedtiny.device.learner import Key
+from fedtiny.transforms import quantisers
+from fedtiny.transforms.arithmetic import arithmetic
+from fedtiny.values import Layout, Parameter, Transform, Update
+from fedtiny.wire import codec
 from fedtiny.wire.pb import tensors_pb2 as pb
 
 words = rng.words(7, 0, 0, rng.Purpose.TASK, 3000)
@@ -30,8 +33,12 @@ scales = (0.0, 1e-44, 1e-40, 1e-3, 1.0, 2.5e38)
 values = array("f", [rng.uniform(w, -1.0, 1.0) * scales[w % 6] for w in words[:1000]])
 ranges, size = ((0, 10), (500, 1490)), 2000
 told = {}
-for form in ("float32", "int8"):
-    data = vectors.write_vector(values, size, ranges, form)
+for form in ("", "int8", "qsgd", "sign"):
+    step = Transform(form, 7) if form else None
+    small = quantisers.quantised(step, arithmetic().vector(values), Key(1, 2, 3))
+    sent = quantisers.values_of(small, len(values)) if small else bytes(values)
+    rounded = Update(1, 2, 0, 3, 4, sent, ranges, {}, quantised=small)
+    data = codec.write_values(rounded, size)
     told[form] = [data.hex(), codec.read_vector(data, codec.Due(size, 10**5)).values.hex()]
 layout = Layout.of([Parameter("weight", (1900,)), Parameter("bias", (100,))])
 drawn = Mask.draw(layout, {"weight": 300}, 11)
@@ -54,7 +61,7 @@ for word in words[1000:1060]:
 delta = codec.write_delta(values, changed)
 told["delta"] = [delta.hex(), codec.lay_over(values, delta).hex(), bytes(changed).hex()]
 update = Update(1, 2, 0, 3, 4, bytes(values), ranges, {"loss_sum": 1.5})
-payload = codec.write_values(update, size, "int8")
+payload = codec.write_values(update, size)
 requests = list(codec.submit_requests(update, bytes(8), bytes(32), payload, 30.0))
 told["requests"] = [r.SerializeToString(deterministic=True).hex() for r in requests]
 three = dict(size=3)

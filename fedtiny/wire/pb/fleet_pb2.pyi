@@ -174,7 +174,7 @@ class Manifest(_message.Message):
     def __init__(self, version: _Optional[int] = ..., size: _Optional[int] = ..., digest: _Optional[bytes] = ..., signature: _Optional[bytes] = ...) -> None: ...
 
 class Instruction(_message.Message):
-    __slots__ = ("kind", "phases", "returns", "part", "correction", "candidates", "mask", "grow", "statistics")
+    __slots__ = ("kind", "phases", "returns", "part", "correction", "candidates", "mask", "grow", "statistics", "sums", "control", "own", "transforms")
     KIND_FIELD_NUMBER: _ClassVar[int]
     PHASES_FIELD_NUMBER: _ClassVar[int]
     RETURNS_FIELD_NUMBER: _ClassVar[int]
@@ -184,6 +184,10 @@ class Instruction(_message.Message):
     MASK_FIELD_NUMBER: _ClassVar[int]
     GROW_FIELD_NUMBER: _ClassVar[int]
     STATISTICS_FIELD_NUMBER: _ClassVar[int]
+    SUMS_FIELD_NUMBER: _ClassVar[int]
+    CONTROL_FIELD_NUMBER: _ClassVar[int]
+    OWN_FIELD_NUMBER: _ClassVar[int]
+    TRANSFORMS_FIELD_NUMBER: _ClassVar[int]
     kind: str
     phases: _containers.RepeatedCompositeFieldContainer[Phase]
     returns: str
@@ -193,7 +197,27 @@ class Instruction(_message.Message):
     mask: Mask
     grow: _containers.RepeatedCompositeFieldContainer[Growth]
     statistics: bytes
-    def __init__(self, kind: _Optional[str] = ..., phases: _Optional[_Iterable[_Union[Phase, _Mapping]]] = ..., returns: _Optional[str] = ..., part: _Optional[str] = ..., correction: _Optional[bytes] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., mask: _Optional[_Union[Mask, _Mapping]] = ..., grow: _Optional[_Iterable[_Union[Growth, _Mapping]]] = ..., statistics: _Optional[bytes] = ...) -> None: ...
+    sums: FeatureSums
+    control: bool
+    own: _containers.RepeatedCompositeFieldContainer[Phase]
+    transforms: _containers.RepeatedCompositeFieldContainer[Transform]
+    def __init__(self, kind: _Optional[str] = ..., phases: _Optional[_Iterable[_Union[Phase, _Mapping]]] = ..., returns: _Optional[str] = ..., part: _Optional[str] = ..., correction: _Optional[bytes] = ..., candidates: _Optional[_Iterable[_Union[Candidate, _Mapping]]] = ..., mask: _Optional[_Union[Mask, _Mapping]] = ..., grow: _Optional[_Iterable[_Union[Growth, _Mapping]]] = ..., statistics: _Optional[bytes] = ..., sums: _Optional[_Union[FeatureSums, _Mapping]] = ..., control: bool = ..., own: _Optional[_Iterable[_Union[Phase, _Mapping]]] = ..., transforms: _Optional[_Iterable[_Union[Transform, _Mapping]]] = ...) -> None: ...
+
+class FeatureSums(_message.Message):
+    __slots__ = ("head", "form")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    FORM_FIELD_NUMBER: _ClassVar[int]
+    head: str
+    form: str
+    def __init__(self, head: _Optional[str] = ..., form: _Optional[str] = ...) -> None: ...
+
+class Transform(_message.Message):
+    __slots__ = ("name", "figure")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    FIGURE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    figure: float
+    def __init__(self, name: _Optional[str] = ..., figure: _Optional[float] = ...) -> None: ...
 
 class Mask(_message.Message):
     __slots__ = ("density", "digest")
@@ -220,7 +244,7 @@ class Candidate(_message.Message):
     def __init__(self, seed: _Optional[int] = ..., digest: _Optional[bytes] = ...) -> None: ...
 
 class Phase(_message.Message):
-    __slots__ = ("lr", "steps", "part", "groups", "shuffle", "sgd", "corrected")
+    __slots__ = ("lr", "steps", "part", "groups", "shuffle", "sgd", "corrected", "ahead")
     LR_FIELD_NUMBER: _ClassVar[int]
     STEPS_FIELD_NUMBER: _ClassVar[int]
     PART_FIELD_NUMBER: _ClassVar[int]
@@ -228,6 +252,7 @@ class Phase(_message.Message):
     SHUFFLE_FIELD_NUMBER: _ClassVar[int]
     SGD_FIELD_NUMBER: _ClassVar[int]
     CORRECTED_FIELD_NUMBER: _ClassVar[int]
+    AHEAD_FIELD_NUMBER: _ClassVar[int]
     lr: float
     steps: int
     part: str
@@ -235,7 +260,8 @@ class Phase(_message.Message):
     shuffle: bool
     sgd: Sgd
     corrected: bool
-    def __init__(self, lr: _Optional[float] = ..., steps: _Optional[int] = ..., part: _Optional[str] = ..., groups: _Optional[_Iterable[str]] = ..., shuffle: bool = ..., sgd: _Optional[_Union[Sgd, _Mapping]] = ..., corrected: bool = ...) -> None: ...
+    ahead: float
+    def __init__(self, lr: _Optional[float] = ..., steps: _Optional[int] = ..., part: _Optional[str] = ..., groups: _Optional[_Iterable[str]] = ..., shuffle: bool = ..., sgd: _Optional[_Union[Sgd, _Mapping]] = ..., corrected: bool = ..., ahead: _Optional[float] = ...) -> None: ...
 
 class Sgd(_message.Message):
     __slots__ = ("momentum", "weight_decay", "clip", "prox", "correction", "gradient")
