@@ -16,6 +16,8 @@ DEMO := $(or $(wildcard $(VENV)/ready-dev),$(VENV)/ready-demo)
 setup: $(VENV)/ready-dev
 	@$(COMPILE) >/dev/null
 
+# Many tests start processes: what the first has compiled, the others load.
+test: export PYTHONDONTWRITEBYTECODE :=
 test: setup
 	$(BIN)/pytest -n 2 $(PYTEST_FLAGS)
 

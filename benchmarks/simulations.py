@@ -19,7 +19,7 @@ from fedtiny import Experiment, simulate
 FOLDER = Path(__file__).parent.parent / "simulations"
 NOTED = FOLDER / "figures.json"
 SEEDS = (1, 2, 3)
-_EXAMPLES = ("demo", "fleet")
+_ELSEWHERE = ("demo", "fleet", "_prune_", "_attack_", "digits_fedbuff", "digits_oversel")
 
 
 @dataclass(frozen=True)
@@ -95,9 +95,9 @@ def note(name: str, runs: Sequence[Figures]) -> None:
 
 
 def names() -> list[str]:
-    """The experiments with a row each; those that prune are in the tables of pruning.py."""
+    """The experiments with a row each; others are examples, or in tables of other benchmarks."""
     found = sorted(path.stem for path in FOLDER.glob("*.toml"))
-    return [name for name in found if name not in _EXAMPLES and "_prune_" not in name]
+    return [name for name in found if not any(part in name for part in _ELSEWHERE)]
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
     from fedtiny.strategies.base import Strategy as Strategy
     from fedtiny.update_plan import UpdatePlan as UpdatePlan
     from fedtiny.values import Sgd as Sgd
+
+# flwr, and Ray under it, read these when they begin: to tell nobody, and to ask for no updates.
+# They stand here because a module of the user's own may load flwr wherever it is named.
+os.environ.update(
+    FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", RAY_USAGE_STATS_ENABLED="0"
+)
 
 # Loaded on first use: a device that imports fedtiny must not pay for the simulator.
 _HOMES = {

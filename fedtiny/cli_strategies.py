@@ -53,7 +53,8 @@ def strategies(
     sys.path.append("")
     if name:
         entry = Entry.of(name)
-        work = workload({"build": entry.build})
+        # What has no default is the user's to give: then nobody knows yet what it asks.
+        work = None if entry.required else workload({"build": entry.build})
         return _print(_document(entry, work)) if as_json else _show(Console(), entry, work)
     if as_json:
         return _print(
@@ -66,7 +67,7 @@ def strategies(
 
 
 def _print(document: Mapping[str, Any]) -> None:
-    typer.echo(json.dumps(document))
+    typer.echo(json.dumps(document, default=repr))
 
 
 # ---- all of them -----------------------------------------------------------------------------
@@ -101,30 +102,51 @@ def _show_all(console: Console, found: Iterable[Entry]) -> None:
 # ---- one of them -----------------------------------------------------------------------------
 
 
-def _document(entry: Entry, work: Workload) -> dict[str, Any]:
+def _document(entry: Entry, work: Workload | None) -> dict[str, Any]:
     return {
         **_summary(entry),
-        "needs": work.strategy.needs,
-        "asks": dict(_asks(work)),
+        "needs": work.strategy.needs if work else None,
+        "asks": dict(_asks(work)) if work else None,
         "parameters": [asdict(parameter) for parameter in entry.parameters],
         "conflicts": [
             {"with": r.other.words, "severity": r.severity, "reason": r.reason, "remedy": r.remedy}
             for r in _rules(work)
-        ],
+        ]
+        if work
+        else None,
     }
 
 
-def _show(console: Console, entry: Entry, work: Workload) -> None:
-    _say(console, f"[bold]{escape(entry.name)}[/]  [dim]{escape(entry.build)}[/]")
-    _say(console, escape(entry.page))
+def _show(console: Console, entry: Entry, work: Workload | None) -> None:
+    build = f"  [dim]{escape(entry.build)}[/]" if entry.build != entry.name else ""
+    _say(console, f"[bold]{escape(entry.name)}[/]{build}")
+    _say_page(console, entry.page)
+    if work:
+        _say(console, _facts(work))
+    _say(console, _parameters(entry.parameters))
+    if not work:
+        given = ", ".join(entry.required)
+        unknown = f"What it asks of a device, and what it goes with, depends on {given}."
+        return _say_page(console, f"{unknown} fedtiny explain has it for an experiment.")
+    rules = _rules(work)
+    _say(console, _combinations(rules) if rules else "It goes with everything.")
+
+
+def _say_page(console: Console, page: str) -> None:
+    """Its paragraphs, filled to the width; what is indented or listed stays as it is."""
+    for paragraph in page.split("\n\n"):
+        lines = paragraph.split("\n")
+        as_it_is = any(line[:1] in (" ", "-", "*") for line in lines)
+        console.print(escape(paragraph if as_it_is else " ".join(lines)), highlight=False)
+        console.print()
+
+
+def _facts(work: Workload) -> Table:
     facts = Table.grid(padding=(0, 2, 0, 0))
     facts.add_row("[dim]needs[/]", _NEEDS[work.strategy.needs])
     for fact, value in _asks(work):
         facts.add_row(f"[dim]{fact}[/]", value)
-    _say(console, facts)
-    _say(console, _parameters(entry.parameters))
-    rules = _rules(work)
-    _say(console, _combinations(rules) if rules else "It goes with everything.")
+    return facts
 
 
 def _rules(work: Workload) -> list[Rule]:
@@ -137,7 +159,8 @@ def _rules(work: Workload) -> list[Rule]:
 def _parameters(parameters: Iterable[Parameter]) -> Table:
     table = _table("parameter", "default", "")
     for parameter in parameters:
-        default = "to be given" if parameter.required else json.dumps(parameter.default)
+        default = json.dumps(parameter.default, default=repr)
+        default = "to be given" if parameter.required else default
         table.add_row(parameter.name, escape(default), escape(parameter.meaning))
     return table
 
@@ -168,7 +191,9 @@ def _asks(work: Workload) -> Iterator[tuple[str, str]]:
 def _phase(phase: Phase) -> str:
     steps = "takes 1 step" if phase.steps == 1 else f"takes {phase.steps:,} steps"
     steps = steps if phase.steps else "trains on each of its samples once"
-    whose = f" of the {' and '.join(phase.groups)} parameters" if phase.groups else ""
+    *some, last = phase.groups or ("",)
+    groups = f"{', '.join(some)} and {last}" if some else last
+    whose = f", the {groups} parameters alone" if groups else ""
     return f"{steps}{whose}{', each with a look ahead' if phase.ahead else ''}"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from fedtiny.cli import app
+from fedtiny.strategies.fedavg import FedAvg
 from fedtiny.strategies.table import TABLE
 from fedtiny.transforms.table import TABLE as TRANSFORMS
 
@@ -109,6 +111,50 @@ def test_json_of_one_has_its_parameters_and_conflicts() -> None:
 def test_a_strategy_of_ones_own_is_named_by_module_and_object() -> None:
     printed = run("tests.strategies.own:SignAveraging").stdout
     assert re.search(r"^step +0.01 ", printed, re.M)
+
+
+def test_a_name_that_is_a_module_and_object_is_told_once() -> None:
+    first, *_ = run("tests.strategies.own:SignAveraging").stdout.splitlines()
+    assert first == "tests.strategies.own:SignAveraging"
+
+
+def test_what_has_to_be_given_is_told_where_nothing_can_be_built_without_it() -> None:
+    name = "flwr.serverapp.strategy:QFedAvg"
+    printed = run(name).stdout
+    assert re.search(r"^client_learning_rate +to be given +Local learning rate", printed, re.M)
+    unknown = "What it asks of a device, and what it goes with, depends on client_learning_rate."
+    assert unknown in " ".join(printed.split())
+    document = told(name)
+    assert (document["needs"], document["asks"], document["conflicts"]) == (None, None, None)
+
+
+def test_what_no_device_can_work_for_is_refused_with_the_reason() -> None:
+    result = run("flwr.serverapp.strategy:FedXgbBagging")
+    assert (result.exit_code, result.stdout) == (8, "")
+    assert "it collects trees that XGBoost has grown" in result.stderr
+
+
+def of_a_file(schedule: Path = Path("steps.csv"), step: float = 0.1) -> FedAvg:
+    """A strategy made of something that JSON has no word for."""
+    return FedAvg(beta=step)
+
+
+def test_a_default_that_json_has_no_word_for_is_told_in_pythons() -> None:
+    name = "tests.test_cli_strategies:of_a_file"
+    assert "Path('steps.csv')" in told(name)["parameters"][0]["default"]
+    assert "Path('steps.csv')" in run(name).stdout
+
+
+def test_a_page_is_filled_to_the_width_of_the_screen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = run("krum").stdout.splitlines()
+    assert max(map(len, lines)) <= 60
+    assert "    s(i) = sum over i -> j of  |Delta_i - Delta_j|^2" in lines  # as it is written
+
+
+def test_the_parameters_of_a_phase_are_listed_as_in_a_sentence() -> None:
+    words = "trains on each of its samples once, the shared, statistics and head parameters alone"
+    assert told("tinymetafed")["asks"]["a device"] == words
 
 
 def test_an_unknown_name_is_an_error_with_the_nearest() -> None:

@@ -9,18 +9,19 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from typing import Any
 
 from fedtiny import references
 from fedtiny.errors import ExperimentError, StrategyError
-from fedtiny.strategies.base import Averaging, Strategy
-from fedtiny.strategies.table import TABLE, reference_of
+from fedtiny.strategies.base import Strategy
+from fedtiny.strategies.table import TABLE, is_flowers, reference_of
 
 _CITATION = re.compile(
     r'(?P<authors>(?:[A-Z]\.[ -]?)+[A-Z][\w-]+[^"]*?), "(?P<title>[^"]+?),?",? '
     r"(?P<venue>[^\"]*?\b(?:19|20)\d\d)"
 )
+_ADAPTER = "fedtiny.flower.strategy"
 _PLAIN = (int, float, bool, str)
 
 
@@ -61,6 +62,11 @@ class Entry:
     paper: Paper | None
     parameters: tuple[Parameter, ...]
 
+    @property
+    def required(self) -> list[str]:
+        """The parameters without which it cannot be built."""
+        return [parameter.name for parameter in self.parameters if parameter.required]
+
     @classmethod
     def of(cls, name: str) -> Entry:
         """That of a name or of ``module:object``; StrategyError if there is none."""
@@ -71,7 +77,9 @@ class Entry:
             raise StrategyError(str(error)) from error
         page, called = _page(made), getattr(made, "__name__", "")
         summary, paper = _summary(page, made), _paper(page, called)
-        return cls(name, build, summary, page, paper, tuple(_parameters(made)))
+        own = _plain(_doc(made).partition("\n\n")[0]) if _neighbours(made) else ""
+        told = page if own in page else f"{own}\n\n{page}"
+        return cls(name, build, summary, told, paper, tuple(_parameters(made)))
 
 
 def entries() -> tuple[Entry, ...]:
@@ -108,8 +116,8 @@ def _summary(page: str, made: Any) -> str:
 def _neighbours(made: Any) -> list[type]:
     """Other strategies that are written in the same file."""
     own = vars(inspect.getmodule(made)).values() if inspect.isclass(made) else ()
-    kinds = (kind for kind in own if inspect.isclass(kind) and issubclass(kind, Strategy))
-    return [kind for kind in kinds if kind.__module__ == made.__module__ and kind is not made]
+    kinds = (kind for kind in own if inspect.isclass(kind) and kind.__module__ == made.__module__)
+    return [k for k in kinds if k is not made and (issubclass(k, Strategy) or is_flowers(k))]
 
 
 def _plain(text: str) -> str:
@@ -142,10 +150,22 @@ def _parameters(made: Any) -> Iterator[Parameter]:
                 default = known.pop(name).default
                 required = default is MISSING
                 yield Parameter(name, None if required else default, meaning(made, name), required)
+    elif is_flowers(made):
+        ours = tuple(_beside_flowers())
+        # Of a name that both have, theirs is to be given under another.
+        both = {parameter.name for parameter in ours}
+        for theirs in _arguments(made):
+            name = theirs.name
+            yield replace(theirs, name=f"arguments.{name}") if name in both else theirs
+        yield from ours
     elif inspect.isroutine(made) or inspect.isclass(made):
         yield from _arguments(made)
-        if made.__module__.startswith("flwr."):
-            yield from _parameters(Averaging)
+
+
+def _beside_flowers() -> Iterator[Parameter]:
+    """Ours, beside what the constructor of a strategy of Flower's takes."""
+    adapter, ours = (references.load(f"{_ADAPTER}:{name}") for name in ("FlowerStrategy", "OURS"))
+    return (parameter for parameter in _parameters(adapter) if parameter.name in ours)
 
 
 def _arguments(made: Any) -> Iterator[Parameter]:

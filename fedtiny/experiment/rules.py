@@ -17,6 +17,7 @@ from fedtiny.strategies.krum import Krum
 from fedtiny.strategies.pruned import Pruned
 from fedtiny.strategies.robust import Robust
 from fedtiny.strategies.tinyreptile import TinyReptile
+from fedtiny.transforms.table import CLIPS, find
 from fedtiny.values import LOCAL, SUMS
 
 if TYPE_CHECKING:
@@ -130,8 +131,9 @@ def _judges_strangers(case: Case) -> bool:
     return not all(one.trained for one in case.experiment.evaluate.values())
 
 
-def _judges_trained(case: Case) -> bool:
-    return any(one.trained for one in case.experiment.evaluate.values())
+def _bounds_clipped(case: Case) -> bool:
+    clip = find(case.asked.transforms, CLIPS)
+    return clip is not None and 0 < case.strategy.update_clip <= clip.figure
 
 
 def _phases_lack_steps(case: Case) -> bool:
@@ -159,6 +161,9 @@ PRUNES = Trait("a strategy that prunes", _NAME, lambda c: isinstance(c.strategy,
 SUMMED = Trait("sums of features", _NAME, lambda c: c.asked.kind == SUMS)
 
 TRANSFORMS = Trait("transforms", _TRANSFORMS, lambda c: bool(c.strategy.transforms))
+TIGHT_BOUND = Trait(
+    "an update_clip that is no larger than the clip", ("strategy", "update_clip"), _bounds_clipped
+)
 TOPK = Trait("topk", _TRANSFORMS, lambda c: c.sends("topk"))
 RANDOMK = Trait("randomk", _TRANSFORMS, lambda c: c.sends("randomk"))
 ROUNDED = Trait("int8 or qsgd", _TRANSFORMS, lambda c: c.sends("int8", "qsgd"))
@@ -167,7 +172,14 @@ NOISE = Trait("noise", _TRANSFORMS, lambda c: c.sends("noise"))
 FEEDBACK = Trait("feedback", _TRANSFORMS, lambda c: c.sends("feedback"))
 NO_FEEDBACK = Trait("no feedback", _TRANSFORMS, lambda c: not c.sends("feedback"))
 NO_CLIP = Trait("no clip", _TRANSFORMS, lambda c: not c.sends("clip"))
-BIASED = Trait("topk or sign", _TRANSFORMS, lambda c: c.sends("topk", "sign"))
+LENGTHENS = Trait(
+    "noise, feedback, int8 or qsgd", _TRANSFORMS,
+    lambda c: c.sends("noise", "feedback", "int8", "qsgd"),
+)  # fmt: skip
+BIASED = Trait(
+    "clip, topk, randomk or sign", _TRANSFORMS,
+    lambda c: c.sends("clip", "topk", "randomk", "sign"),
+)  # fmt: skip
 BY_PLACE = Trait("randomk or feedback", _TRANSFORMS, lambda c: c.sends("randomk", "feedback"))
 
 WHOLE_PASSES = Trait("steps = 0", ("strategy", "steps"), _phases_lack_steps)
@@ -187,7 +199,6 @@ MEMBERS = Trait(
     lambda c: any(one.trained for one in c.experiment.evaluate.values()),
 )  # fmt: skip
 STRANGERS = Trait("evaluation on held-out devices", ("evaluate",), _judges_strangers)
-TRAINED = Trait("evaluation on the devices that train", ("evaluate",), _judges_trained)
 TOO_FEW_LEFT = Trait("a cohort of nearly all devices", ("strategy", "cohort"), _bars_too_many)
 EARLY_END = Trait(
     "rounds of fewer than 2 byzantine + 3 updates", ("run", "minimum"), _may_close_early
@@ -330,6 +341,12 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         TOPK, FEEDBACK, FINE, "what is left out is not lost: it adds up until it is sent"
+    ),
+    Rule(
+        TIGHT_BOUND, LENGTHENS, WARNING,
+        "what follows the clip makes a delta longer than the clip has left it, and the coordinator "
+        "refuses honest updates",
+        "raise strategy.update_clip, or take it out",
     ),
     Rule(
         NOISE, NO_CLIP, WARNING,

@@ -4,10 +4,3 @@ A strategy of Flower's lives in a process of its own (`child`, `worker`), which 
 is sent to it in `frames`: so a run goes on after a crash on either side. flwr is imported there and
 by `app`, never where fedtiny decides.
 """
-
-import os
-
-# flwr, and Ray under it, read these when they begin: to tell nobody, and to ask for no updates.
-os.environ.update(
-    FLWR_TELEMETRY_ENABLED="0", FLWR_DISABLE_UPDATE_CHECK="1", RAY_USAGE_STATS_ENABLED="0"
-)

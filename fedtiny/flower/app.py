@@ -1,14 +1,15 @@
 """A fedtiny experiment as an app of Flower's: its rounds run in a ServerApp, its devices in nodes.
 
-    apps = make_apps("experiment.toml")
+    apps = make_apps(Path(__file__).with_name("experiment.toml"))
     server = apps.server
     client = apps.client
 
 in a module whose ``server`` and ``client`` are the components of the app (Flower looks for such
-lines); `flwr run` does the rest. Node K is device K (its partition-id), simulated or a SuperNode.
-Who is asked and what comes of it is decided as everywhere: if every device answers, the model is
-that of `fedtiny simulate`, bit for bit. Where this is imported flwr tells nobody and asks for no
-updates; what starts its own commands must set FLWR_TELEMETRY_ENABLED=0 itself.
+lines); `flwr run` does the rest, in a folder of its own. Node K is device K (its partition-id),
+simulated or a SuperNode. Who is asked and what comes of it is decided as everywhere: if every
+device answers, the model is that of `fedtiny simulate`, bit for bit. Once fedtiny is imported flwr
+tells nobody and asks for no updates; what starts its own commands must set FLWR_TELEMETRY_ENABLED=0
+itself.
 """
 
 from __future__ import annotations
@@ -240,6 +241,7 @@ class Rounds:
             "version": published.version, "failed": published.failed, "leases": leases,
             "accepted": int(published.leases.size),
         }  # fmt: skip
+        row |= {"gated": published.gated} if published.gated else {}
         log(
             INFO, "round %s: %s of %s updates, loss %s", row["round"], row["accepted"], leases, loss
         )

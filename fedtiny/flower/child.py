@@ -62,6 +62,10 @@ class Child:
             answer = read_frame(process.stdout)
         except BrokenPipeError:
             answer = None
+        except BaseException:
+            process.kill()  # its answer would be taken for that to another call
+            self._stop()
+            raise
         if answer is None:
             self._stop()
         return answer
@@ -72,7 +76,8 @@ class Child:
                 raise StrategyError("there is no flwr here; pip install 'fedtiny[flower]'")
             path = os.pathsep.join(entry or os.getcwd() for entry in sys.path)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "fedtiny.flower.worker"],
+                # -P: as here, a file of this folder must not hide an installed module.
+                [sys.executable, "-P", "-m", "fedtiny.flower.worker"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 env=os.environ | {"PYTHONPATH": path},

@@ -13,11 +13,16 @@ from typing import IO, Any
 
 import numpy as np
 
+from fedtiny.errors import StrategyError
+
 Tree = Any
 """None, a number, text, bytes, an array, or a list, tuple or dict of trees."""
 
 Foreign = Callable[[object], tuple[str, Tree] | None]
 """The kind of an object that is no tree, and the tree that it is made of again."""
+
+MOST_BYTES = 2**35
+"""No frame is longer: a length beyond it was never sent by us."""
 
 _HEAD, _FRAME = struct.Struct("<I"), struct.Struct("<Q")
 _NUMERIC = "biufc"
@@ -60,16 +65,17 @@ class _Packing:
         """The value as JSON; its arrays are put aside."""
         if value is None or type(value) in (bool, int, float, str):
             return value
-        if isinstance(value, list):
+        # Of exactly these types: another kind of list or dict would come back as a plain one.
+        if type(value) is list:
             return self._each(value, name)
-        if isinstance(value, tuple):
+        if type(value) is tuple:
             return {"tuple": self._each(value, name)}
-        if isinstance(value, dict):
+        if type(value) is dict:
             pairs = ((k, self.plain(v, f"{name}.{k}")) for k, v in value.items())
             return {"dict": [[self.plain(k, f"a key of {name}"), v] for k, v in pairs]}
-        if isinstance(value, bytes):
+        if type(value) is bytes:
             return {"bytes": self._aside(np.frombuffer(value, np.uint8))}
-        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in _NUMERIC:
+        if _is_numeric(value):
             kind = "array" if isinstance(value, np.ndarray) else "number"
             return {kind: self._aside(np.asarray(value))}
         known = self.foreign(value)
@@ -83,6 +89,12 @@ class _Packing:
     def _aside(self, array: np.ndarray[Any, Any]) -> int:
         self.arrays.append(array)
         return len(self.arrays) - 1
+
+
+def _is_numeric(value: object) -> bool:
+    """Whether it is a plain array, or a number, of NumPy's."""
+    plain = type(value) is np.ndarray or isinstance(value, np.generic)
+    return plain and np.asarray(value).dtype.kind in _NUMERIC
 
 
 def _tree(
@@ -121,10 +133,15 @@ def write_frame(stream: IO[bytes], frame: bytes) -> None:
 
 
 def read_frame(stream: IO[bytes]) -> bytes | None:
-    """The next frame; None if the other side is gone."""
+    """The next frame; None if the other side is gone. Raises StrategyError for what is none."""
     head = stream.read(_FRAME.size)
     if len(head) < _FRAME.size:
         return None
     (length,) = _FRAME.unpack(head)
+    if length > MOST_BYTES:
+        raise StrategyError(
+            f"between a run and its strategy came {head!r}, which is no length of a frame; let the "
+            "strategy write to no descriptor but its own"
+        )
     frame = stream.read(length)
     return frame if len(frame) == length else None

@@ -163,6 +163,11 @@ class FlowerStrategy(Averaging):
         cycle = self.evaluate_every + 1
         return cycle > 1 and round.t % cycle == self.evaluate_every
 
+    def _number(self, round: Round) -> int:
+        """As Flower counts: from 1, and an evaluation belongs to the round before it."""
+        evaluations = (round.t + 1) // (self.evaluate_every + 1) if self.evaluate_every else 0
+        return round.t + 1 - evaluations
+
     def _told(self, kind: str, round: Round, known: Tree, model: Float32) -> dict[str, Any]:
         turn = self._turn(round, known, model)
         told: dict[str, Any] = self._call("configure", round, turn=turn, kind=kind)
@@ -181,11 +186,10 @@ class FlowerStrategy(Averaging):
         answered = [device + 1 for device in devices]
         others = (node for node in range(1, 2 * self.cohort + 1) if node not in {*answered})
         missing = max(0, self.cohort - len(answered))
-        evaluations = round.t // (self.evaluate_every + 1) if self.evaluate_every else 0
         return {
             "spec": self.spec,
             "snapshot": known["snapshot"],
-            "number": round.t + 1 - evaluations,
+            "number": self._number(round),
             "seed": rng.block(self.seed, round.t, _SERVER, rng.Purpose.NOISE, 0)[0],
             "arrays": self.layout.unflatten(model),
             "nodes": answered + [next(others) for _ in range(missing)],
@@ -231,11 +235,12 @@ class FlowerStrategy(Averaging):
         return known
 
 
-_OURS = tuple(
+OURS = tuple(
     f.name
     for f in fields(FlowerStrategy)
     if f.name not in ("reference", "arguments", "layout", "seed", "child")
 )
+"""What of it an experiment gives; the rest is the constructor's, or found out."""
 
 
 def adapted(reference: str, given: Mapping[str, object]) -> FlowerStrategy:
@@ -244,16 +249,16 @@ def adapted(reference: str, given: Mapping[str, object]) -> FlowerStrategy:
     A name that both have is ours; ``arguments`` is the constructor's alone.
     """
     # A strategy is a value: what the file lists of ours is a tuple.
-    ours = {name: value for name, value in given.items() if name in _OURS}
+    ours = {name: value for name, value in given.items() if name in OURS}
     said = {name: tuple(v) if isinstance(v, list) else v for name, v in ours.items()}
-    rest = {n: v for n, v in given.items() if n not in _OURS and n != "arguments"}
+    rest = {n: v for n, v in given.items() if n not in OURS and n != "arguments"}
     more = given.get("arguments", {})
     if not isinstance(more, Mapping):
         raise StrategyError(f"arguments = {more!r} is no table of arguments of {reference}")
     references.check_fields(reference, FlowerStrategy, said)
     made = FlowerStrategy(reference=reference, arguments=json.dumps(rest | {**more}), **said)  # type: ignore[arg-type]
     try:
-        made.child.ask("check", spec=made.spec, said=list(said), ours=list(_OURS))
+        made.child.ask("check", spec=made.spec, said=list(said), ours=list(OURS))
     except StrategyError as error:
         raise StrategyError(f"{reference}: {error}") from None
     return made

@@ -39,16 +39,17 @@ def main() -> None:
 def serve(requests: IO[bytes], answers: IO[bytes]) -> None:
     """One answer for each request."""
     while (frame := read_frame(requests)) is not None:
-        write_frame(answers, pack(_answer(unpack(frame))))
+        write_frame(answers, _answer(unpack(frame)))
 
 
-def _answer(request: Tree) -> Tree:
+def _answer(request: Tree) -> bytes:
     try:
-        return {"result": CALLS[request["call"]](**request["arguments"])}
+        return pack({"result": CALLS[request["call"]](**request["arguments"])})
     except FedtinyError as error:
-        return {"error": str(error)}
+        told = str(error)
     except Exception as error:
-        return {"error": f"{type(error).__name__}: {error}"}
+        told = f"{type(error).__name__}: {error}"
+    return pack({"error": told})
 
 
 if __name__ == "__main__":

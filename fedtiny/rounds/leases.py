@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -73,30 +73,37 @@ class Leases:
         return np.asarray(self.status <= FOLDING)
 
     @property
+    def is_ended(self) -> Bools:
+        """Which were refused, or are over without an update that counts."""
+        return np.asarray((self.status == REFUSED) | (self.status == ENDED))
+
+    @property
     def accepted(self) -> Int64:
         """The ids of those that count."""
         return np.asarray(self.ids[self.status == ACCEPTED])
 
 
 NO_LEASES = Leases.live(*(np.empty(0, kind) for kind in ("i8", "i8", "i8", "f8")))
+_NOBODY: Int64 = np.empty(0, np.int64)
 
 
 class Past:
     """The accepted leases of every committed round: an append-only value that shares its memory."""
 
-    __slots__ = ("_length", "_rounds")
+    __slots__ = ("_length", "_rounds", "_sorted")
 
-    def __init__(self, rounds: list[Int64] | None = None) -> None:
+    def __init__(self, rounds: list[Int64] | None = None, known: list[Any] | None = None) -> None:
         self._rounds = [] if rounds is None else rounds
+        self._sorted = [] if known is None else known  # how many rounds, and their leases
         self._length = len(self._rounds)
 
     def then(self, leases: Int64) -> Past:
         """This history and one more round. Only a second continuation costs a copy."""
-        shared = self._rounds
+        shared, known = self._rounds, self._sorted
         if self._length < len(shared):
-            shared = shared[: self._length]
+            shared, known = shared[: self._length], []
         shared.append(leases)
-        return Past(shared)
+        return Past(shared, known)
 
     def __len__(self) -> int:
         return self._length
@@ -104,9 +111,30 @@ class Past:
     def accepted(self, leases: Int64, outlive: bool = False) -> Bools:
         """Which of these leases, all of committed rounds, were accepted: in their own round or, if
         leases ``outlive`` it, in a later one."""
+        if outlive:
+            return self._ever(leases)
         rounds = round_of(leases)
         were = np.zeros(leases.size, bool)
         for round in np.unique(rounds):
-            ours, stop = rounds == round, self._length if outlive else round + 1
-            were[ours] = np.isin(leases[ours], np.concatenate(self._rounds[round:stop]))
+            ours = rounds == round
+            were[ours] = np.isin(leases[ours], self._rounds[round])
         return were
+
+    def _ever(self, leases: Int64) -> Bools:
+        """Which of them counted in any round."""
+        known = self._all()
+        if not known.size:
+            return np.zeros(leases.size, bool)
+        at = np.minimum(np.searchsorted(known, leases), known.size - 1)
+        return np.asarray(known[at] == leases)
+
+    def _all(self) -> Int64:
+        """Those of all rounds, sorted; the work of earlier calls is shared with what follows."""
+        upto, known = self._sorted or (0, _NOBODY)
+        if upto > self._length:  # an older value: what it has in common is not known
+            upto, known = 0, _NOBODY
+        if upto < self._length:
+            more = np.concatenate([known, *self._rounds[upto : self._length]])
+            known = np.sort(more, kind="stable")  # which is quick where most is sorted already
+            self._sorted[:] = self._length, known
+        return known

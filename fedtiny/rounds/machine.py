@@ -11,7 +11,9 @@ its first lease, windows that wait for their first device apart.
 In an asynchronous run ``concurrency`` leases are live at any time. They outlive the commit of their
 round and count in whichever is open when their updates come, unless those are more than
 ``max_staleness`` versions late. Any ``cohort`` of them complete a round; it has no windows, waits
-for as long as that takes, and counts each device once.
+for as long as that takes, and counts each device once. Only when as many leases have come to
+nothing as ``1 + max_extensions`` windows would give, ``minimum`` updates complete it too; with
+fewer it has failed.
 
 Events carry columns (NumPy arrays), so that a cohort of a thousand costs little more than one.
 The shell obeys three rules. It gives each `Fold` its `Folded` and each `Commit` its `Committed`.
@@ -100,6 +102,26 @@ class State:
         """How many leases the open round has given."""
         ids = self.leases.ids
         return int(ordinal_of(ids[-1])) + 1 if ids.size and round_of(ids[-1]) == self.round else 0
+
+    def renewable(self, now: float) -> Bools:
+        """After which leases their device may have another one in this round.
+
+        An asynchronous round, which waits as long as it takes, has no other lease on the same model
+        for it until the deadline of the first: else who fails at once would get them without end.
+        """
+        ended, leases = self.leases.is_ended, self.leases
+        if not self.rules.asynchronous:
+            return ended
+        return ended & ((leases.deadlines <= now) | (leases.versions < self.version))
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether an asynchronous round has given leases in vain for long enough."""
+        if not self.rules.asynchronous or self.phase != "open":
+            return False
+        in_vain = int(np.count_nonzero(self.leases.is_ended))
+        folding = bool((self.leases.status == FOLDING).any())
+        return not folding and in_vain >= self.rules.concurrency * (1 + self.rules.max_extensions)
 
     @property
     def room(self) -> int:
@@ -219,7 +241,9 @@ def _begun(state: State, event: Begin) -> tuple[State, Commands]:
 
 
 def _checked_in(state: State, event: CheckIns) -> tuple[State, Commands]:
-    fresh, again, held = _sorted_out(state, event.devices)
+    if state.exhausted:  # it ends now, maybe the run with it
+        return state, (ComeBack(event.now),)
+    fresh, again, held = _sorted_out(state, event)
     demand = state.demand if event.now < state.closes_at else 0
     seed = state.rules.seed
     chosen = choose(seed, state.round, fresh, demand)
@@ -246,11 +270,12 @@ def _repeated(state: State, held: Int64) -> Iterator[Grant]:
         yield Grant(state.round, version, same.ids, same.devices, same.deadlines, True)
 
 
-def _sorted_out(state: State, devices: Int64) -> tuple[Int64, Int64, Int64]:
-    """Devices without a lease in this round, devices whose lease has ended, places of live ones.
+def _sorted_out(state: State, event: CheckIns) -> tuple[Int64, Int64, Int64]:
+    """Devices without a lease in this round, devices that may have another, places of live ones.
 
     Who has delivered, or is delivering, is in none of them.
     """
+    devices = event.devices
     if not state.leases.ids.size:
         return devices, _NO_IDS, _NO_IDS
     order = np.argsort(state.leases.devices, kind="stable")
@@ -259,8 +284,8 @@ def _sorted_out(state: State, devices: Int64) -> tuple[Int64, Int64, Int64]:
     had_one = known[at] == devices  # at = -1 names the largest, which is not this one
     places = order[at[had_one]]  # side "right" of a stable order: each device's latest lease
     status = state.leases.status[places]
-    ended = (status == REFUSED) | (status == ENDED)
-    return devices[~had_one], devices[had_one][ended], np.unique(places[status == LIVE])
+    again = state.renewable(event.now)[places]
+    return devices[~had_one], devices[had_one][again], np.unique(places[status == LIVE])
 
 
 def _next_chance(state: State, now: float) -> float:
@@ -430,7 +455,9 @@ def _settled(state: State, now: float) -> tuple[State, Commands]:
 
 
 def _window_is_over(state: State, now: float) -> bool:
-    if state.rules.asynchronous or (state.demand and now < state.closes_at):
+    if state.rules.asynchronous:
+        return state.exhausted
+    if state.demand and now < state.closes_at:
         return False
     return not state.leases.is_open.any()
 

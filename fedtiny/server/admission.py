@@ -36,6 +36,7 @@ class Expected:
     measures: tuple[str, ...]
     mask: Mask | None
     seed: int
+    batch: int
 
     @classmethod
     def of(
@@ -51,7 +52,8 @@ class Expected:
         for program in programs:
             own = asked.of(program.density)
             ranges, read = _ranges(program, own, layout), mask(own.mask) if own.mask else None
-            each.append(cls(own, layout, ranges, measured(program, own), read, seed))
+            names = measured(program, own)
+            each.append(cls(own, layout, ranges, names, read, seed, program.batch))
         return tuple(dict.fromkeys(each))
 
     def flaw(self, update: Update) -> str:
@@ -62,7 +64,17 @@ class Expected:
             told = self._flaw_of_ranges(update) or self._flaw_of_count(update)
             told = told or self._flaw_of_mask(update)
         told = told or self._flaw_of_form(update)
-        return told or flaw_of_measures(update.measures, self.measures)
+        told = told or flaw_of_measures(update.measures, self.measures)
+        return told or self._flaw_of_steps(update)
+
+    def _flaw_of_steps(self, update: Update) -> str:
+        """A strategy may scale the model by them: no more than the phases have, where a pass has as
+        many as the samples of the update fill."""
+        if "steps" not in self.measures:
+            return ""
+        phases, found = self.asked.phases, update.measures["steps"]
+        most = sum(phase.steps_on(update.samples, self.batch) for phase in phases)
+        return "" if found <= most else f"measures: steps is {found:g}; at most {most:,} are due"
 
     def _flaw_of_ranges(self, update: Update) -> str:
         # A device may train a part of the model, but a part of a statistic or a sum is none.
@@ -107,6 +119,8 @@ class Expected:
         return "" if found == due else f"places: it has {found:,}; {due:,} are asked for"
 
     def _flaw_of_form(self, update: Update) -> str:
+        if not update.nbytes:  # of a mask that all draw it may have trained nothing
+            return ""
         step, small = find(self.asked.transforms, QUANTISES), update.quantised
         due, found = FORMS[step.name] if step else "float32", small.form if small else "float32"
         return "" if found == due else f"values: they are {found}; {due} is asked for"

@@ -177,9 +177,8 @@ class Hosted:
         """How many leases may still bring an update."""
         return int(self.coordinator.rounds.leases.is_open.sum())
 
-    @property
-    def due(self) -> codec.Due:
-        """What the payload of an update may be."""
+    def due(self, lease: int) -> codec.Due:
+        """What the payload of an update on a lease may be."""
         layout, rounds = self.work.layout, self.coordinator.rounds
         most_bytes = layout.nbytes + _BYTES_A_RANGE * (len(layout.parameters) + 4)
         if rounds.phase != "open":
@@ -188,8 +187,8 @@ class Hosted:
         most_bytes = max(most_bytes, FLOAT_BYTES * size + _BYTES_A_RANGE)
         if asked.transforms:
             most_bytes += 2 * layout.size  # a place takes a byte, and another one if it is far
-            asking = np.unique(round_of(rounds.leases.ids)).tolist()
-            drawn = shared_masks(asked, self.identity.seed, asking, layout.size)
+            given = [round_of(lease)] if round_of(lease) in round_of(rounds.leases.ids) else []
+            drawn = shared_masks(asked, self.identity.seed, given, layout.size)
             return codec.Due(size, most_bytes, {**self.models.masks(asked.masks), **drawn})
         if not asked.grow:
             return codec.Due(size, most_bytes, self.models.masks(asked.masks))

@@ -193,7 +193,8 @@ _SEALED = "accepted"
 
 
 def discard(database: Database, run: bytes, keys: RoundKeys) -> None:
-    """Give up the open round of a run that nobody goes on with: its updates and their key.
+    """Give up the open round of a run that nobody goes on with: its updates and their key, and the
+    models that its work started from.
 
     The key is shredded when that is committed. A crash in between leaves it: discard the run again
     at the next start, which costs nothing where nothing is left.
@@ -205,6 +206,7 @@ def discard(database: Database, run: bytes, keys: RoundKeys) -> None:
         ).fetchone()
         connection.execute("DELETE FROM pending WHERE run = ?", (run,))
         connection.execute("DELETE FROM accepted WHERE run = ? AND round >= ?", (run, round))
+        connection.execute("DELETE FROM bases WHERE run = ?", (run,))
     database.afterwards(lambda: keys.shred_all(run))
 
 

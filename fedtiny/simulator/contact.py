@@ -35,6 +35,7 @@ class Contact:
         self._served = np.zeros(devices, bool)
         self._barred = np.zeros(devices, bool)
         self._key = np.zeros(4, np.uint32)
+        self._queue = _NOBODY  # as much of it as was looked at
         self._next = 0
         self._share = 1.0  # of those last asked who were ready: how far to look at once
 
@@ -45,6 +46,7 @@ class Contact:
             self._barred[:] = False
             self._barred[barred[barred < self._barred.size]] = True
         self._key, self._next = invitation.key(self._run, round, window), 0
+        self._queue = _NOBODY
 
     def rewind(self) -> None:
         """Something has changed: those who were skipped may be ready now."""
@@ -68,8 +70,7 @@ class Contact:
         while missing and self._next < self._training.size:
             wanted = int(1.1 * missing / self._share) + 1
             stop = min(self._next + wanted, self._training.size)
-            places = np.arange(self._next, stop)
-            devices = invitation.invited(self._training, places, self._key)
+            devices = self._queued(self._next, stop)
             ready = self._ready(devices)
             ready[ready] = self._reach.available(devices[ready], now)
             taken = np.flatnonzero(ready)[:missing]
@@ -78,6 +79,14 @@ class Contact:
             self._next = stop if missing else self._next + int(taken[-1]) + 1
             self._share = max(float(ready.mean()), 0.01)
         return np.concatenate(found) if found else np.empty(0, np.int64)
+
+    def _queued(self, start: int, stop: int) -> Int64:
+        """Who stands at these places."""
+        if stop > self._queue.size:
+            known = np.arange(self._queue.size, stop)
+            more = invitation.invited(self._training, known, self._key)
+            self._queue = np.concatenate([self._queue, more])
+        return self._queue[start:stop]
 
     def next_reachable(self, now: float) -> float:
         """When the first device that is idle comes into reach; infinity if none ever does."""

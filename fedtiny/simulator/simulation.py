@@ -3,7 +3,8 @@
 The loop is that of any coordinator: a command of `fedtiny.rounds.machine` is carried out, and when
 there is none left, time moves to whatever happens next. Contact is ideally paced: as many devices
 check in as there are leases to give, in a drawn order. A visit is computed when its update is
-admitted, so that what nobody reads costs nothing.
+admitted, so that what nobody reads costs nothing: when work outlives its round, with the model and
+the instruction that it was given (`under_way`).
 
 That has a price: a visit without samples, or one that diverges, is found out when its update is
 admitted. Its device counts as one that has finished and was refused, with the bytes of an update,
@@ -48,7 +49,7 @@ from fedtiny.rounds.events import (
     Tick,
 )  # fmt: skip
 from fedtiny.rounds.invitation import remaining
-from fedtiny.rounds.leases import ENDED, NO_LEASES, REFUSED, Past
+from fedtiny.rounds.leases import NO_LEASES, Past
 from fedtiny.rounds.measures import Measures
 from fedtiny.runs import Checkpoint
 from fedtiny.simulator.attacks import Attackers
@@ -200,9 +201,11 @@ class Simulation:
 
     def _serve_again(self) -> bool:
         """Nobody else is left: those whose lease has ended without an update may have another."""
-        leases = self.rounds.leases
-        ended = np.isin(leases.status, (REFUSED, ENDED))
-        if not self.contact.serve_again(leases.devices[ended]):
+        leases, again = self.rounds.leases, self.rounds.renewable(self.standing.now)
+        devices = np.setdiff1d(leases.devices[again], leases.devices[~again])
+        if not self.contact.serve_again(devices):
+            later = leases.deadlines[leases.is_ended & ~again]
+            self._contact_at = float(later.min(initial=np.inf))
             return False
         self._contact_at = self.standing.now
         return True

@@ -20,7 +20,7 @@ from fedtiny.fold import FoldRule
 from fedtiny.masks import remembered
 from fedtiny.strategies.base import Round, Strategy
 from fedtiny.tensors import FLOAT_BYTES
-from fedtiny.transforms.table import joined, parse
+from fedtiny.transforms.table import joined, parse, written
 from fedtiny.values import (
     CALIBRATE,
     EVALUATE,
@@ -95,9 +95,34 @@ def ask(strategy: Strategy, round: Round, state: State, layout: Layout) -> Instr
     pruning = _pruning_flaws(asked, pruned, strategy, layout)
     for flaw in itertools.chain(_flaws(asked, layout), _keeping_flaws(asked, pruned), pruning):
         raise StrategyError(f"{type(strategy).__name__}.ask {_when(round)}: {flaw}")
+    if strategy.asynchronous:
+        _check_asynchronous(strategy, round, asked, layout)
     if sends_deltas(asked):
         asked = replace(asked, transforms=_transforms(strategy, round, asked))
     return replace(asked, masks=known) if known and asked.kind in (TRAIN, EVALUATE) else asked
+
+
+def _check_asynchronous(
+    strategy: Strategy, round: Round, asked: Instruction, layout: Layout
+) -> None:
+    """What comes late counts in another round, as what that one has asked for."""
+    if asked.kind != TRAIN:
+        needed = f"the kind {TRAIN!r}, not {asked.kind!r}: what comes late counts in another round"
+        raise _wrong(strategy, "ask", round, needed)
+    state = start(strategy, layout, np.zeros(layout.size, np.float32))
+    first = _call(strategy, "ask", round, lambda: strategy.ask(replace(round, t=0), state))
+    if _sent(first) != _sent(asked):
+        needed = (
+            "the returns, transforms and groups of round 0, for what comes late counts in another "
+            f"round: {_sent(first)}, not {_sent(asked)}"
+        )
+        raise _wrong(strategy, "ask", round, needed)
+
+
+def _sent(asked: Instruction) -> tuple[object, ...]:
+    """What tells one kind of update from another."""
+    groups = {tuple(phase.groups) for phase in asked.phases}
+    return asked.returns, [*map(written, asked.transforms)], sorted(groups), bool(asked.grow)
 
 
 def sends_deltas(asked: Instruction) -> bool:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedtiny.strategies.base import require
-from fedtiny.strategies.robust import FAR, Robust, distances, mean
+from fedtiny.strategies.robust import Robust, distances, mean
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Bools, Float64, Int64
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Krum(Robust):
-    """The one delta with the smallest score; as many with the largest as may lie are suspects.
+    """The one delta with the smallest score; suspects are among those with the largest.
 
     Attributes:
         byzantine: The most devices of a cohort that may lie (the paper's f).
@@ -48,27 +48,22 @@ class Krum(Robust):
 
     def aggregate(self, rows: Float64) -> Float64:
         """The mean of the deltas with the smallest scores."""
-        best = _ranked(self._scores(rows))[: self.taken(len(rows))]
+        best = self._ranked(rows)[: self.taken(len(rows))]
         return mean(rows[best], np.ones(len(best)))
 
     def suspects(self, rows: Float64, aggregate: Float64) -> Bools:
-        """Of those with the largest scores, which are squares, the ones that lie far away."""
-        scores = self._scores(rows)
-        worst = _ranked(scores)[max(0, len(rows) - self.byzantine) :]
-        far = scores > FAR**2 * np.median(scores)
-        return np.isin(np.arange(len(rows)), worst) & far
+        """Of those that lie far away, the ones with the largest scores."""
+        worst = self._ranked(rows)[max(0, len(rows) - self.byzantine) :]
+        return super().suspects(rows, aggregate) & np.isin(np.arange(len(rows)), worst)
 
-    def _scores(self, rows: Float64) -> Float64:
+    def _ranked(self, rows: Float64) -> Int64:
+        """The rows by their scores, the smallest first."""
         closest = max(1, len(rows) - self.byzantine - 2)
-        return np.array([
+        scores = [
             np.sum(np.sort(np.delete(distances(rows, row), at) ** 2)[:closest])
             for at, row in enumerate(rows)
-        ])  # fmt: skip
-
-
-def _ranked(scores: Float64) -> Int64:
-    """The rows by their scores, the smallest first."""
-    return np.argsort(scores, kind="stable")
+        ]
+        return np.argsort(scores, kind="stable")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,6 +2,11 @@
 
 All updates count the same, whatever number of samples they claim: nobody can check it. A rule works
 on rows of deltas with NaN where a device did not train; coordinates that nobody trained stay.
+
+Where devices have unlike data, honest deltas lie apart, and a rule that believes the crowd loses
+what few know. Mixing mends that: Y. Allouah et al., "Fixing by Mixing: A Recipe for Optimal Byzantine
+ML under Heterogeneity", AISTATS 2023, algorithm 2 (nearest neighbour mixing). Of n deltas, f of
+which may lie, each gives way to the mean of the n - f that are closest to it, itself among them.
 """
 
 from __future__ import annotations
@@ -22,7 +27,7 @@ if TYPE_CHECKING:
     from fedtiny.tensors import Bools, Float32, Float64, Int64
     from fedtiny.values import Layout, Update
 
-FAR = 3.0
+FAR = 5.0
 """A suspect lies further from the aggregate than so many times the median distance."""
 
 
@@ -34,10 +39,13 @@ class Robust(Averaging):
         quarantine: Rounds for which a device is not asked that was suspected too often, before it
             begins anew; 0: nobody is barred.
         strikes: Suspicions in a row, in rounds that it took part in, after which it is barred.
+        mix: Devices of a cohort that may lie (f) when deltas are mixed before the rule; 0: they are
+            not mixed.
     """
 
     quarantine: int = 0
     strikes: int = 3
+    mix: int = 0
 
     needs: ClassVar[Literal["sum", "all"]] = "all"
 
@@ -45,6 +53,8 @@ class Robust(Averaging):
         Averaging.__post_init__(self)
         require(self, "quarantine", self.quarantine >= 0, "0 (off) or a number of rounds")
         require(self, "strikes", 1 <= self.strikes <= 255, "from 1 to 255")
+        most = (self.cohort - 1) // 2
+        require(self, "mix", 0 <= self.mix <= most, f"0 (off) or up to (cohort - 1) / 2 = {most}")
 
     def aggregate(self, rows: Float64) -> Float64:
         """The rule: what the rows of deltas come to, coordinate by coordinate."""
@@ -68,7 +78,7 @@ class Robust(Averaging):
         assert not isinstance(contribution, Total)
         updates = list(contribution)
         rows = deltas(updates, model)
-        aggregate = self.aggregate(rows)
+        aggregate = self.aggregate(mixed(rows, self.mix) if self.mix else rows)
         stepped, optimiser = self.server(round).step(model, aggregate, state)
         return stepped, {**optimiser, **self._record(updates, rows, aggregate, state)}
 
@@ -103,12 +113,22 @@ def distances(rows: Float64, point: Float64) -> Float64:
     """
     gaps = rows - point
     common = ~np.isnan(gaps)
+    if common.all():
+        return np.asarray(np.sqrt(np.sum(gaps * gaps, axis=1)))
     squares = np.sum(np.where(common, gaps, 0.0) ** 2, axis=1)
     known, trained = np.count_nonzero(common, axis=1), ~np.isnan(rows).all(axis=0)
     scaled = np.full(len(rows), np.inf)
     np.divide(squares * np.count_nonzero(trained), known, out=scaled, where=known > 0)
-    result: Float64 = np.sqrt(scaled)
-    return result
+    return np.asarray(np.sqrt(scaled))
+
+
+def mixed(rows: Float64, liars: int) -> Float64:
+    """Each row as the mean of those closest to it: all but as many as may lie."""
+    count = max(1, len(rows) - liars)
+    near = [rows[np.argsort(distances(rows, row), kind="stable")[:count]] for row in rows]
+    unknown = [np.isnan(group).all(axis=0) for group in near]
+    means = [mean(group, np.ones(count)) for group in near]
+    return np.where(unknown, np.nan, means)
 
 
 def mean(rows: Float64, weights: Float64) -> Float64:

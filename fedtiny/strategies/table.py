@@ -12,19 +12,24 @@ TABLE: Mapping[str, str] = {
     "fedavg": "fedtiny.strategies.fedavg:FedAvg",
     "fedprox": "fedtiny.strategies.fedprox:FedProx",
     "fedavgm": "fedtiny.strategies.fedopt:FedAvgM",
-    "fedadam": "fedtiny.strategies.fedopt:FedAdam",
-    "fedbuff": "fedtiny.strategies.fedbuff:FedBuff",
     "fedadagrad": "fedtiny.strategies.fedopt:FedAdagrad",
+    "fedadam": "fedtiny.strategies.fedopt:FedAdam",
     "fedyogi": "fedtiny.strategies.fedopt:FedYogi",
     "fednova": "fedtiny.strategies.fednova:FedNova",
+    "scaffold": "fedtiny.strategies.scaffold:Scaffold",
+    "fedbuff": "fedtiny.strategies.fedbuff:FedBuff",
     "fedbn": "fedtiny.strategies.fedbn:FedBN",
     "fedper": "fedtiny.strategies.fedper:FedPer",
     "fedrep": "fedtiny.strategies.fedrep:FedRep",
-    "fedncm": "fedtiny.strategies.fedncm:FedNCM",
-    "fedridge": "fedtiny.strategies.fedridge:FedRidge",
+    "ditto": "fedtiny.strategies.ditto:Ditto",
+    "perfedavg": "fedtiny.strategies.perfedavg:PerFedAvg",
+    "fomaml": "fedtiny.strategies.fomaml:FOMAML",
+    "anil": "fedtiny.strategies.anil:ANIL",
     "reptile": "fedtiny.strategies.reptile:Reptile",
     "tinyreptile": "fedtiny.strategies.tinyreptile:TinyReptile",
     "tinymetafed": "fedtiny.strategies.tinymetafed:TinyMetaFed",
+    "fedncm": "fedtiny.strategies.fedncm:FedNCM",
+    "fedridge": "fedtiny.strategies.fedridge:FedRidge",
     "norm-bound": "fedtiny.strategies.norm_bound:NormBound",
     "median": "fedtiny.strategies.median:Median",
     "trimmed-mean": "fedtiny.strategies.trimmed_mean:TrimmedMean",
@@ -36,11 +41,6 @@ TABLE: Mapping[str, str] = {
     "fedrts": "fedtiny.strategies.fedrts:FedRTS",
     "feddst": "fedtiny.strategies.feddst:FedDST",
     "sap": "fedtiny.strategies.sap:SAP",
-    "fomaml": "fedtiny.strategies.fomaml:FOMAML",
-    "anil": "fedtiny.strategies.anil:ANIL",
-    "perfedavg": "fedtiny.strategies.perfedavg:PerFedAvg",
-    "scaffold": "fedtiny.strategies.scaffold:Scaffold",
-    "ditto": "fedtiny.strategies.ditto:Ditto",
     "joint": "fedtiny.strategies.joint:Joint",
     "none": "fedtiny.strategies.none:NoTraining",
 }
@@ -64,7 +64,7 @@ def build(spec: Mapping[str, object]) -> Strategy:
         label = str(fields.pop("name"))
         reference = reference_of(label)
     try:
-        if _is_flowers(reference):
+        if reference.startswith("flwr.") or is_flowers(references.load(reference)):
             made = references.load(_ADAPTED)(reference, fields)
         else:
             made = _made(label, reference, fields)
@@ -90,11 +90,8 @@ def _made(label: str, reference: str, given: Mapping[str, object]) -> object:
 _ADAPTED = "fedtiny.flower.strategy:adapted"
 
 
-def _is_flowers(reference: str) -> bool:
-    """Whether it names a strategy of Flower's, or a class that was made from one."""
-    if reference.startswith("flwr."):
-        return True
-    found = references.load(reference)
+def is_flowers(found: object) -> bool:
+    """Whether it is a class of Flower's, or one that was made from such a class."""
     bases = found.__mro__ if isinstance(found, type) else ()
     return any(base.__module__.startswith("flwr.") for base in bases)
 

@@ -10,7 +10,7 @@ from fedtiny.transforms.arithmetic import Place, arithmetic
 from fedtiny.transforms.feedback import Left
 from fedtiny.transforms.shaping import shaped
 from fedtiny.transforms.sparsifiers import Cover
-from fedtiny.transforms.table import FEEDS_BACK, QUANTISES, SPARSIFIES, find
+from fedtiny.transforms.table import FEEDS_BACK, QUANTISES, SPARSIFIES, check, find
 
 if TYPE_CHECKING:
     from fedtiny.masks import Mask
@@ -45,6 +45,8 @@ def transformed(
 ) -> Sent:
     """What a device sends when it was asked for transforms.
 
+    Raises StrategyError for a chain that no device can carry out, whoever has asked for it.
+
     Args:
         asked: What asks for them.
         values: What it trained: float32 of the coordinates in ``ranges`` that are live in ``mask``
@@ -57,6 +59,7 @@ def transformed(
         residual: What the last visit kept; empty at first.
     """
     numbers, steps, cover = arithmetic(), asked.transforms, Cover(ranges, mask, size)
+    check(steps)
     delta = numbers.vector(values) if base is None else numbers.difference(values, base)
     delta = shaped(steps, delta, key)
     left = None

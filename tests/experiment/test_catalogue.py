@@ -109,6 +109,30 @@ def test_a_docstring_that_python_made_up_says_nothing() -> None:
     assert "Silent(" not in Entry.of(f"{HERE}:Silent").summary
 
 
+def test_of_two_in_a_file_each_says_which_it_is() -> None:
+    told = Entry.of("multikrum").page
+    assert told.startswith(
+        "The mean of the deltas with the smallest scores.\n\nKrum and Multi-Krum"
+    )
+    assert Entry.of("scaffold").page.startswith("SCAFFOLD: ")
+
+
+def test_a_strategy_of_flowers_takes_its_own_arguments_and_ours() -> None:
+    entry = Entry.of("flwr.serverapp.strategy:FedTrimmedAvg")
+    defaults = {parameter.name: parameter.default for parameter in entry.parameters}
+    assert defaults["arguments.beta"] == 0.2  # Flower's; [strategy] has it in a table
+    assert defaults["beta"] == 0.01
+    assert defaults["evaluate_every"] == 0
+    assert {"reference", "layout", "seed", "child"}.isdisjoint(defaults)
+
+
+def test_a_class_made_from_one_of_flowers_is_described_like_it() -> None:
+    entry = Entry.of("tests.flower.theirs:Remembering")
+    names = [parameter.name for parameter in entry.parameters]
+    assert names[:2] == ["share", "evaluate_every"]
+    assert entry.page.startswith("Keeps one thing of each kind")
+
+
 def test_a_function_is_described_by_its_arguments() -> None:
     entry = Entry.of(f"{HERE}:gentle")
     told = [(p.name, p.default, p.required, p.meaning) for p in entry.parameters]

@@ -130,7 +130,7 @@ ROWS = {
     ("asynchronous rounds", "seeded = true"): ([FEDBUFF], "seeded=true"),
     ("control variates", "steps = 0"): ([CONTROL], "strategy.steps=0"),
     ("control variates", "momentum"): ([CONTROL], "strategy.momentum=0.9"),
-    ("control variates", "topk or sign"): ([CONTROL], sends("topk:0.1")),
+    ("control variates", "clip, topk, randomk or sign"): ([CONTROL], sends("randomk:0.1")),
     ("control variates", "int8 or qsgd"): ([CONTROL], sends("qsgd:16")),
     ("control variates", "devices that come less than twice"): ([CONTROL], RARE),
     ("models of the devices' own", "devices that come less than twice"): ([OWN], RARE),
@@ -145,6 +145,9 @@ ROWS = {
     ("sums of features", "transforms"): ([SUMMING], sends("int8")),
     ("sign", "no feedback"): ([sends("feedback", "sign")], sends("sign")),
     ("topk", "feedback"): ([sends("topk:0.1")], sends("feedback", "topk:0.1")),
+    ("an update_clip that is no larger than the clip", "noise, feedback, int8 or qsgd"): (
+        ["strategy.update_clip=1", sends("clip:1")], sends("clip:1", "int8"),
+    ),
     ("noise", "no clip"): ([sends("clip:1", "noise:0.1")], sends("noise:0.1")),
     ("noise", "batch normalisation that tracks its statistics"): (
         [sends("clip:1", "noise:0.1")], TRACKED,
@@ -226,6 +229,11 @@ def test_a_coordinator_is_told_what_a_simulation_is_not() -> None:
         ExperimentError, match=r"attack.*: real devices with an .attack.: attacks are"
     ):
         rules.check(attacked, deployed=True)
+
+
+def test_an_update_clip_with_room_for_what_rounding_adds_is_fine() -> None:
+    roomy = case("strategy.update_clip=1.1", sends("clip:1", "int8"))
+    assert not [rule for rule in rules.found(roomy) if rule.one is rules.TIGHT_BOUND]
 
 
 def test_krum_with_enough_updates_in_every_round_is_fine() -> None:

@@ -22,7 +22,7 @@ CRASHES = ("journal.before:5", "journal.after:9", "publish.after:3", "answer.bef
 
 
 def asynchronous(folder: Path) -> Path:
-    path = experiment(folder, DEVICES, cohort=2, rounds=ROUNDS, strategy="fedbuff")
+    path = experiment(folder, DEVICES, cohort=2, rounds=ROUNDS, strategy="fedbuff", seeded=False)
     fields = "beta = 0.02\nconcurrency = 4\nmax_staleness = 5"
     path.write_text(path.read_text().replace("beta = 0.02", fields))
     return path

@@ -1,4 +1,4 @@
-"""Our rounds inside Flower: over a grid in this process, in flwr.simulation, and on SuperNodes."""
+"""Our rounds inside Flower: over a grid in this process, and in flwr.simulation."""
 
 from __future__ import annotations
 

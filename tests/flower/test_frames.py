@@ -2,7 +2,8 @@ from __future__ import annotations
 
 import io
 import threading
-from typing import Any
+from collections import defaultdict
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from fedtiny.errors import StrategyError
 from fedtiny.flower.frames import NoTreeError, pack, read_frame, unpack, write_frame
 
 _ARRAYS = hnp.arrays(
@@ -29,6 +31,13 @@ _TREES = st.recursive(
     ),
     max_leaves=8,
 )
+
+
+class Point(NamedTuple):
+    """A tuple that is more than one."""
+
+    x: int
+    y: int
 
 
 def same(a: Any, b: Any) -> bool:
@@ -64,6 +73,9 @@ def test_an_array_of_a_frame_can_be_changed() -> None:
         ({"a": [1, {"lock": threading.Lock()}]}, r"Krum\.a\[1\]\.lock is a _thread\.lock"),
         (np.array([None]), r"Krum is a numpy\.ndarray"),
         ({frozenset(): 1}, r"a key of Krum is a builtins\.frozenset"),
+        ({"seen": defaultdict(int)}, r"Krum\.seen is a collections\.defaultdict"),
+        ([Point(1, 2)], r"Krum\[0\] is a tests\.flower\.test_frames\.Point"),
+        (np.ma.array([1.0], mask=[True]), r"Krum is a numpy\.ma\.\S*MaskedArray"),
     ],
 )
 def test_what_is_no_tree_is_named_with_its_place(tree: Any, told: str) -> None:
@@ -78,3 +90,8 @@ def test_frames_follow_each_other_in_a_pipe_until_it_is_closed() -> None:
     write_frame(pipe, b"cut off")
     pipe = io.BytesIO(pipe.getvalue()[:-1])
     assert [read_frame(pipe) for _ in range(3)] == [b"one", b"", None]
+
+
+def test_a_length_that_no_frame_has_is_refused_before_anything_is_read() -> None:
+    with pytest.raises(StrategyError, match=r"came b'Segmenta', which is no length of a frame"):
+        read_frame(io.BytesIO(b"Segmentation fault"))

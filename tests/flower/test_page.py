@@ -14,14 +14,9 @@ from fedtiny import Experiment
 from fedtiny.flower.app import make_apps
 from fedtiny.flower.strategy import FlowerStrategy
 from fedtiny.strategies.table import build
+from tests.flower.page import PAGE, ROOT, app, blocks
 
-ROOT = Path(__file__).resolve().parents[2]
-PAGE = (ROOT / "docs" / "flower.md").read_text(encoding="utf-8")
 FLEET = '[model]\nbuild = "sine_mlp"\n[data]\nsource = "sine"\n[fleet]\ndevices = 20\n'
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL)
 
 
 @pytest.mark.parametrize("text", [b for b in blocks("toml") if "[strategy]" in b])
@@ -43,18 +38,17 @@ def test_the_whole_experiment_of_the_page_is_there() -> None:
 def test_the_app_of_the_page_has_the_components_that_it_names(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (app,) = blocks("python")
-    (components,) = (b for b in blocks("toml") if "components" in b)
+    module, components = app()
     named = tomllib.loads(components)["tool"]["flwr"]["app"]["components"]
     (tmp_path / "sine.toml").write_text(FLEET + '[strategy]\nname = "fedavg"\n')
     monkeypatch.chdir(tmp_path)
-    made: dict[str, Any] = {}
-    exec(compile(app, named["serverapp"].partition(":")[0], "exec"), made)
+    made: dict[str, Any] = {"__file__": "sine_app.py"}
+    exec(compile(module, named["serverapp"].partition(":")[0], "exec"), made)
     assert type(made["server"]) is type(make_apps("sine.toml").server)
     # `flwr run` does not import the module: it looks for such assignments.
     assigned = {
         target.id
-        for node in ast.parse(app).body
+        for node in ast.parse(module).body
         if isinstance(node, ast.Assign)
         for target in node.targets
         if isinstance(target, ast.Name)

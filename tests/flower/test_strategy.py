@@ -15,15 +15,17 @@ import pytest
 
 from fedtiny.errors import StrategyError
 from fedtiny.flower.child import Child
+from fedtiny.flower.snapshot import restored
 from fedtiny.flower.strategy import FlowerStrategy
 from fedtiny.strategies import calls
-from fedtiny.strategies.base import FleetFacts, Round, ServerOptimizer
+from fedtiny.strategies.base import FleetFacts, Observed, Round, ServerOptimizer
 from fedtiny.strategies.fedavg import FedAvg
 from fedtiny.strategies.fedopt import FedAdam, ServerAdam
 from fedtiny.strategies.table import build
 from fedtiny.testing import conformance
 from fedtiny.values import EVALUATE, Layout, Parameter, Transform, Update
 from tests.flower.conftest import Make
+from tests.flower.theirs import Counting, Remembering
 from tests.harness.toys import FLEET, INITIAL, LAYOUT, WHOLE, Run
 
 if TYPE_CHECKING:
@@ -50,6 +52,7 @@ RUN: Mapping[str, Mapping[str, Any]] = {
     "DifferentialPrivacyClientSideFixedClipping": {**_DP, "clipping_norm": 10.0},
     "DifferentialPrivacyClientSideAdaptiveClipping": {**_DP, "initial_clipping_norm": 1.0},
 }
+MEASURED = {"loss_sum_before": 6.0, "correct_before": 3.0, "count": 4.0}
 REFUSED = {"FedXgbBagging", "FedXgbCyclic"}
 CLIPS_ON_DEVICES = {name for name in RUN if "ClientSide" in name}
 
@@ -225,12 +228,26 @@ def test_every_k_rounds_it_evaluates_and_aggregates_what_was_measured(make: Make
     state = calls.start(strategy, LAYOUT, INITIAL)
     kinds = [strategy.ask(Round(t, 6), state).kind for t in range(6)]
     assert [t for t, kind in enumerate(kinds) if kind == EVALUATE] == [2, 5]
-    from fedtiny.strategies.base import Observed
-
-    sums = {"loss_sum_before": 6.0, "correct_before": 3.0, "count": 4.0}
-    model, state = calls.observe(strategy, Round(2, 6), INITIAL, Observed(None, sums), state)
+    seen = Observed(None, dict(MEASURED))
+    model, state = calls.observe(strategy, Round(2, 6), INITIAL, seen, state)
     assert model is INITIAL
     assert strategy.telemetry(Round(2, 6), model, state) == {"loss": 1.5, "accuracy": 0.75}
+
+
+def test_an_evaluation_belongs_to_the_round_before_it_as_flower_counts(make: Make) -> None:
+    strategy = make("tests.flower.theirs:Counting", evaluate_every=2).fitted(FLEET)
+    updates = updates_of(np.tile(INITIAL + 1, (4, 1)), [1] * 4)
+    state, seen = calls.start(strategy, LAYOUT, INITIAL), Observed(None, dict(MEASURED))
+    for t in range(6):
+        if strategy.ask(Round(t, 6), state).kind == EVALUATE:
+            _, state = calls.observe(strategy, Round(t, 6), INITIAL, seen, state)
+        else:
+            _, state = calls.finish(strategy, Round(t, 6), INITIAL, updates, state)
+    left = restored(strategy._known(state)["snapshot"], Counting())
+    train, evaluate = "train", "evaluate"
+    assert vars(left)["seen"] == [
+        [train, 1], [train, 2], [evaluate, 2], [train, 3], [train, 4], [evaluate, 4],
+    ]  # fmt: skip
 
 
 # ---- what it remembers
@@ -241,9 +258,6 @@ def test_attributes_of_every_kind_are_remembered(make: Make) -> None:
     run = Run(strategy)
     finished(run)
     known = run.strategy._known(run.coordinator.strategy_state)  # type: ignore[attr-defined]
-    from fedtiny.flower.snapshot import restored
-    from tests.flower.theirs import Remembering
-
     left = restored(known["snapshot"], Remembering(0.25))
     assert isinstance(left, Remembering)
     assert {n: word for n, (word, _) in left.rounds.items()} == dict.fromkeys((1, 2, 3), "done")
@@ -368,6 +382,26 @@ def test_a_model_of_another_shape_is_told_with_both_shapes(make: Make) -> None:
         ran(make("tests.flower.theirs:Misshaping"))
 
 
+def test_what_is_no_array_of_numbers_is_told_with_its_place(make: Make) -> None:
+    with pytest.raises(StrategyError, match=r"Spelling in round 0 .*fc\.weight is a numpy.ndarray"):
+        ran(make("tests.flower.theirs:Spelling"))
+
+
+def test_an_answer_that_nobody_waited_for_is_not_that_to_the_next_question(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    impatient = replace(make("FedAvg"), child=Child())
+    with monkeypatch.context() as patch:
+        patch.setattr("fedtiny.flower.child.read_frame", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            ran(impatient)
+    assert ran(impatient).tobytes() == ran(make("FedAvg")).tobytes()
+
+
+def interrupted(stream: object) -> bytes:
+    raise KeyboardInterrupt
+
+
 def test_a_process_that_dies_is_started_again_and_asked_the_same(
     make: Make, tmp_path: Path
 ) -> None:
@@ -398,6 +432,46 @@ def test_a_run_itself_never_loads_flwr() -> None:
     ).stdout.split()
     assert "fedtiny.flower.strategy" in loaded
     assert {"flwr", "ray"}.isdisjoint(loaded)
+
+
+def test_a_class_of_the_users_own_loads_a_flwr_that_tells_nobody() -> None:
+    code = """
+from fedtiny.strategies.table import build
+build({"build": "tests.flower.theirs:Remembering"}).child.close()
+from flwr.supercore import telemetry
+print(telemetry.FLWR_TELEMETRY_ENABLED)
+"""
+    environment = os.environ | {"FLWR_TELEMETRY_ENABLED": "1"}
+    told = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert told.stdout.split() == ["0"]
+
+
+def test_what_a_strategy_prints_is_no_answer_and_fills_no_pipe(make: Make) -> None:
+    chatting = make("tests.flower.theirs:Chatting")
+    assert ran(chatting, rounds=1).tobytes() == ran(make("FedAvg"), rounds=1).tobytes()
+
+
+def test_a_model_far_larger_than_a_pipe_is_aggregated(make: Make) -> None:
+    layout = Layout.of([Parameter("w", (2**20,))])
+    strategy = make("FedAvg", cohort=2).fitted(FleetFacts(layout=layout))
+    model = np.zeros(2**20, np.float32)
+    trained = [np.full(2**20, value, np.float32).tobytes() for value in (1.0, 2.0)]
+    updates = [Update(d, d, 0, 0, 1, sent, ((0, 2**20),)) for d, sent in enumerate(trained)]
+    state = calls.start(strategy, layout, model)
+    after, _ = calls.finish(strategy, Round(0, 1), model, updates, state)
+    assert np.all(after == 1.5)
+
+
+def test_a_file_of_this_folder_hides_no_module_from_the_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "uuid.py").write_text("raise ImportError('not this one')")
+    monkeypatch.chdir(tmp_path)
+    child = Child()
+    child.ask("check", spec={"reference": FEDAVG["build"], "arguments": {}}, said=[], ours=[])
+    child.close()
 
 
 def test_the_process_ends_with_the_strategy_and_nothing_is_left() -> None:

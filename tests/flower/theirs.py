@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -106,3 +107,38 @@ class Dying(FedAvg):
                 Path(self.note).touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return super().aggregate_train(server_round, replies)
+
+
+class Chatting(FedAvg):
+    """Prints far more than a pipe holds, by Python and below it."""
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Trained:
+        sys.stdout.write("so it goes " * 20_000)
+        sys.stdout.flush()
+        os.write(1, b"and so on " * 20_000)
+        return super().aggregate_train(server_round, replies)
+
+
+class Spelling(FedAvg):
+    """Gives text in place of numbers."""
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Trained:
+        return ArrayRecord({"fc.weight": Array(np.array(["one", "two"]))}), None
+
+
+class Counting(FedAvg):
+    """Remembers which rounds it was asked about."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[list[object]] = []
+
+    def aggregate_train(self, server_round: int, replies: Iterable[Message]) -> Trained:
+        self.seen.append(["train", server_round])
+        return super().aggregate_train(server_round, replies)
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        self.seen.append(["evaluate", server_round])
+        return super().aggregate_evaluate(server_round, replies)

@@ -119,6 +119,45 @@ def test_a_round_waits_for_its_updates_however_long_that_takes() -> None:
     assert play.kinds == ["Reply", "Commit"]
 
 
+def test_who_fails_at_once_gets_no_other_lease_until_the_first_one_would_have_ended() -> None:
+    play = Play(RULES)
+    grant = play.check_in(0.0, 1)
+    play.tell(GiveUp(1.0, grant.leases))
+    play.tell(CheckIns(9.9, ids(1)))
+    assert play.heard == (ComeBack(19.9),)
+    assert play.check_in(10.0, 1).leases.tolist() == [1]
+    refused = play.check_in(11.0, 2)
+    offered(play, 11.0, refused, 0)
+    play.tell(Folded(11.0, ids(), refused.leases, ("NaN",)))
+    play.tell(CheckIns(12.0, ids(2)))
+    assert play.kinds == ["ComeBack"]
+    committed(play, 13.0, play.check_in(13.0, 3, 4), 0, 1)
+    assert play.check_in(13.0, 2).leases.tolist() == [2**32]  # a new round, a new chance
+
+
+@pytest.mark.parametrize(("came", "failed"), [(0, True), (1, False)])
+def test_a_round_whose_leases_come_to_nothing_again_and_again_ends(came: int, failed: bool) -> None:
+    play = Play(replace(RULES, max_extensions=2))
+    if came:
+        play.deliver(0.0, play.check_in(0.0, 90), 0)
+    for window in range(3):  # 1 + max_extensions, of 4 leases each
+        assert play.state.phase == "open"
+        grant = play.check_in(float(window), *range(4 * window, 4 * window + 4))
+        play.tell(GiveUp(float(window), grant.leases))
+    commit = play.one(Commit)
+    assert (commit.failed, commit.leases.size) == (failed, came)
+    play.tell(Committed(3.0, changed=not failed))
+    assert len(play.state.past) == 1
+    assert play.check_in(3.0, 0).leases.tolist() == [2**32]
+
+
+def test_nobody_gets_a_lease_of_a_round_that_ends_at_that_moment() -> None:
+    play = Play(replace(RULES, rounds=1, max_extensions=0))
+    play.check_in(0.0, 1, 2, 3, 4)
+    play.tell(CheckIns(10.0, ids(5)))  # all four have just expired
+    assert play.heard == (ComeBack(10.0), Commit(0, play.one(Commit).leases, failed=True))
+
+
 def test_an_update_that_is_too_many_versions_late_is_stale() -> None:
     play = Play(RULES)
     slow = play.check_in(0.0, 1, 2)
@@ -129,6 +168,8 @@ def test_an_update_that_is_too_many_versions_late_is_stale() -> None:
     offered(play, 3.0, slow, 0)
     assert play.kinds == ["Reply"]
     assert play.heard_by(0) != ACCEPTED
+    fresh = play.check_in(3.0, 1)  # of the newest model at once, though its deadline was 10
+    assert (fresh.version, fresh.leases.tolist()) == (2, [2 * 2**32])
 
 
 def test_a_base_that_is_not_that_of_the_lease_is_stale() -> None:

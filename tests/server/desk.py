@@ -156,7 +156,7 @@ class Desk:
         )
         return Update(
             lease.id, lease.device, lease.round, lease.version, outcome.samples, outcome.values,
-            outcome.ranges, outcome.measures, outcome.mask, outcome.places,
+            outcome.ranges, outcome.measures, outcome.mask, outcome.places, outcome.quantised,
         )  # fmt: skip
 
     def work_off(self, devices: range, most: int = 100) -> None:

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fedtiny.device.visit import Key
 from fedtiny.masks import Mask, remembered
 from fedtiny.server.admission import Expected, flaw_of, shared_masks
+from fedtiny.transforms.chain import transformed
 from fedtiny.transforms.sparsifiers import shared_mask
 from fedtiny.transforms.table import parse
 from fedtiny.values import (
@@ -53,6 +55,7 @@ class Board:
     """Of a Program, what admission looks at."""
 
     density: float
+    batch: int = 2
 
     def sent_ranges(self, asked: Instruction) -> Ranges:
         return WHOLE
@@ -126,6 +129,17 @@ def test_what_grows_is_dead_and_of_a_named_parameter_and_no_more_than_asked() ->
     assert "it has none" in flaw_of(trained(SPARSE), one)
 
 
+@pytest.mark.parametrize(("steps", "samples", "most"), [(3, 5, 3), (0, 5, 3), (0, 4, 2)])
+def test_no_more_steps_are_told_than_the_phases_have(steps: int, samples: int, most: int) -> None:
+    # Fednova divides by them, and scales the model by their mean; a batch holds 2 samples.
+    asked = Instruction(phases=(Phase(0.1, steps),))
+    update = replace(trained(None), samples=samples)
+    for found in (most, most + 1, 2.0**40):
+        told = flaw(replace(update, measures={"loss_sum": 1.0, "steps": found}), asked)
+        assert told == ("" if found == most else f"measures: steps is {found:g}; at most "
+                        f"{most:,} are due")  # fmt: skip
+
+
 def test_votes_have_no_values() -> None:
     asked = replace(TRAIN, masks=MASKS[:1], returns=VOTES, grow=(("fc.weight", 2),))
     one = Expected.of(asked, [Board(0.1)], LAYOUT, lambda b: remembered(b, LAYOUT), SEED)  # type: ignore[list-item]
@@ -183,6 +197,18 @@ def test_what_comes_is_what_the_transforms_leave(
     found = flaw(sent, asked)
     assert told in found
     assert bool(told) == bool(found)
+
+
+@pytest.mark.parametrize("form", ["int8", "sign"])
+def test_a_device_that_trains_nothing_of_the_drawn_mask_sends_no_values(form: str) -> None:
+    asked = Instruction(phases=(Phase(0.1, 3),), transforms=parse(["randomk:0.02", form]))
+    mask = shared_mask(SEED, 0, 80, 0.02)  # 2 of the 80
+    start = next(at for at in range(79) if not mask.bools[at : at + 2].any())
+    ranges = ((start, start + 2),)
+    sent = transformed(asked, bytes(8), bytes(8), ranges, None, 80, Key(SEED, 0, 2))
+    assert sent.values == b""
+    update = Update(1, 2, 0, 0, 5, b"", ranges, MEASURES, sent.mask, quantised=sent.quantised)
+    assert flaw(update, asked) == ""
 
 
 def test_a_mask_that_all_draw_is_that_of_the_round_of_the_lease() -> None:

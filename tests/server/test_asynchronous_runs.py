@@ -8,20 +8,25 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pytest
 
+from fedtiny.errors import WireError
 from fedtiny.rounds.journal import replay
+from fedtiny.simulator.run import simulate
 from fedtiny.strategies.fedavg import FedAvg
+from fedtiny.strategies.median import Median
 from fedtiny.values import ACCEPTED, DUPLICATE, INVALID, LATE
+from fedtiny.wire import codec
 from fedtiny.wire.codec import ComeBack, Work
-from tests.server.desk import Desk, Opened, answer_in, given
+from tests.server.desk import Desk, Opened, answer_in, experiment, given
 
 if TYPE_CHECKING:
     from fedtiny.strategies.base import State
-    from fedtiny.tensors import Float32, Int64
+    from fedtiny.tensors import Bools, Float32, Float64, Int64
 
 FEDBUFF = (
     "strategy={name='fedbuff', cohort=2, concurrency=3, max_staleness=4, beta=0.02}",
-    "fleet.devices=6", "fleet.held_out=0", "run.rounds=4",
+    "seeded=false", "fleet.devices=6", "fleet.held_out=0", "run.rounds=4",
 )  # fmt: skip
 
 
@@ -73,6 +78,22 @@ def test_a_model_that_nobody_works_from_is_let_go(opened: Opened) -> None:
     assert desk.hosted.done
     rows = desk.conductor.database.connection.execute("SELECT version FROM bases").fetchall()
     assert rows == [(4,)]
+
+
+def test_what_is_due_on_a_lease_has_the_mask_that_all_drew_in_its_own_round(opened: Opened) -> None:
+    desk = opened(*FEDBUFF, "strategy.transforms=['randomk:0.3', 'int8']", devices=6)
+    a, b, slow = works(desk, 0, 1, 2)
+    for work in (a, b):
+        assert desk.hand_in(desk.visit(work), work).status == ACCEPTED
+    (newer,) = works(desk, 0)
+    update, asked = desk.visit(slow), slow.instruction
+    size = desk.hosted.work.layout.size
+    payload = codec.write_values(update, size, given=codec.given_mask(update, asked))
+    assert codec.read_vector(payload, desk.hosted.due(slow.lease.id)).mask == update.mask
+    for lease in (newer.lease.id, 3 * 2**32, 2**64 - 1):  # of other rounds, or none at all
+        with pytest.raises(WireError, match="none that was given"):
+            codec.read_vector(payload, desk.hosted.due(lease))
+    assert desk.hand_in(update, slow).status == ACCEPTED
 
 
 def test_another_model_as_the_base_of_a_lease_is_refused(opened: Opened) -> None:
@@ -152,6 +173,35 @@ def test_a_model_that_is_held_back_is_told_in_the_history(opened: Opened) -> Non
     rows = [row for row in desk.hosted.history() if row["kind"] == "round"]
     assert [row.get("gated") for row in rows] == [{"before": 2.5, "after": None}, None]
     assert [row["version"] for row in rows] == [0, 1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distrusting(Median):
+    """Suspects whose update comes first, by the number of the device."""
+
+    def suspects(self, rows: Float64, aggregate: Float64) -> Bools:
+        return np.asarray(np.arange(len(rows)) == 0)
+
+
+def test_who_is_barred_and_what_is_held_back_is_served_as_simulated(opened: Opened) -> None:
+    settings = (
+        f"strategy={{build='{__name__}:Distrusting', cohort=2, quarantine=1, strikes=1, beta=0.3}}",
+        "model={build='digits_mlp'}", "data={source='label-skew-digits', public=64}",
+        "device.batch=10", "fleet.devices=6", "fleet.held_out=0", "run.rounds=8", "run.gate=0.99",
+    )  # fmt: skip
+    desk = opened(*settings, devices=6)
+    desk.work_off(range(6))
+    simulated = simulate(experiment(*settings))
+    rows = [
+        [row for row in history if row["kind"] == "round"]
+        for history in (desk.hosted.history(), simulated.history)
+    ]
+    told = [[(row.get("gated"), row["version"], row["telemetry"]) for row in each] for each in rows]
+    assert told[0] == told[1]
+    gated = [held is not None for held, _, _ in told[0]]
+    assert {True, False} == {*gated}
+    assert {1.0} == {telemetry["barred"] for _, _, telemetry in told[0][1:]} - {0.0}
+    assert desk.hosted.coordinator.model.tobytes() == simulated.model.tobytes()
 
 
 def test_a_served_run_has_the_gate_of_its_experiment(opened: Opened) -> None:

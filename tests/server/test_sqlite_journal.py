@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from random import Random
@@ -329,6 +330,18 @@ def test_nothing_is_left_of_the_open_round_of_a_run_that_is_given_up(server: Ser
     assert server.count("accepted") == 3 + 1  # what was committed, and what is another run's
     assert len(list(server.journal().commits())) == 1
     assert (server.keys.rounds(OTHER), len(list(other.pending()))) == ([0], 2)
+
+
+def test_no_model_that_work_started_from_is_left_of_a_run_that_is_given_up(server: Server) -> None:
+    journal, other = server.journal(), server.journal(OTHER)
+    made = Published(0, np.empty(0, np.int64), 1, "", True, None, INITIAL, {}, Measures(), False, 0)
+    for each in (journal, other):
+        each.append(replace(made, bases=(1,)))
+        each.append(replace(made, round=1, version=2, bases=(1, 2)))
+        each.append(Open(2, 0, 3))
+    assert (sorted(journal.bases()), sorted(other.bases())) == ([1, 2], [1, 2])
+    discard(server.database, RUN, server.keys)
+    assert (sorted(journal.bases()), sorted(other.bases())) == ([], [1, 2])
 
 
 def test_a_run_that_is_not_given_up_after_all_keeps_its_key(server: Server) -> None:

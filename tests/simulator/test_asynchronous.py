@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from fedtiny.strategies.base import State
     from fedtiny.tensors import Int64
 
+SIMULATIONS = Path(__file__).parents[2] / "simulations"
 HERE = "tests.simulator.test_asynchronous"
 SLOW: dict[str, Any] = {
     "seed": 3,
@@ -95,6 +96,15 @@ def test_work_that_is_too_many_versions_late_is_told_so() -> None:
     assert sum(row["late"] for row in rows if row["kind"] == "round") > 0
 
 
+def test_a_run_in_which_nobody_can_train_comes_to_an_end() -> None:
+    _, rows, _ = followed("strategy.beta=1e6", "run.rounds=2", "fleet.drop_out=0")
+    rounds = [row for row in rows if row["kind"] == "round"]
+    assert [row["failed"] for row in rounds] == [True, True]
+    # A device that has diverged may try again at its first deadline, 1.5 s later, not at once.
+    assert all(row["refused"] >= 11 * 12 for row in rounds)
+    assert rounds[0]["time_s"] > 1.5 * (11 * 12 // 36)
+
+
 def test_columns_and_objects_give_the_same_history() -> None:
     columns, objects = (run(SLOW, COOLING, devices=kind) for kind in ("columns", "objects"))
     assert columns.history == objects.history
@@ -123,6 +133,20 @@ def test_a_resumed_run_has_the_bits_of_an_undisturbed_one(tmp_path: Path) -> Non
 
 def test_a_real_run_with_the_same_arrivals_publishes_the_same_models() -> None:
     publishes_the_same(Experiment.of(SLOW).override("evaluate={}"))
+
+
+def test_it_learns_as_much_in_half_the_time_of_rounds_that_wait_for_the_slow() -> None:
+    """The files that benchmarks/asynchronous.py measures, at their beginning."""
+    waits = ended("digits_oversel", "run.rounds=16")
+    goes_on = ended("digits_fedbuff", "run.rounds=40")
+    assert goes_on["time_s"] <= 0.5 * waits["time_s"]
+    assert goes_on["accuracy_before"] >= waits["accuracy_before"] > 0.6
+
+
+def ended(name: str, *settings: str) -> dict[str, Any]:
+    """The last evaluation of one of the experiments that come with fedtiny."""
+    experiment = Experiment.load(SIMULATIONS / f"{name}.toml")
+    return simulate(experiment.override(*settings, "run.evaluate_every=0")).evaluations()[-1]
 
 
 # ---- who is barred, and what is held back ----------------------------------------------------

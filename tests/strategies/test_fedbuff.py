@@ -1,15 +1,18 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from fedtiny.errors import StrategyError
 from fedtiny.fold import Total
 from fedtiny.strategies import calls
-from fedtiny.strategies.base import Round
+from fedtiny.strategies.base import Round, State
 from fedtiny.strategies.fedavg import FedAvg
 from fedtiny.strategies.fedbuff import FedBuff
-from fedtiny.values import Update
+from fedtiny.values import EVALUATE, GRADIENT, Instruction, Phase, Transform, Update
+from tests.harness.toys import LAYOUT
 
 TURN = Round(0, 9)
 MODEL = np.array([1.0, -2.0], np.float32)
@@ -47,6 +50,36 @@ def test_it_says_that_it_is_asynchronous_and_others_that_they_are_not() -> None:
 def test_fields_that_make_no_sense_are_named(field: str, value: float) -> None:
     with pytest.raises(StrategyError, match=f"FedBuff: {field} = {value}"):
         FedBuff(**{field: value})  # type: ignore[arg-type]
+
+
+def test_rounds_that_end_while_devices_work_can_only_train() -> None:
+    class Measuring(FedBuff):
+        def ask(self, round: Round, state: State) -> Instruction:
+            return Instruction(kind=EVALUATE)
+
+    with pytest.raises(StrategyError, match=r"Measuring.ask in round 0 of 9 must give the kind"):
+        calls.ask(Measuring(cohort=2), TURN, {}, LAYOUT)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [({"returns": GRADIENT}, r"\('values', \[\], .* not \('gradient', "),
+     ({"transforms": (Transform("topk", 0.1),)}, r"not \('values', \['topk:0.1'\]"),
+     ({"phases": (Phase(0.1, 3, groups=("shared",)),)}, r"not .* \[\('shared',\)\]")],
+)  # fmt: skip
+def test_rounds_whose_work_counts_in_each_other_ask_for_the_same(
+    change: dict[str, object], told: str
+) -> None:
+    class Changing(FedBuff):
+        def ask(self, round: Round, state: State) -> Instruction:
+            asked = super().ask(round, state)
+            return replace(asked, **change) if round.t == 3 else asked  # type: ignore[arg-type]
+
+    strategy = Changing(cohort=2)
+    for t in (0, 2):
+        calls.ask(strategy, Round(t, 9), {}, LAYOUT)
+    with pytest.raises(StrategyError, match=f"Changing.ask in round 3 of 9 must give .*{told}"):
+        calls.ask(strategy, Round(3, 9), {}, LAYOUT)
 
 
 def test_a_discount_of_the_wrong_shape_is_told_with_its_round() -> None:

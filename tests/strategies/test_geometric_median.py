@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedtiny.strategies.geometric_median import GeometricMedian
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fedtiny.tensors import Float64
 
 
+@settings(max_examples=30)
 @given(st.integers(0, 200), st.integers(3, 12))
 def test_no_other_point_has_a_smaller_sum_of_distances(seed: int, n: int) -> None:
     drawn = np.random.default_rng(seed)

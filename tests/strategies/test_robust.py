@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedtiny.errors import StrategyError
@@ -16,7 +16,7 @@ from fedtiny.strategies.geometric_median import GeometricMedian
 from fedtiny.strategies.krum import Krum, MultiKrum
 from fedtiny.strategies.median import Median
 from fedtiny.strategies.norm_bound import NormBound
-from fedtiny.strategies.robust import Robust, distances, mean
+from fedtiny.strategies.robust import Robust, distances, mean, mixed
 from fedtiny.strategies.trimmed_mean import TrimmedMean
 from fedtiny.values import Update
 from tests.harness.toys import INITIAL, LAYOUT, WHOLE
@@ -32,6 +32,8 @@ RULES: list[Robust] = [
     Krum(cohort=11, byzantine=3),
     MultiKrum(cohort=11, byzantine=3),
     GeometricMedian(cohort=11),
+    Median(cohort=11, mix=3),
+    Krum(cohort=11, byzantine=3, mix=3),
 ]
 of_each_rule = pytest.mark.parametrize("rule", RULES, ids=lambda rule: type(rule).__name__)
 
@@ -55,6 +57,7 @@ def cloud(seed: int, lies: float) -> Float64:
 
 
 @of_each_rule
+@settings(max_examples=25)
 @given(seed=st.integers(0, 99), lies=st.sampled_from([-500.0, -5.0, 0.0, 1e3]))
 def test_three_liars_of_eleven_cannot_lead_the_model_away(
     rule: Robust, seed: int, lies: float
@@ -150,3 +153,31 @@ def test_the_history_tells_how_many_are_barred() -> None:
 def test_what_cannot_be_is_refused(wrong: dict[str, int]) -> None:
     with pytest.raises(StrategyError, match=f"{next(iter(wrong))} = .*it must be"):
         Median(**wrong)  # type: ignore[arg-type]
+
+
+# ---- mixing
+
+
+@settings(max_examples=25)
+@given(seed=st.integers(0, 99), liars=st.integers(0, 5))
+def test_each_delta_gives_way_to_the_mean_of_those_closest_to_it(seed: int, liars: int) -> None:
+    rows = cloud(seed, 5.0)
+    expected = []
+    for row in rows:
+        order = np.argsort(((rows - row) ** 2).sum(axis=1))
+        expected.append(rows[order[: 11 - liars]].mean(axis=0))
+    np.testing.assert_allclose(mixed(rows, liars), expected, rtol=1e-12)
+
+
+def test_mixing_leaves_what_nobody_trained_unknown() -> None:
+    rows = np.array([[1.0, np.nan, 2.0], [3.0, np.nan, np.nan]])
+    np.testing.assert_array_equal(mixed(rows, 0), [[2.0, np.nan, 2.0]] * 2)
+
+
+def test_mixing_saves_what_only_some_devices_know() -> None:
+    # Four of nine know coordinate 0, the other five coordinate 1: the median sees but one of them.
+    rows = np.array([[1.0, 0.0]] * 4 + [[0.0, 1.0]] * 5)
+    assert np.median(rows, axis=0).tolist() == [0.0, 1.0]
+    known, other = np.median(mixed(rows, 2), axis=0)
+    assert known > 0.25
+    assert other > 0.5

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedtiny.device.learner import Key
-from fedtiny.errors import DataError
+from fedtiny.errors import DataError, StrategyError
 from fedtiny.masks import Mask
 from fedtiny.transforms.chain import Sent, transformed
 from fedtiny.transforms.quantisers import values_of
 from fedtiny.transforms.table import parse
-from fedtiny.values import Instruction, Ranges, coordinates, length
+from fedtiny.values import Instruction, Ranges, Transform, coordinates, length
 from tests.transforms.both import SEEDS, alike, drawn
 
 SIZE = 200
@@ -133,6 +135,16 @@ def test_what_another_model_has_left_is_told_apart() -> None:
 
 
 # ---- what is chosen ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [Transform("zip"), Transform("qsgd"), Transform("qsgd", 1e18), Transform("noise", math.inf)],
+)
+def test_a_device_gives_up_a_chain_that_nobody_can_carry_out(asked: Transform) -> None:
+    told, instruction = f"transforms: .*{asked.name}", Instruction(transforms=(asked,))
+    with pytest.raises(StrategyError, match=told):
+        transformed(instruction, drawn(1, SIZE), None, WHOLE, None, SIZE, PLACE)
 
 
 def test_topk_sends_the_largest_of_what_trained_and_says_where() -> None:
