@@ -155,6 +155,7 @@ ONE_STREAM = Trait(
     lambda c: isinstance(c.strategy, TinyReptile) and c.strategy.cohort == 1,
 )  # fmt: skip
 CONTROL = Trait("control variates", _NAME, lambda c: c.asked.control)
+GATED = Trait("a gate", ("run", "gate"), lambda c: c.experiment.run.gate > 0)
 OWN = Trait("models of the devices' own", _NAME, lambda c: bool(c.asked.own))
 LOCALS = Trait("parameters that stay on the device", _NAME, lambda c: LOCAL in c.layout.groups)
 PRUNES = Trait("a strategy that prunes", _NAME, lambda c: isinstance(c.strategy, Pruned))
@@ -293,6 +294,12 @@ RULES: tuple[Rule, ...] = (
         "take int8 or qsgd, which are right in the mean",
     ),
     Rule(CONTROL, ROUNDED, FINE, "what is sent is right in the mean"),
+    Rule(
+        CONTROL, GATED, WARNING,
+        "of a round that the gate refuses devices keep what they learned, and the server does not: "
+        "the variates drift apart",
+        "set run.gate = 0, or take fedprox",
+    ),
     Rule(
         CONTROL, RARE_VISITS, WARNING,
         "a variate is of use from the second visit on, and until then the correction is wrong",

@@ -45,8 +45,11 @@ class FedNova(Averaging):
         return self.server(round).step(model, tau_eff * direction, state)
 
     def accumulated(self, steps: list[float]) -> Float64:
-        """The a of so many steps: how often the first gradient counts, and the second, ..."""
-        tau, rho = np.maximum(np.array(steps), 1.0), self.momentum
+        """The a of so many steps: how often the first gradient counts, and the second, ...
+
+        Nobody can check how many they were: what samples may count is the most that they do.
+        """
+        tau, rho = np.clip(np.array(steps), 1.0, self.weight_cap), self.momentum
         powers = np.array([rho**t for t in tau.tolist()])
         a: Float64 = (tau - rho * (1.0 - powers) / (1.0 - rho)) / (1.0 - rho)
         return a

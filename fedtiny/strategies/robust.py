@@ -4,9 +4,10 @@ All updates count the same, whatever number of samples they claim: nobody can ch
 on rows of deltas with NaN where a device did not train; coordinates that nobody trained stay.
 
 Where devices have unlike data, honest deltas lie apart, and a rule that believes the crowd loses
-what few know. Mixing mends that: Y. Allouah et al., "Fixing by Mixing: A Recipe for Optimal Byzantine
-ML under Heterogeneity", AISTATS 2023, algorithm 2 (nearest neighbour mixing). Of n deltas, f of
-which may lie, each gives way to the mean of the n - f that are closest to it, itself among them.
+what few know. Mixing mends that: Y. Allouah et al., "Fixing by Mixing: A Recipe for Optimal
+Byzantine ML under Heterogeneity", AISTATS 2023, algorithm 2 (nearest neighbour mixing). Of n
+deltas, f of which may lie, each gives way to the mean of the n - f that are closest to it, itself
+among them.
 """
 
 from __future__ import annotations

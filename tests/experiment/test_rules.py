@@ -106,6 +106,7 @@ def sends(*transforms: str) -> str:
 PRUNING = "strategy.name=oneshot"
 MEDIAN, KRUM, FEDBUFF = "strategy.name=median", "strategy.name=krum", "strategy.name=fedbuff"
 CONTROL, OWN, SUMMING = built("Controlled"), built("Owned"), built("Summing")
+DIGITS = ("data={source='label-skew-digits', public=50}", "model={build='digits_mlp'}")
 TRACKED, HALF = f"model.build={HERE}:tracked", "device.density=0.5"
 HELD_OUT = "evaluate.online.lr=0.1"
 RARE = "run.rounds=5"
@@ -132,6 +133,7 @@ ROWS = {
     ("control variates", "momentum"): ([CONTROL], "strategy.momentum=0.9"),
     ("control variates", "clip, topk, randomk or sign"): ([CONTROL], sends("randomk:0.1")),
     ("control variates", "int8 or qsgd"): ([CONTROL], sends("qsgd:16")),
+    ("control variates", "a gate"): ([CONTROL, *DIGITS], "run.gate=1.1"),
     ("control variates", "devices that come less than twice"): ([CONTROL], RARE),
     ("models of the devices' own", "devices that come less than twice"): ([OWN], RARE),
     ("feedback", "devices that come less than twice"): ([sends("feedback", "int8")], RARE),

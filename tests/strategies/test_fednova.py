@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -56,3 +58,12 @@ def test_each_coordinate_is_normalised_over_those_who_trained_it() -> None:
     expected[1] += MOVED[0, 1]
     expected[3] += MOVED[2, 3]
     np.testing.assert_allclose(model, expected, rtol=1e-5)
+
+
+def test_steps_that_nobody_can_have_taken_count_no_more_than_samples_may() -> None:
+    def claimed(steps: float) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
+        made = updates([WHOLE] * 3)
+        liar = replace(made[0], measures={"steps": steps})
+        return FedNova().finish(Round(0, 4), INITIAL, [liar, *made[1:]], {})[0]
+
+    assert claimed(2.0**40).tobytes() == claimed(FedNova.weight_cap).tobytes()
