@@ -39,6 +39,7 @@ class Problem:
 
 
 _TRAINING = {"own": {"lr": 0.1, "devices": "training"}}
+_TWENTY = {"devices": 30, "held_out": 10}
 _SKEW = {"cohort": 10, "beta": 0.1, "steps": 20}
 PROBLEMS = {
     # One model for all: label skew, judged on devices that never train.
@@ -51,16 +52,17 @@ PROBLEMS = {
         {"run": {"rounds": 600}, "model": {"build": "mlp", "widths": [64, 32, 5], "head": "head"}},
         {"cohort": 5, "beta": 0.1, "steps": 10},
     ),
-    # A model for each: label skew, judged on the devices that train.
+    # A model for each: label skew, judged on the twenty devices that train.
     "personal": Problem(
         "digits_skew_fedavg", ("own", "accuracy_before"),
-        {"run": {"rounds": 60}, "evaluate": _TRAINING}, _SKEW,
+        {"run": {"rounds": 60}, "fleet": _TWENTY, "evaluate": _TRAINING}, _SKEW,
     ),
     # The same for a net with norms.
     "norms": Problem(
         "digits_skew_fedavg", ("own", "accuracy_before"),
         {
-            "run": {"rounds": 20}, "evaluate": _TRAINING, "device": {"ram": "1MiB"},
+            "run": {"rounds": 40}, "fleet": _TWENTY, "evaluate": _TRAINING,
+            "device": {"ram": "1MiB"},
             "model": {"build": "digits_bn", "channels": [8, 16, 16]},
         },
         {"cohort": 10, "beta": 0.05, "steps": 10},
