@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,13 +34,12 @@ class Leases:
 
     def joined(self, later: Leases) -> Leases:
         """These, and leases that were given after all of them."""
-        return Leases(
-            *(np.concatenate([getattr(self, f.name), getattr(later, f.name)]) for f in fields(self))
-        )
+        pairs = zip(_columns(self), _columns(later), strict=True)
+        return Leases(*map(np.concatenate, pairs))
 
     def take(self, which: Bools | Int64) -> Leases:
         """Some of them."""
-        return Leases(*(getattr(self, f.name)[which] for f in fields(self)))
+        return Leases(*(column[which] for column in _columns(self)))
 
     def places(self, ids: Int64) -> Int64:
         """Where these leases stand; -1 for those that are not here."""
@@ -54,13 +54,16 @@ class Leases:
             return self
         column = self.status.copy()
         column[self.places(ids)] = status
-        return replace(self, status=column)
+        return self._with(column)
 
     def ended(self, which: Bools) -> Leases:
         """Nothing that comes on those counts any more."""
         if not which.any():
             return self
-        return replace(self, status=np.where(which, np.int8(ENDED), self.status))
+        return self._with(np.where(which, np.int8(ENDED), self.status))
+
+    def _with(self, status: Int8) -> Leases:
+        return Leases(self.ids, self.devices, self.versions, self.deadlines, status)
 
     @property
     def is_live(self) -> Bools:
@@ -83,6 +86,7 @@ class Leases:
         return np.asarray(self.ids[self.status == ACCEPTED])
 
 
+_columns = attrgetter("ids", "devices", "versions", "deadlines", "status")
 NO_LEASES = Leases.live(*(np.empty(0, kind) for kind in ("i8", "i8", "i8", "f8")))
 _NOBODY: Int64 = np.empty(0, np.int64)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -47,13 +48,12 @@ class Flights:
 
     def merge(self, other: Flights) -> Flights:
         """Both, in order; of two that end together the older lease comes first."""
-        pairs = ((getattr(self, f.name), getattr(other, f.name)) for f in fields(self))
-        both = Flights(*(np.concatenate(pair) for pair in pairs))
+        both = Flights(*map(np.concatenate, zip(_columns(self), _columns(other), strict=True)))
         return both.take(np.lexsort((both.leases, both.ends_at)))
 
     def take(self, at: Int64 | Bools | slice) -> Flights:
         """The flights at these positions."""
-        return Flights(*(getattr(self, f.name)[at] for f in fields(self)))
+        return Flights(*(column[at] for column in _columns(self)))
 
     def batch(self, until: float, round: int, room: int) -> int:
         """How many of the first flights may be handled together, at the time of the last of them.
@@ -70,3 +70,6 @@ class Flights:
             np.where(self.arrives[:count], self.deadlines[:count], np.inf)
         )
         return int(np.argmin(np.append(self.ends_at[:count] < earliest, False)))
+
+
+_columns = attrgetter("leases", "devices", "versions", "ends_at", "deadlines", "arrives")
