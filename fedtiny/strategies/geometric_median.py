@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 NU = 1e-6
 """The paper's smoothing: two points that are closer count as if they were so far apart."""
-PASSES, TOLERANCE = 100, 1e-6
+PASSES, TOLERANCE = 1000, 1e-6
 """It ends when a pass moves v by less than so much of the median distance, or after so many."""
 
 

@@ -10,15 +10,14 @@ follow from the y_i, ``-c + (x - y_i) / (K beta)``, so that a device sends no mo
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, ClassVar, Self
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
-from fedtiny.errors import StrategyError
 from fedtiny.fold import WEIGHT_BITS, Total, covered
 from fedtiny.strategies.base import (
     Averaging,
-    FleetFacts,
+    Fitted,
     Round,
     ServerOptimizer,
     ServerSgd,
@@ -32,18 +31,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Scaffold(Averaging):
+class Scaffold(Fitted, Averaging):
     """FedAvg with control variates: one on the server, and one that each device keeps.
 
     Attributes:
         steps: Batches that a visit trains on (K): all devices take as many.
         server_lr: The step of the server along the mean delta (eta).
-        training: Devices that can be asked to train (N); 0: those of the fleet.
     """
 
     steps: int = 10
     server_lr: float = 1.0
-    training: int = 0
 
     weight_cap: ClassVar[float] = 1.0
 
@@ -52,10 +49,6 @@ class Scaffold(Averaging):
         require(self, "steps", self.steps >= 1, "at least 1: all devices take as many")
         require(self, "momentum", self.momentum == 0, "0: the steps tell the gradients")
         require(self, "server_lr", self.server_lr > 0, "a positive step size")
-
-    def fitted(self, fleet: FleetFacts) -> Self:
-        """The same for a fleet of that size."""
-        return replace(self, training=self.training or fleet.training)
 
     def weight(self, samples: Float64) -> Float64:
         """Devices are equal, whatever their number of samples."""
@@ -80,11 +73,9 @@ class Scaffold(Averaging):
     ) -> tuple[Float32, State]:
         """The next x and c."""
         assert isinstance(contribution, Total)
-        if not self.training:
-            raise StrategyError("Scaffold knows no fleet; call fitted(FleetFacts(...)) first")
         c, delta = np.asarray(state["c"]), contribution.mean()
         change = -c - delta / (self.steps * self.beta)
-        share = _trained(contribution) / self.training
+        share = _trained(contribution) / self.facts.training
         x, _ = self.server(round).step(model, delta, {})
         return x, {"c": c + share * change}
 

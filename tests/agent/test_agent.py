@@ -26,7 +26,7 @@ from fedtiny.engine.compile import compile
 from fedtiny.engine.program import Program
 from fedtiny.engine.zoo import mlp
 from fedtiny.errors import DataError, IdentityError, OutdatedError
-from fedtiny.strategies.base import Strategy
+from fedtiny.strategies.base import FleetFacts, Strategy
 from fedtiny.strategies.ditto import Ditto
 from fedtiny.strategies.fedavg import FedAvg
 from fedtiny.strategies.scaffold import Scaffold
@@ -93,7 +93,7 @@ def undisturbed(fleet: SmallFleet) -> bytes:
     [
         (PROGRAM, FedAvg(cohort=3)),
         (PERSONAL, FedAvg(cohort=3)),
-        (CORRECTED, Scaffold(cohort=3, steps=2, training=3)),
+        (CORRECTED, Scaffold(cohort=3, steps=2, fleet=FleetFacts(training=3))),
         (CORRECTED, Ditto(cohort=3, transforms=("feedback", "topk:0.4", "int8"))),
     ],
     ids=["shared", "with a local head", "with control variates", "with own models and residuals"],

@@ -28,6 +28,13 @@ def test_no_other_point_has_a_smaller_sum_of_distances(seed: int, n: int) -> Non
     assert objective(found) <= min(map(objective, [*around, rows.mean(axis=0), *rows])) + 1e-5
 
 
+def test_it_reaches_a_median_that_is_one_of_the_deltas() -> None:
+    # The passes slow down as they come near it.
+    rows = np.random.default_rng(144).normal(0, 1, (3, 4))
+    found = GeometricMedian().aggregate(rows)
+    np.testing.assert_allclose(found, rows[1], atol=1e-4)
+
+
 def test_it_is_where_the_pulls_of_all_deltas_cancel() -> None:
     # Fermat's point of a triangle with a right angle and legs 1 sees each side under 120 degrees:
     # it lies on the axis of symmetry at (3 - sqrt(3)) / 6.
