@@ -20,10 +20,11 @@ from collections.abc import Callable
 import numpy as np
 
 from fedtiny.fold import FoldRule, Total
+from fedtiny.layout import Layout, Parameter
 from fedtiny.rounds.content import OpenRound
 from fedtiny.strategies.base import Round
 from fedtiny.strategies.fedavg import FedAvg
-from fedtiny.values import Layout, Parameter, Update
+from fedtiny.values import Update
 
 BATCHES = (1, 16, 64, 256, 1024)
 _COHORT = 2**16

@@ -19,7 +19,9 @@ from fedtiny import Experiment, simulate
 FOLDER = Path(__file__).parent.parent / "simulations"
 NOTED = FOLDER / "figures.json"
 SEEDS = (1, 2, 3)
-_ELSEWHERE = ("demo", "fleet", "_prune_", "_attack_", "digits_fedbuff", "digits_oversel")
+_ELSEWHERE = (
+    "demo", "fleet", "_prune_", "_attack_", "digits_fedbuff", "digits_online", "digits_oversel",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

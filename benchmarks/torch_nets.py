@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import torch
 from torch import nn
+
+from fedtiny.engine import zoo
+
+Layers = list[nn.Module]
 
 
 def conv4(pool: bool) -> tuple[nn.Module, tuple[int, ...]]:
@@ -35,3 +40,58 @@ NETS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "Omniglot conv4, 32 channels, stride 2, group norm": lambda: conv4(pool=False),
     "DS-CNN, 49 x 10": ds_cnn,
 }
+
+
+# ---- inverted residual blocks, as fedtiny.engine.zoo has them --------------------------------
+
+
+def _normalised(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> Layers:
+    half = kernel // 2
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, half, groups=groups, bias=False)
+    return [conv, nn.BatchNorm2d(outputs)]
+
+
+class Inverted(nn.Module):
+    """A block that widens, filters each channel by itself, and narrows (Sandler et al. 2018)."""
+
+    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int) -> None:
+        super().__init__()
+        inner = inputs * expansion
+        wide = [*_normalised(inputs, inner, 1), nn.ReLU6()] if expansion > 1 else []
+        deep = [*_normalised(inner, inner, kernel, stride, inner), nn.ReLU6()]
+        self.body = nn.Sequential(*wide, *deep, *_normalised(inner, outputs, 1))
+        self.has_shortcut = stride == 1 and inputs == outputs
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """[B, inputs, H, W] to [B, outputs, H / stride, W / stride]."""
+        made: torch.Tensor = self.body(x)
+        return made + x if self.has_shortcut else made
+
+
+def _inverted_net(
+    first: int, blocks: Sequence[tuple[int, int, int, int]], last: int, classes: int
+) -> nn.Module:
+    """``blocks``: expansion, channels, kernel and stride of each; ``last``: channels, or 0."""
+    layers = [*_normalised(3, first, 3, 2), nn.ReLU6()]
+    width = first
+    for expansion, channels, kernel, stride in blocks:
+        layers.append(Inverted(width, channels, kernel, stride, expansion))
+        width = channels
+    layers += [*_normalised(width, last, 1), nn.ReLU6()] if last else []
+    head = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(last or width, classes)
+    return nn.Sequential(*layers, *head)
+
+
+def mobilenet_v2(classes: int, width: float = 0.35) -> nn.Module:
+    """MobileNetV2."""
+    blocks = [
+        (expansion, zoo.eighths(channels * width), 3, stride if block == 0 else 1)
+        for expansion, channels, count, stride in zoo.MOBILENET_V2
+        for block in range(count)
+    ]
+    return _inverted_net(zoo.eighths(32 * width), blocks, 1280, classes)
+
+
+def mcunet(classes: int) -> nn.Module:
+    """A net in the manner of MCUNet."""
+    return _inverted_net(16, zoo.MCUNET, 0, classes)

@@ -23,6 +23,7 @@ from fedtiny.cli_compile import compile_model
 from fedtiny.cli_coordinator import app as coordinator_app
 from fedtiny.cli_data import app as data_app
 from fedtiny.cli_fleet import app as fleet_app
+from fedtiny.cli_plan import plan
 from fedtiny.cli_strategies import strategies
 from fedtiny.cli_zoo import zoo
 from fedtiny.errors import FedtinyError, RunError
@@ -144,6 +145,7 @@ def simulate(
     console = Console(stderr=as_json)
     started = perf_counter()
     _say_if_slow()
+    _say_if_searching(experiment)
     with _resumable(folder), watched(console) as pace:
         result = run_experiment(experiment, out=folder, resume=bool(resume), progress=pace.take)
     wall_s = perf_counter() - started
@@ -190,6 +192,14 @@ def _say_if_slow() -> None:
         typer.echo(f"fedtiny: {warning.message}", err=True)
 
 
+def _say_if_searching(experiment: Experiment) -> None:
+    from fedtiny.experiment.planning import searched
+
+    if names := searched(experiment):
+        told = f"finding the plans of {', '.join(names)}: up to a minute each"
+        typer.echo(f"fedtiny: {told}", err=True)
+
+
 def _experiment(file: Path | None, resume: Path | None) -> Experiment:
     """That of the file; without one that of the folder, as it was written there."""
     from fedtiny.experiment import Experiment
@@ -214,6 +224,7 @@ def _new_folder(experiment: Experiment) -> Path:
 app.command("compile")(compile_model)
 app.command()(strategies)
 app.command()(zoo)
+app.command()(plan)
 app.command()(bundle)
 
 
@@ -226,6 +237,7 @@ def explain(file: _File, settings: _Set = None, as_json: _Json = False) -> None:
     from fedtiny.experiment.workload import Workload
 
     experiment = Experiment.load(file).override(*(settings or ()))
+    _say_if_searching(experiment)
     rows = explained(Workload.of(experiment))
     if not as_json:
         return show_explained(Console(), rows)

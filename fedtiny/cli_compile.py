@@ -18,7 +18,7 @@ from rich.table import Table
 from fedtiny.errors import BudgetError, ExperimentError, FedtinyError
 
 if TYPE_CHECKING:
-    from fedtiny.engine.compile import Build
+    from fedtiny.engine.built import Build
     from fedtiny.engine.ir import Tensor
 
 BAR_WIDTH = 30
@@ -32,11 +32,28 @@ class Loss(StrEnum):
     SOFT_CROSS_ENTROPY = "soft_cross_entropy"
 
 
+class DType(StrEnum):
+    """The arithmetic of training."""
+
+    FLOAT32 = "float32"
+    INT8 = "int8"
+
+
 class Minimise(StrEnum):
     """What the passes keep low."""
 
     RAM = "ram"
     TIME = "time"
+
+
+_DType = Annotated[DType, typer.Option(help="Of activations, and of the weights in layers.")]
+_Head = Annotated[DType, typer.Option(help="Of the last layer's weights in an int8 Program.")]
+_Out = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Write the Program's image: model.fti.")
+]
+_Explain = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Draw the arena over time: a .png or .svg file.")
+]
 
 
 def compile_model(
@@ -53,6 +70,8 @@ def compile_model(
     flash: Annotated[str, typer.Option(metavar="BYTES", help="Flash of the device.")] = "1MiB",
     batch: Annotated[int, typer.Option(metavar="N", help="Samples per training step.")] = 1,
     plan: Annotated[str, typer.Option(help="What trains: all, last:1, biases, ...")] = "all",
+    dtype: _DType = DType.FLOAT32,
+    head: _Head = DType.FLOAT32,
     reserve: Annotated[str, typer.Option(metavar="BYTES", help="RAM for other firmware.")] = "0",
     fold: Annotated[
         bool, typer.Option("--fold", help="Fold batch norms into the layers before them.")
@@ -63,13 +82,8 @@ def compile_model(
     max_model: Annotated[
         str, typer.Option(metavar="BYTES", help="The most bytes of parameters.")
     ] = "64MB",
-    out: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Write the Program's image: model.fti.")
-    ] = None,
-    explain: Annotated[
-        Path | None,
-        typer.Option(metavar="FILE", help="Draw the arena over time: a .png or .svg file."),
-    ] = None,
+    out: _Out = None,
+    explain: _Explain = None,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else.")
     ] = False,
@@ -81,7 +95,7 @@ def compile_model(
     ram_bytes, flash_bytes = parse_bytes(ram), parse_bytes(flash)
     built = build(
         _net(model, fold, max_model), loss=loss.value, batch=batch, plan=plan, reserve=reserve,
-        minimise=minimise.value,
+        minimise=minimise.value, dtype=dtype.value, head=head.value,
     )  # fmt: skip
     misfit = _misfit(built, ram_bytes, flash_bytes)
     if as_json:
@@ -137,6 +151,8 @@ def _document(built: Build) -> dict[str, Any]:
     return {
         **program.report(),
         "digest": program.digest,
+        "dtype": built.dtype,
+        "plan": built.rule,
         "parameters": program.layout.size,
         "peak": _peak(built),
     }
@@ -176,10 +192,13 @@ def _ram_table(report: Mapping[str, int], ram_bytes: int) -> Table:
 
 
 def _facts(built: Build, report: Mapping[str, int], flash_bytes: int) -> Iterator[tuple[str, str]]:
+    from fedtiny.engine.built import FLASH_PARTS
+
     trained, size = report["trained_parameters"], built.graph.layout.size
-    image, runtime = report["image_bytes"], report["runtime_bytes"]
-    yield "flash", f"{image + runtime:,} of {flash_bytes:,} B: image {image:,}, runtime {runtime:,}"
-    yield "parameters", f"{size:,}, of which {trained:,} train"
+    parts = ", ".join(f"{part} {report[f'{part}_bytes']:,}" for part in FLASH_PARTS)
+    yield "flash", f"{report['flash_bytes']:,} of {flash_bytes:,} B: {parts}"
+    yield "parameters", f"{size:,}, of which {trained:,} train by the plan {escape(built.rule)}"
+    yield "dtype", built.dtype
     forward, step = report["macs_per_forward"], report["macs_per_step"]
     yield "multiply-adds", f"{forward:,} forward, {step:,} a step of {built.graph.batch}"
     yield "operations", f"{len(built.graph.ops):,}, of which {built.graph.n_forward:,} forward"

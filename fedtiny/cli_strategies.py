@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fedtiny.layout import LOCAL
 from fedtiny.transforms.table import TABLE as TRANSFORMS
 from fedtiny.transforms.table import usage
-from fedtiny.values import CALIBRATE, EVALUATE, LOCAL, SCORE, SUMS, TRAIN, Sgd
+from fedtiny.values import CALIBRATE, EVALUATE, SCORE, SUMS, TRAIN, Sgd
 
 if TYPE_CHECKING:
     from fedtiny.experiment.catalogue import Entry, Parameter

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
 import typer
@@ -13,7 +13,9 @@ from rich.table import Table
 
 from fedtiny.errors import ExperimentError, did_you_mean
 
-PLANS = ("all", "last:1", "biases")
+PLANS = ("all", "last:1", "biases", "sparse")
+"""What is shown; ``sparse`` is the net's own plan between the biases and everything."""
+_DTYPES = ("float32", "int8")
 
 
 def zoo(
@@ -21,6 +23,10 @@ def zoo(
         list[str] | None, typer.Argument(metavar="[NET]...", help="Some of them; else all.")
     ] = None,
     batch: Annotated[int, typer.Option(metavar="N", help="Samples per training step.")] = 1,
+    patches: Annotated[
+        bool,
+        typer.Option("--patches", help="Run first layers patch by patch where that spares RAM."),
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object and nothing else.")
     ] = False,
@@ -37,47 +43,67 @@ def zoo(
             )
     console = Console(stderr=as_json)
     with console.status("compiling") as status:
-        rows = {}
-        for name in chosen:
-            status.update(f"compiling {name}")
-            rows[name] = _row(name, batch)
+        rows = {name: _row(name, batch, patches, status.update) for name in chosen}
     if as_json:
         typer.echo(json.dumps(rows))
     else:
         console.print(_table(rows, batch), highlight=False)
 
 
-def _row(name: str, batch: int) -> dict[str, Any]:
-    from fedtiny.engine.compile import build
+def _row(name: str, batch: int, patches: bool, tell: Callable[[str], None]) -> dict[str, Any]:
     from fedtiny.engine.zoo import ZOO
 
     entry = ZOO[name]
-    net, ram = entry.make(), {}
+    forms = {"float32": entry.make, **({"int8": entry.plain} if entry.plain else {})}
+    row: dict[str, Any] = {"takes": entry.takes, "sparse": entry.sparse}
+    for dtype, make in forms.items():
+        tell(f"compiling {name} in {dtype}")
+        tiles = "auto" if patches else 1
+        row[dtype] = _figures(make(), entry, dtype, batch=batch, patches=tiles)
+    return row
+
+
+def _figures(net: Any, entry: Any, dtype: str, **arguments: Any) -> dict[str, Any]:
+    """Of a net in one dtype: its size, and the RAM of each plan."""
+    from fedtiny.engine.compile import build
+
+    ram = {}
     for plan in PLANS:
-        built = build(net, loss=entry.loss, batch=batch, plan=plan)
-        ram[plan] = built.program.report()["ram_bytes"]
+        rule = entry.sparse if plan == "sparse" else plan
+        built = build(net, loss=entry.loss, plan=rule, dtype=dtype, **arguments)
+        report = built.program.report()
+        ram[plan] = report["ram_bytes"]
     return {
-        "takes": entry.takes,
-        "parameters": built.graph.layout.size,
-        "macs_per_forward": built.program.report()["macs_per_forward"],
+        "parameters": net.graph(1).layout.size,
+        "macs_per_forward": report["macs_per_forward"],
         "ram_bytes": ram,
     }
 
 
+# ---- the table -------------------------------------------------------------------------------
+
+
 def _table(rows: dict[str, dict[str, Any]], batch: int) -> Table:
-    told = f"RAM: bytes of the whole device to train that plan in float32 at batch {batch}"
+    told = (
+        f"RAM: bytes of the whole device to train that plan at batch {batch}; sparse: the head, "
+        "biases, and channels of some weights. int8 is of the net without normalisations."
+    )
     table = Table(box=SIMPLE, show_edge=False, header_style="dim", pad_edge=False, caption=told)
     table.caption_justify = "left"
     table.add_column("net")
-    table.add_column("takes")
-    for figure in ("parameters", "multiply-adds", *(f"RAM: {plan}" for plan in PLANS)):
+    table.add_column("dtype")
+    for figure in ("parameters", "MACs", *PLANS):
         table.add_column(figure, justify="right")
     for name, row in rows.items():
-        table.add_row(name, row["takes"], *_figures(row))
+        for head, dtype in zip((name, f"  {row['takes']}"), _DTYPES, strict=True):
+            table.add_row(head, *_told(dtype, row.get(dtype)))
     return table
 
 
-def _figures(row: dict[str, Any]) -> Iterator[str]:
-    yield f"{row['parameters']:,}"
-    yield f"{row['macs_per_forward']:,}"
-    yield from (f"{nbytes:,}" for nbytes in row["ram_bytes"].values())
+def _told(dtype: str, figures: dict[str, Any] | None) -> Iterator[str]:
+    if figures is None:
+        return
+    yield dtype
+    yield f"{figures['parameters']:,}"
+    yield f"{figures['macs_per_forward']:,}"
+    yield from (f"{nbytes:,}" for nbytes in figures["ram_bytes"].values())

@@ -16,11 +16,11 @@ from rich.table import Table
 
 from fedtiny.engine.program import ram_parts
 from fedtiny.report.record import Record
-from fedtiny.report.units import binary, percent, si
+from fedtiny.report.units import binary, percent, si, with_interval
 from fedtiny.simulator.clock import format_time
 
 if TYPE_CHECKING:
-    from fedtiny.experiment.explain import Pruning, Row
+    from fedtiny.experiment.explain import OnlineCost, Pruning, Row
     from fedtiny.simulator.run import Progress
 
 _WHEN = ("before", "after")
@@ -98,6 +98,8 @@ def show_record(console: Console, record: Record, updates_per_s: float = 0.0) ->
     """The results of a run and what it cost; the rate stands in no file, so it may be given."""
     if record.evaluations:
         console.print(_results(record), "")
+    if record.online:
+        console.print(_met_streams(record), "")
     facts = Table.grid(padding=(0, 2, 0, 0))
     for name, value in _facts(record):
         facts.add_row(f"[dim]{name}[/]", escape(value))
@@ -113,6 +115,20 @@ def _results(record: Record) -> Table:
         for point in points[:1] + points[1:][-1:]:
             values = [point.told(m, w) for m in record.measures for w in _WHEN]
             table.add_row(name, f"{point.round:,}", f"{point.row['devices']:,}", *values)
+    return table
+
+
+def _met_streams(record: Record) -> Table:
+    in_percent = next(iter(record.online.values())).measure == "accuracy"
+    heads = "since drift", "first domain", "new domain", "steps", "energy"
+    table = _table("accuracy (%)" if in_percent else "loss", *heads)
+    for name, met in record.online.items():
+        domains = (
+            " -> ".join(f"{met.value(f'{domain}_{when}')[0]:.3g}" for when in _WHEN)
+            for domain in ("first", "new")
+        )
+        since = with_interval(*met.value("from_drift"))
+        table.add_row(name, since, *domains, met.steps, si(met.row["adaptation_j"], "J"))
     return table
 
 
@@ -151,12 +167,14 @@ def show_explained(console: Console, rows: Sequence[Row]) -> None:
         console.print(f"  {row.profile}: {least}", highlight=False, soft_wrap=True)
 
 
-_LAST = ("RAM given", "flash given", "fits")
+_LAST = ("plan", "RAM given", "flash given", "fits")
 """The last rows of the sections of what `show_explained` shows."""
 
 
 def _explained(row: Row) -> Iterator[tuple[str, str]]:
     report = row.report
+    yield "dtype", row.dtype
+    yield "plan", escape(row.plan)
     for part, nbytes in ram_parts(report).items():
         yield part, f"{nbytes:,} B"
     yield "RAM needed", f"{report['ram_bytes']:,} B"
@@ -173,6 +191,17 @@ def _explained(row: Row) -> Iterator[tuple[str, str]]:
     yield "bytes of the run", si(row.run_bytes, "B")
     if row.pruning:
         yield from _pruning(row.pruning)
+    if row.online:
+        yield from _online(row.online)
+
+
+def _online(cost: OnlineCost) -> Iterator[tuple[str, str]]:
+    yield "online: RAM needed", f"{cost.report['ram_bytes']:,} B"
+    yield "online: fits", "[red]no[/]" if cost.reasons else "yes"
+    if not cost.reasons:
+        yield "time a prediction", si(cost.prediction_s, "s")
+        yield "time a step", si(cost.step_s, "s")
+        yield "energy a step", si(cost.step_j, "J")
 
 
 def _pruning(p: Pruning) -> Iterator[tuple[str, str]]:

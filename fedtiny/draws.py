@@ -34,7 +34,7 @@ def _philox(c0: UInt32, c1: UInt32, c2: UInt32, c3: UInt32, run: int) -> tuple[U
     return c0, c1, c2, c3
 
 
-def _blocks(run: int, round: int, device: UInt32, purpose: Purpose, index: UInt32) -> UInt32:
+def _blocks(run: int, round: int, device: UInt32, purpose: int, index: UInt32) -> UInt32:
     """uint32 [len(device), 4]: block ``index[i]`` of ``device[i]``."""
     out = np.empty((len(device), 4), _u)
     for at in range(0, len(device), _CHUNK):
@@ -46,7 +46,7 @@ def _blocks(run: int, round: int, device: UInt32, purpose: Purpose, index: UInt3
     return out
 
 
-def words(run: int, round: int, device: Integers, purpose: Purpose, count: int) -> UInt32:
+def words(run: int, round: int, device: Integers, purpose: int, count: int) -> UInt32:
     """The first ``count`` words of each device's stream: uint32 [len(device), count]."""
     blocks = (count + 3) // 4
     devices = np.repeat(np.asarray(device, _u), blocks)

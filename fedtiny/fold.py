@@ -25,16 +25,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedtiny.errors import UpdateError
+from fedtiny.layout import Ranges, coordinates
 from fedtiny.tensors import FLOAT_BYTES, raw
-from fedtiny.values import Ranges, Update, coordinates
+from fedtiny.values import Update
 
 if TYPE_CHECKING:
     import numpy.typing as npt
 
+    from fedtiny.layout import Coverage
     from fedtiny.masks import Mask
     from fedtiny.tensors import Bools, Float32, Float64, Int64
-    from fedtiny.values import Coverage
 
+_MOST_SLICES = 64
+"""With more than so many, the places one by one are faster."""
 TERM_LIMIT = 2**51 - 1
 SUM_LIMIT = 2**62 - 1
 WEIGHT_BITS = 20
@@ -340,12 +343,12 @@ def _scattered(moves: Iterable[tuple[slice | Int64, Float64]], size: int) -> Flo
 
 
 def _parts(coverage: Coverage) -> list[tuple[slice | Int64, int]]:
-    """How to index what a device trained, and how much that is: by slices if there is no mask."""
+    """How to index what a device trained, and how much that is: by a few slices, or one by one."""
     ranges, mask = coverage
-    if mask is None:
+    if mask is None and len(ranges) <= _MOST_SLICES:
         return [(slice(start, stop), stop - start) for start, stop in ranges]
-    live = mask.coordinates(ranges)
-    return [(live, live.size)]
+    places = covered(coverage)
+    return [(places, places.size)]
 
 
 def _index(coverage: Coverage) -> tuple[slice | Int64, int]:

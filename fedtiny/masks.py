@@ -21,8 +21,8 @@ from fedtiny.errors import DataError, WireError
 from fedtiny.tensors import has_numpy
 
 if TYPE_CHECKING:
+    from fedtiny.layout import Layout, Parameter, Ranges
     from fedtiny.tensors import Bools, Int64
-    from fedtiny.values import Layout, Parameter, Ranges
 
 BITMAP, RUNS, SEED = range(3)
 _SEED_BYTES = 8

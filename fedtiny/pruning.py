@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 from fedtiny import rng
 from fedtiny.errors import ExperimentError
+from fedtiny.layout import Layout
 from fedtiny.masks import Mask
 from fedtiny.tensors import float_view, has_numpy
-from fedtiny.values import Layout
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Bools, Buffer, Float32, Float64, Int64

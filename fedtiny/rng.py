@@ -41,6 +41,8 @@ class Purpose(IntEnum):
     NOISE = 16
     SUBSET = 17
     ATTACK = 18
+    WEIGHT = 19
+    STREAM = 20
 
 
 def philox(counter: Words4, key: tuple[int, int]) -> Words4:
@@ -54,15 +56,20 @@ def philox(counter: Words4, key: tuple[int, int]) -> Words4:
     return c0, c1, c2, c3
 
 
-def block(run: int, round: int, device: int, purpose: Purpose, index: int) -> Words4:
+def block(run: int, round: int, device: int, purpose: int, index: int) -> Words4:
     """Words 4 index .. 4 index + 3 of a stream."""
     return philox((index, device, round, purpose), (run & _LOW, run >> 32))
 
 
-def words(run: int, round: int, device: int, purpose: Purpose, count: int) -> list[int]:
+def words(run: int, round: int, device: int, purpose: int, count: int) -> list[int]:
     """The first ``count`` words of a stream."""
     blocks = (block(run, round, device, purpose, i) for i in range((count + 3) // 4))
     return [word for four in blocks for word in four][:count]
+
+
+def rounding_purpose(step: int) -> int:
+    """What the words are for by which the int8 weights of one step of a visit are rounded."""
+    return (Purpose.WEIGHT + (step << 8)) & _LOW
 
 
 def _float32(value: float) -> float:

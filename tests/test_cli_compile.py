@@ -94,6 +94,24 @@ def test_json_has_the_figures_of_the_program() -> None:
     assert report["peak"]["alive_bytes"] == report["lower_bound_bytes"]
 
 
+def test_a_model_is_compiled_as_int8() -> None:
+    options = ("--dtype", "int8", "--head", "int8", "--plan", "biases:1")
+    report = told(DIGITS, "--ram", "64KiB", *options)
+    program = compile(
+        digits_mlp(), loss="cross_entropy", ram="64KiB", plan="biases:1", dtype="int8", head="int8"
+    )
+    assert (report["digest"], report["dtype"], report["plan"]) == (
+        program.digest,
+        "int8",
+        "biases:1",
+    )
+    text = run(DIGITS, "--ram", "64KiB", *options).stdout
+    assert re.search(r"dtype +int8", text)
+    assert f"frozen {program.report()['frozen_bytes']:,}" in text
+    refused = run(DIGITS, "--ram", "64KiB", "--head", "int8")
+    assert "head='int8' is for dtype='int8'" in refused.stderr
+
+
 def test_what_does_not_fit_is_shown_and_has_the_exit_code_of_a_model() -> None:
     result = run(DIGITS, "--ram", "6KiB")
     assert result.exit_code == 4

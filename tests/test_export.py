@@ -56,6 +56,10 @@ PROGRAMS = {
     "pruned": fedtiny.compile(
         digits_bn(5, (3, 4, 4)), loss="cross_entropy", ram="1MiB", batch=3, density=0.25,
     ),
+    "int8": fedtiny.compile(
+        small_conv(8, 1, 5, (3, 4)), loss="cross_entropy", ram="1MiB", batch=3, dtype="int8",
+        plan="last:1+named:conv2.weight{in=0+2}",
+    ),
 }  # fmt: skip
 
 
@@ -65,7 +69,9 @@ def test_the_c_program_computes_the_bits_of_a_learner(
     name: str, options: tuple[str, ...], tmp_path: Path
 ) -> None:
     program = PROGRAMS[name]
-    vector = np.asarray(program.initial(seed=3))
+    vector = np.array(program.initial(seed=3))
+    for activation in program.layout.activations:
+        vector[activation.offset + 1] = 2.0  # from 0
     write_c(program, vector, tmp_path / "model")
     expected, printed = _expected(program, vector), _printed(tmp_path / "model", *options)
     for what, bits in expected.items():

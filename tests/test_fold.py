@@ -14,8 +14,9 @@ from hypothesis.extra.numpy import arrays
 
 from fedtiny.errors import UpdateError
 from fedtiny.fold import DEFAULT_BOUND, FoldRule, Total, covered, delta_of, weight_units
+from fedtiny.layout import Coverage, Ranges
 from fedtiny.masks import Mask
-from fedtiny.values import Coverage, Ranges, Update
+from fedtiny.values import Update
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -197,6 +198,19 @@ def test_whole_number_weights_give_the_exact_mean() -> None:
     mean = folded(parts, FoldRule.for_round(2, 64.0)).mean()
     assert mean[0] == 0.1875
     assert mean[1] == 1.5
+
+
+def test_channels_scattered_over_many_ranges_are_folded_like_others() -> None:
+    base, odd = np.zeros(400, np.float32), tuple((i, i + 1) for i in range(1, 400, 2))
+    total = Total.zero(400, FoldRule.for_round(2, 64.0))
+    for values, ranges, weight in ((1.5, odd, 2.0), (-0.25, ((0, 101),), 6.0)):
+        count = sum(stop - start for start, stop in ranges)
+        sent = np.full(count, values, np.float32).tobytes()
+        total = total.add(Update(0, 0, 0, 0, 1, sent, ranges), base, weight)
+    # (2 * 1.5 - 6 * 0.25) / 8 = 0.1875 where both have trained
+    mean = total.mean()
+    assert mean[:4].tolist() == [-0.25, 0.1875, -0.25, 0.1875]
+    assert mean[100:104].tolist() == [-0.25, 1.5, 0.0, 1.5]
 
 
 def test_a_partial_sum_of_the_runtime_is_a_total_like_any_other() -> None:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from fedtiny import masks, rng, varints
 from fedtiny.errors import DataError, WireError
+from fedtiny.layout import Layout, Parameter, Ranges
 from fedtiny.masks import BITMAP, RUNS, SEED, Mask
-from fedtiny.values import Layout, Parameter, Ranges
 
 LAYOUT = Layout.of([Parameter("a.weight", (5, 13)), Parameter("a.bias", (3,)),
                     Parameter("b.weight", (40,))])  # fmt: skip

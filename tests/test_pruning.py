@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from fedtiny import rng
 from fedtiny.errors import ExperimentError
+from fedtiny.layout import Layout, Parameter
 from fedtiny.pruning import candidate_counts, erk_counts, largest, pq_index, top, uniform_counts
-from fedtiny.values import Layout, Parameter
 
 CONV, HIDDEN, HEAD = "conv.weight", "hidden.weight", "head.weight"
 LAYOUT = Layout.of(

@@ -164,6 +164,13 @@ def test_room_for_a_dense_model_is_a_bar_of_those_that_have_it(sine: str, tmp_pa
     assert "<th>base</th>" not in sine
 
 
+def test_the_dtype_and_the_plan_of_a_profile_stand_beside_its_devices(tmp_path: Path) -> None:
+    record = Record.read(synthetic_run(tmp_path / "run"))
+    record.profiles[0].update(dtype="int8", plan="biases+last:1")  # type: ignore[attr-defined]
+    text = page(record)
+    assert "700 devices · int8, biases+last:1 · " in text
+
+
 def test_a_profile_that_does_not_fit_is_marked_with_the_reason(sine: str) -> None:
     (unfit,) = re.findall(r'<div class="memory unfit">(.*?)</div>\n', sine)
     assert "thimble" in unfit

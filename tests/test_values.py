@@ -15,13 +15,10 @@ from fedtiny.values import (
     EVALUATE,
     GRADIENT,
     SCORE,
-    STATISTICS,
     VALUES,
     VOTES,
     Footprint,
     Instruction,
-    Layout,
-    Parameter,
     Phase,
     Update,
 )
@@ -102,13 +99,6 @@ def test_an_instruction_says_what_comes_back(
     asked: Instruction, gradient: bool, sends: bool, pools: bool
 ) -> None:
     assert (asked.sgd.gradient, asked.sends_gradient, asked.pools) == (gradient, sends, pools)
-
-
-def test_statistics_are_a_group_of_the_layout() -> None:
-    parameters = [Parameter("w", (7,)), Parameter("bn.mean", (3,), STATISTICS),
-                  Parameter("bn.var", (3,), STATISTICS)]  # fmt: skip
-    assert Layout.of(parameters).statistics_floats == 6
-    assert Layout.of(parameters[:1]).statistics_floats == 0
 
 
 def test_an_update_covers_what_its_ranges_and_its_mask_have_in_common() -> None:

@@ -39,6 +39,7 @@ from fedtiny.values import (
     Update,
 )
 from fedtiny.wire.codec import given_mask
+from fedtiny.wire.int8 import grid_of, on_grid, sent_model
 
 if TYPE_CHECKING:
     from fedtiny.engine.program import Executor
@@ -270,8 +271,12 @@ class Agent:
         key = Key(work.seed, lease.round, lease.device)
         samples = self.source.sampler(learner, key, labelled=instruction.kind != CALIBRATE)
         kept = fitting(self.store.kept(work.run), learner.program)
-        done = learner.visit(instruction, self._model, samples, key, kept)
-        update, floats = _update(lease, done), instruction.floats(learner.program.layout)
+        program = learner.program
+        model = sent_model(program, program.layout, instruction, self._model)
+        done = learner.visit(instruction, model, samples, key, kept)
+        steps = grid_of(program, program.layout, instruction, self._model)
+        update = on_grid(_update(lease, done), steps) if steps else _update(lease, done)
+        floats = instruction.floats(program.layout)
         given = given_mask(update, instruction)
         origin = self.link.origin = Origin(work.run, work.model.digest, floats, given)
         if instruction.kind == TRAIN:

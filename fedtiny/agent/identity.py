@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 SERVER_NAME = "fedtiny"
 """The name in the coordinator's certificates, whatever its address."""
 DEADLINE_S = 30.0
+_CHILD_S = 180.0
+"""More than a renewal takes whose every step waits for its deadline, on a slow board."""
 
 _KEY, _CERTIFICATE, _AUTHORITY = "key.pem", "certificate.pem", "authority.pem"
 _SIGNER, _COORDINATOR = "signer.bin", "coordinator.json"
@@ -314,15 +316,33 @@ def _tls_context(folder: Path) -> ssl.SSLContext:
 
 
 def renew_in_child(folder: Path) -> Identity:
-    """`renew` in a process of its own, which gives back the memory that making requests takes."""
-    command = [sys.executable, "-m", "fedtiny.agent.identity", "renew", str(folder)]
-    child = subprocess.run(command, capture_output=True, text=True, check=False)
+    """`renew` in a process of its own, which gives back the memory that making requests takes.
+
+    Raises RunError also where that process cannot be had: a board may be short of memory.
+    """
+    child = _child("renew", str(folder))
     if child.returncode:
         said = child.stderr.strip() or f"it ended with {child.returncode} and said nothing"
         if child.returncode == IdentityError.exit_code:
             raise IdentityError("renewal", said)
         raise RunError(said)
     return Identity.load(folder)
+
+
+def _child(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "fedtiny.agent.identity", *arguments]
+    try:
+        return subprocess.run(
+            command, capture_output=True, text=True, check=False, timeout=_CHILD_S
+        )
+    except subprocess.TimeoutExpired:
+        raise RunError(
+            f"the process that renews the certificate was ended after {_CHILD_S:g} s"
+        ) from None
+    except OSError as error:
+        raise RunError(
+            f"no process can be started to renew the certificate: {error.strerror or error}"
+        ) from None
 
 
 # ---- keys --------------------------------------------------------------------------------------

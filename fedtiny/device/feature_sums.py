@@ -17,7 +17,8 @@ from fedtiny.values import CLASS_SUMS
 if TYPE_CHECKING:
     from fedtiny.device.learner import Learner
     from fedtiny.device.visit import Samples
-    from fedtiny.values import FeatureSums, Parameter
+    from fedtiny.layout import Parameter
+    from fedtiny.values import FeatureSums
 
 Rows = list[list[float]]
 Labelled = Iterator[tuple[list[float], int]]

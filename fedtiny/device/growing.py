@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
+from fedtiny.layout import merge_ranges
 from fedtiny.tensors import floats
-from fedtiny.values import merge_ranges
 
 if TYPE_CHECKING:
     from fedtiny.engine.program import Program
+    from fedtiny.layout import Layout, Ranges
     from fedtiny.masks import Mask
-    from fedtiny.values import Layout, Ranges
 
 
 def compact_ranges(mask: Mask, layout: Layout, ranges: Ranges) -> Ranges:
@@ -61,9 +61,8 @@ def carried(values: memoryview[float], before: Mask, after: Mask) -> memoryview[
 
 def tracked_elements(program: Program) -> list[int]:
     """For each sum that `Executor.observe` gives: how many elements of a batch it adds up."""
-    tables, means = program.tables, program.tracked[::2]
-    pairs = zip(program.layout.parameters, tables.params, strict=True)
-    tensors = {record.tensor for p, record in pairs if p.name in means}
-    ops = [op for op in tables.ops[: tables.n_forward] if tensors.intersection(op.tensors[1:2])]
+    tables = program.tables
+    means = set(tables.tracked[::2])
+    ops = [op for op in tables.forward if means.intersection(op.tensors[1:2])]
     shapes = [tables.tensors[op.tensors[0]].shape for op in ops]
     return [math.prod(shape[:-1]) for shape in shapes for _ in range(2 * shape[-1])]

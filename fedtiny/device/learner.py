@@ -22,6 +22,7 @@ from fedtiny.engine import native
 from fedtiny.engine.program import Executor, Program
 from fedtiny.errors import DataError, RunError
 from fedtiny.masks import Mask, remembered
+from fedtiny.quantised import LEAST, extent
 from fedtiny.tensors import floats, has_numpy, vector
 from fedtiny.values import Instruction, Phase, Sgd
 
@@ -71,8 +72,19 @@ class Learner:
         """Take the averaged vector (float32[layout.size]) as the parameters; or, under a mask, the
         values of its live coordinates alone."""
         values = floats(vector)
+        self._check_ranges(values)
         compact = self.mask is not None and len(values) == self.mask.count < self.mask.size
         (self.executor.load_live if compact else self.executor.load)(values)
+
+    def _check_ranges(self, values: memoryview[float]) -> None:
+        """DataError unless int8 can tell the values of every activation from each other."""
+        for p in self.program.range_parameters:
+            lo, hi = values[p.offset : p.offset + p.size]
+            if not LEAST <= extent(lo, hi) < math.inf:
+                raise DataError(
+                    f"the output of {p.layer} has no range ({lo:g} to {hi:g}): calibrate the model "
+                    "on samples of its task before it is trained or used as int8"
+                )
 
     def vector(self) -> Vector:
         """The parameters as an averaged vector; a copy."""
@@ -97,9 +109,11 @@ class Learner:
         """Train on samples, in order and around again, ``steps`` batches (0: one pass).
 
         Returns the mean loss of the steps. ``shuffle`` takes a new order each epoch, drawn by
-        ``key``; ``groups`` limits what trains; ``sgd`` defaults to what the Program was compiled
-        with.
+        ``key``, as is the rounding of int8 weights from then on; ``groups`` limits what trains;
+        ``sgd`` defaults to what the Program was compiled with.
         """
+        if key:
+            self.seed(key)
         sgd = sgd or self.program.sgd
         phase = _checked(Phase(lr, steps, groups=tuple(groups), shuffle=shuffle, sgd=sgd))
         loss_sum, taken = 0.0, 0
@@ -135,6 +149,10 @@ class Learner:
         return Samples(features, labels, count)
 
     # -- visits --
+
+    def seed(self, key: Key) -> None:
+        """Whose steps follow, for the rounding of int8 weights."""
+        self.executor.seed(key.run, key.round, key.device)
 
     def visit(
         self,
@@ -181,10 +199,18 @@ class Learner:
         hyper = replace(self.program.hyper(phase), keep_statistics=not moves)
         batches = self.training_batches(phase, samples, key)
         if phase.ahead:
+            self._check_ahead()
             yield from self._ahead(replace(hyper, lr=phase.ahead), hyper, batches)
             return
         for x, y in batches:
             yield self.executor.step(x, y, hyper)
+
+    def _check_ahead(self) -> None:
+        if self.program.int8_parameters:
+            raise DataError(
+                "a phase that looks ahead loads its model at every step, which would round int8 "
+                "weights each time; take another strategy, or compile with dtype='float32'"
+            )
 
     def _ahead(
         self, look: Hyper, hyper: Hyper, batches: Iterator[tuple[Any, Any]]

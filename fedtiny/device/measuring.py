@@ -13,8 +13,9 @@ from fedtiny.device.growing import tracked_elements
 from fedtiny.device.vectors import copied
 from fedtiny.device.visit import Outcome, Samples, Visit, added
 from fedtiny.engine.program import Moments
+from fedtiny.layout import RANGE
 from fedtiny.tensors import FLOAT_BYTES, floats
-from fedtiny.values import QUERY, Phase
+from fedtiny.values import QUERY, RANGES, Phase
 
 if TYPE_CHECKING:
     from fedtiny.engine.program import Program
@@ -47,6 +48,8 @@ class Measuring(Visit):
 
     def calibrate(self) -> Outcome:
         """Moments of every named tensor; or of each candidate its running statistics."""
+        if self.instruction.returns == RANGES:
+            return self._observe_ranges()
         if self.instruction.pools:
             return self._observe()
         self.load()
@@ -61,6 +64,29 @@ class Measuring(Visit):
             for what in ("count", "sum", "sum_squares", "min", "max")
         }
         return Outcome(samples=samples.count, measures=measures)
+
+    def _observe_ranges(self) -> Outcome:
+        """Ranges by the least and the greatest value of each activation: means over batches."""
+        samples = self.samples_of(self.instruction.part)
+        if self.program.range_parameters:
+            return Outcome(samples=samples.count)
+        self.load()
+        sums, batches = [0.0] * self.instruction.floats(self.program.layout), 0
+        for x, _, valid in self.learner.batches(samples):
+            sums = [a + b for a, b in zip(sums, self._extremes(x, valid), strict=True)]
+            batches += 1
+        means = array("f", self.program.widened([total / batches for total in sums]))
+        return Outcome(means.tobytes(), ((0, len(means)),), samples.count)
+
+    def _extremes(self, x: memoryview[float], valid: int) -> Iterator[float]:
+        """Of each range of the layout, over one batch."""
+        observed = self.executor.calibrate(x, valid)
+        found = dict(zip(self.program.forward_names, observed, strict=True))
+        taken = x[: len(x) // self.program.batch * valid]
+        for parameter in self.program.layout.activations:
+            name = parameter.name.removesuffix(RANGE)
+            moments = found.get(name) or Moments(min=min(taken), max=max(taken))  # the input
+            yield from (moments.min, moments.max)
 
     def _observe(self) -> Outcome:
         """For each candidate, means and mean squares of what its tracked normalisations meet."""

@@ -12,7 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from fedtiny.device.growing import carried, exchanged, live_values
-from fedtiny.device.vectors import combined, restricted, taken
+from fedtiny.device.vectors import combined, copied, restricted, taken
 from fedtiny.device.visit import Key, Outcome, Visit, added, check_finite
 from fedtiny.errors import DataError
 from fedtiny.tensors import float_view, floats
@@ -28,8 +28,9 @@ from fedtiny.values import (
 )
 
 if TYPE_CHECKING:
+    from fedtiny.layout import Ranges
     from fedtiny.tensors import Buffer
-    from fedtiny.values import Instruction, Kept, Ranges
+    from fedtiny.values import Instruction, Kept
 
 
 def sent(
@@ -57,7 +58,8 @@ class Training(Visit):
         self.load()
         if asked.grow and asked.sends_gradient:
             return self._grow()
-        start = self.executor.store() if asked.control or asked.own else b""
+        int8 = self.program.int8_parameters
+        start = self.executor.store() if asked.control or asked.own or int8 else b""
         *before, last = asked.phases
         loss_sum = added(chain(self.losses(before), self._last_losses(last)))
         done = self._shared(loss_sum, start)
@@ -66,7 +68,7 @@ class Training(Visit):
 
     def _shared(self, loss_sum: float, start: Buffer) -> Outcome:
         """What the training of the shared model has come to."""
-        asked, trained = self.instruction, self.store()
+        asked, trained = self.instruction, self._moved(start)
         ranges, (steps, samples) = self.program.sent_ranges(asked), self.used(asked.phases)
         if asked.returns == GRADIENT:
             values = self._gradient(ranges)
@@ -77,6 +79,18 @@ class Training(Visit):
             {"loss_sum": loss_sum, "steps": steps},
             {**self._local(trained), **self._control(start, ranges, steps)}, self.learner.mask,
         )  # fmt: skip
+
+    def _moved(self, start: Buffer) -> memoryview[float]:
+        """The parameters after training. What is int8 stands on a grid beside the model that was
+        loaded: it is that model, as far as the int8 have moved from ``start``."""
+        trained, int8 = self.store(), self.program.int8_parameters
+        if not int8:
+            return trained
+        ways = combined((1.0, trained), (-1.0, start))
+        moved, made = combined((1.0, self.with_local()), (1.0, ways)), copied(trained)
+        for p in int8:
+            made[p.offset : p.offset + p.size] = moved[p.offset : p.offset + p.size]
+        return made
 
     def _last_losses(self, phase: Phase) -> Iterator[float]:
         if self.instruction.returns == GRADIENT:  # a step that moves nothing

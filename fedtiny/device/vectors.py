@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from fedtiny.tensors import float_view, floats, has_numpy
 
 if TYPE_CHECKING:
+    from fedtiny.layout import Ranges
     from fedtiny.tensors import Buffer
-    from fedtiny.values import Ranges
 
 
 def combined(*terms: tuple[float, Buffer]) -> memoryview[float]:

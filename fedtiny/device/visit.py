@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING
 from fedtiny.device.growing import compact_ranges
 from fedtiny.device.vectors import combined, copied
 from fedtiny.errors import DataError
+from fedtiny.layout import length
 from fedtiny.tensors import FLOAT_BYTES, all_finite, float_view, floats
-from fedtiny.values import CONTROL, EVALUATE, LOCAL_VALUES, OWN_MODEL, RESIDUAL, Phase, length
+from fedtiny.values import CONTROL, EVALUATE, LOCAL_VALUES, OWN_MODEL, RESIDUAL, Phase
 
 if TYPE_CHECKING:
     from fedtiny.device.learner import Learner
     from fedtiny.engine.program import Executor, Program
+    from fedtiny.layout import Ranges
     from fedtiny.masks import Mask
-    from fedtiny.values import Instruction, Kept, Quantised, Ranges
+    from fedtiny.values import Instruction, Kept, Quantised
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +95,12 @@ class Visit:
 
     def load(self) -> None:
         """The model that was sent, with what the device has kept."""
+        self.learner.seed(self.key)
         asked, own = self.instruction, self.kept.get(OWN_MODEL)
         if self.program.density < 1:
             self.learner.take_mask(asked.mask)
         judges_own = own is not None and asked.kind == EVALUATE
-        self.learner.load(float_view(own) if judges_own and own else self._with_local())
+        self.learner.load(float_view(own) if judges_own and own else self.with_local())
         if asked.correction is not None:
             self.executor.load_correction(self.correction())
 
@@ -108,7 +111,8 @@ class Visit:
             return sent
         return combined((1.0, sent), (-1.0, own))
 
-    def _with_local(self) -> memoryview[float]:
+    def with_local(self) -> memoryview[float]:
+        """The model that was sent, with the local values that the device has kept."""
         if LOCAL_VALUES not in self.kept:
             return self.base
         mixed, at = copied(self.base), 0

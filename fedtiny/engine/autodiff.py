@@ -6,18 +6,24 @@ by the global norm needs every gradient before the first update; instead of stor
 then keeps the data gradients and computes each weight gradient twice: once for its norm, once for
 its update. Only the gradients of a parameter that several ops use are summed in a buffer, which the
 last of them in the walk hands to the update. Ops whose gradient nobody needs are never made.
+
+Where channels of a parameter train, the gradient is that of their overlay. The merged weight is
+not kept: for the data gradient it is made again, before the update, which need not wait then. Or it
+is not made at all: of a large weight with an overlay of inputs, the data gradients of the overlay
+and of the whole parameter are made apart, and their channels merged.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from fedtiny.engine.ir import (
     ARENA,
+    AXES,
     F32,
     I32,
     LABEL,
@@ -25,15 +31,19 @@ from fedtiny.engine.ir import (
     Attributes,
     Graph,
     Op,
+    Scalars,
     Tensor,
     Window,
     fresh,
     verify,
 )  # fmt: skip
-from fedtiny.engine.ops import BUFFERED, TABLE, GradientRule, Operand, Way, produce
+from fedtiny.engine.ops import BUFFERED, MERGE, TABLE, GradientRule, Operand, Way, produce
 from fedtiny.engine.shapes import Shape, pooling_of
+from fedtiny.engine.slicing import Chosen, reads
 from fedtiny.errors import CompileError, GraphError
-from fedtiny.values import FROZEN, Layout, Parameter
+from fedtiny.layout import FROZEN, Layout, Parameter
+from fedtiny.tensors import FLOAT_BYTES
+from fedtiny.update_plan import IN, OUT, Part
 
 LOSSES = ("mse", "cross_entropy", "soft_cross_entropy")
 CLASS_WEIGHTS = "loss.weight"
@@ -115,7 +125,8 @@ class _Share:
 @dataclass
 class _Walk:
     """What the backward walk has written so far. ``shares_left`` counts, of each parameter that
-    several ops use, those that the walk has still to meet."""
+    several ops use, those that the walk has still to meet. ``merges`` are the ops behind merged
+    weights; ``taken`` are the tensors that hold some channels of another."""
 
     graph: Graph
     tensors: dict[str, Tensor]
@@ -124,6 +135,13 @@ class _Walk:
     ops: list[Op] = field(default_factory=list)
     gradients: dict[str, str] = field(default_factory=dict)
     buffers: dict[str, str] = field(default_factory=dict)
+    merges: dict[str, Op] = field(default_factory=dict)
+    taken: dict[tuple[str, ...], str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        forward = self.graph.ops[: self.graph.n_forward]
+        self.merges |= {op.outputs[0]: op for op in forward if op.kind == MERGE}
+        self.taken |= {op.inputs: op.outputs[0] for op in forward if op.kind == "take"}
 
     def emit(
         self, kind: str, inputs: tuple[str, ...], name: str, attributes: Attributes = None,
@@ -141,6 +159,23 @@ class _Walk:
         if target in self.gradients:
             gradient = self.emit("add", (self.gradients[target], gradient), f"d.{target}")
         self.gradients[target] = gradient
+
+    def take(self, name: str, channels: Chosen) -> str:
+        """The tensor, or some channels of it."""
+        if channels is None:
+            return name
+        lists = {values: index for index, values in self.graph.constants.items()}
+        pair = (name, lists[channels])
+        if pair not in self.taken:
+            self.taken[pair] = self.emit("take", pair, f"{name}.taken")
+        return self.taken[pair]
+
+    def merge_again(self, name: str) -> str:
+        """The same merged weight, made anew."""
+        op = self.merges[name]
+        again = self.emit(MERGE, op.inputs, f"{name}~", op.attributes)
+        self.merges[again] = op
+        return again
 
     def sum_up(self, share: _Share) -> _Share | None:
         """Add a share to its parameter's buffer; the whole gradient if it was the last."""
@@ -165,17 +200,15 @@ def differentiate(graph: Graph, trained: Collection[str], clip: bool) -> Graph:
     forward, loss = graph.ops[: graph.n_forward], graph.ops[graph.n_forward]
     needed = _depending(forward, trained)
     reached = _contributing(forward, graph.output)
-    walked = [op for op in reversed(forward) if op.outputs[0] in needed & reached]
-    uses = Counter(name for op in walked for name in op.inputs if name in trained)
+    reaching = [op for op in reversed(forward) if op.outputs[0] in needed & reached]
+    uses = Counter(name for op in reaching for name in op.inputs if name in trained)
+    walked = [op for op in reaching if op.kind != MERGE]
     shared = Counter({name: count for name, count in uses.items() if count > 1})
     walk = _Walk(graph, dict(graph.tensors), needed, shared)
     walk.gradients[graph.output] = loss.outputs[0]
     shares: list[_Share] = []
     for op in walked:
-        found = list(_step_back(walk, op, trained))
-        shares += found
-        if not clip:
-            walk.ops += [share.update() for share in found]
+        shares += _step_back(walk, op, trained, moving=not clip)
     if clip:
         _append_clipped(walk, shares)
     made = [t for name, t in walk.tensors.items() if name not in graph.tensors]
@@ -229,37 +262,98 @@ class _Back:
         return self.dy if what == "dy" else self.op.outputs[("y", "aux").index(what)]
 
 
-def _step_back(walk: _Walk, op: Op, trained: Collection[str]) -> Iterator[_Share]:
-    """Emit the data gradients of one forward op; yield the gradients of parameters that are due."""
+def _step_back(walk: _Walk, op: Op, trained: Collection[str], moving: bool) -> list[_Share]:
+    """Emit the data gradients of one forward op, and if ``moving`` the updates of its parameters:
+    of what the data gradients read behind them, of other overlays before. Returns the gradients of
+    parameters that are due."""
     back = _Back(op, walk.gradients[op.outputs[0]])
-    if op.kind == "conv_pool" and _has_gradient(walk, op.inputs[0]):
+    if op.kind == "conv_pool" and (_has_gradient(walk, op.inputs[0]) or _is_narrow(walk, op)):
         back = _unpooled(walk, back)
-    for position, way in back.rule.data.items():
+    ways = {i: way for i, way in back.rule.data.items() if _has_gradient(walk, op.inputs[i])}
+    apart = _read_apart(walk, back, ways)
+    back = _merged_again(walk, back, ways.values(), apart)
+    shares, unread = list(_shares(walk, back, trained)), walk.graph.overlays.keys() - apart
+    early = list(_due(walk, [share for share in shares if share.parameter in unread], moving))
+    for position, way in ways.items():
         target = op.inputs[position]
-        if _has_gradient(walk, target):
-            walk.send(target, _data_gradient(walk, back, way, target))
-    for share in _shares(back, trained):
+        walk.send(target, _data_gradient(walk, back, way, target, apart))
+    late = _due(walk, [share for share in shares if share.parameter not in unread], moving)
+    return [*early, *late]
+
+
+def _due(walk: _Walk, shares: Iterable[_Share], moving: bool) -> Iterator[_Share]:
+    """Those gradients of parameters that are complete, or become so."""
+    for share in shares:
         due = walk.sum_up(share) if share.parameter in walk.shares_left else share
         if due:
+            walk.ops += [due.update()] if moving else []
             yield due
 
 
-def _data_gradient(walk: _Walk, back: _Back, way: Way, target: str) -> str:
+def _read_apart(walk: _Walk, back: _Back, ways: Mapping[int, Way]) -> set[str]:
+    """The overlays with which a data gradient is made apart from that with the whole parameter,
+    where both take less memory than the merged weight, even if its elements have a byte each."""
+    found, overlays = set[str](), walk.graph.overlays
+    for position, way in ways.items():
+        dx = walk.tensors[back.op.inputs[position]]
+        for merge in filter(None, (walk.merges.get(back.operand(what)) for what in way.operands)):
+            whole, overlay = walk.tensors[merge.inputs[0]], merge.inputs[1]
+            parts = dx.size + dx.size * walk.tensors[overlay].size // whole.size
+            if overlays[overlay].axis == IN and parts * FLOAT_BYTES < whole.size:
+                found.add(overlay)
+    return found
+
+
+def _merged_again(walk: _Walk, back: _Back, ways: Iterable[Way], apart: Collection[str]) -> _Back:
+    """The op with the merged weights that its data gradients read made again."""
+    read = {back.op.inputs[what] for way in ways for what in way.operands if isinstance(what, int)}
+    merged = [n for n in sorted(read & walk.merges.keys()) if walk.merges[n].inputs[1] not in apart]
+    again = {name: walk.merge_again(name) for name in merged}
+    inputs = tuple(again.get(name, name) for name in back.op.inputs)
+    return replace(back, op=replace(back.op, inputs=inputs))
+
+
+def _is_narrow(walk: _Walk, op: Op) -> bool:
+    """Whether some outputs of its weight train."""
+    merge = walk.merges.get(op.inputs[1])
+    return merge is not None and walk.graph.overlays[merge.inputs[1]].axis == OUT
+
+
+def _data_gradient(walk: _Walk, back: _Back, way: Way, target: str, apart: Collection[str]) -> str:
     if not way.kind:
         return back.dy
-    attributes = way.attributes(back.op, walk.tensors)
+    attributes, like = way.attributes(back.op, walk.tensors), walk.tensors[target].shape
     inputs = tuple(map(back.operand, way.operands))
-    return walk.emit(way.kind, inputs, f"d.{target}", attributes, walk.tensors[target].shape)
+    merge = walk.merges.get(inputs[-1])
+    if not merge or merge.inputs[1] not in apart:
+        return walk.emit(way.kind, inputs, f"d.{target}", attributes, like)
+    whole, overlay, index, *_ = merge.inputs
+    narrow = (*like[:-1], walk.tensors[index].size)
+    dx = walk.emit(way.kind, (inputs[0], whole), f"d.{target}", attributes, like)
+    part = walk.emit(way.kind, (inputs[0], overlay), f"d.{target}.part", attributes, narrow)
+    return walk.emit(MERGE, (dx, part, index), f"d.{target}", Scalars(number=AXES[OUT]))
 
 
-def _shares(back: _Back, trained: Collection[str]) -> Iterator[_Share]:
+def _shares(walk: _Walk, back: _Back, trained: Collection[str]) -> Iterator[_Share]:
     for position, (family, operands) in back.rule.parameters.items():
-        name = back.op.inputs[position]
-        if name in trained:
-            x, dy, *codes = map(back.operand, operands)
-            windowed = TABLE[f"{family}_update"].attributes
-            attributes = back.op.attributes if windowed else None
-            yield _Share(family, name, x, dy, tuple(codes), attributes)
+        name, merge = back.op.inputs[position], walk.merges.get(back.op.inputs[position])
+        x, dy, *codes = map(back.operand, operands)
+        windowed = TABLE[f"{family}_update"].attributes
+        attributes = back.op.attributes if windowed else None
+        share = _Share(family, name, x, dy, tuple(codes), attributes)
+        if merge and merge.inputs[1] in trained:
+            yield _narrowed(walk, share, merge)
+        elif name in trained:
+            yield share
+
+
+def _narrowed(walk: _Walk, share: _Share, merge: Op) -> _Share:
+    """The share of the overlay in that of a merged weight."""
+    whole, overlay, index, *_ = merge.inputs
+    part = Part(walk.graph.overlays[overlay].axis, walk.graph.constants[index])
+    needs = reads(share.family, share.attributes, walk.tensors[whole], part)
+    x, dy = walk.take(share.x, needs.x), walk.take(share.dy, needs.dy)
+    return replace(share, parameter=overlay, x=x, dy=dy, attributes=needs.attributes)
 
 
 def _has_gradient(walk: _Walk, name: str) -> bool:

@@ -32,7 +32,7 @@ from fedtiny.engine.ir import (
 )  # fmt: skip
 from fedtiny.engine.ops import produce
 from fedtiny.errors import GraphError
-from fedtiny.values import FROZEN, Layout, Parameter
+from fedtiny.layout import FROZEN, Layout, Parameter
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Float32

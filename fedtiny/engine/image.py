@@ -1,7 +1,8 @@
 """The image of a Program: its tables, written, and read back.
 
 An image is little-endian: a header, the tensor, parameter and op tables (struct for struct those of
-``runtime/ft_runtime.h``), and a JSON card with names and figures, which the runtimes ignore.
+``runtime/ft_runtime.h``), the words of constant tensors, and a JSON card with names and figures,
+which the runtimes ignore.
 """
 
 from __future__ import annotations
@@ -17,43 +18,55 @@ from typing import Any, NamedTuple
 
 from fedtiny.errors import ImageError
 
-MAGIC, VERSION, HEADER_BYTES, CHECKSUM_AT = b"FTI1", 3, 128, 12
+MAGIC, VERSION, HEADER_BYTES, CHECKSUM_AT = b"FTI1", 4, 136, 12
 NONE = 0xFFFF
 ALWAYS = 0xFF
 MOMENTUM, CLIP, PROX, CORRECTION = 1, 2, 4, 8
 FEATURES = {"momentum": MOMENTUM, "clip": CLIP, "prox": PROX, "correction": CORRECTION}
 """The hyper-parameters that need memory (or ops) of their own, and their bits in an image."""
-ARENA, PARAMS, INPUT, LABELS, LIVE = 0, 1, 2, 3, 4
+ARENA, PARAMS, INPUT, LABELS, LIVE, FROZEN, CONST = range(7)
+"""Regions. What stands in ``FROZEN`` is written when a model is loaded, and never else: flash. What
+stands in ``CONST`` is part of the image."""
+F32, I32, I8 = range(3)
+"""Element types."""
+WHOLE, IN, OUT = range(3)
+"""The axis of the channels that an overlay holds."""
+PLAIN, RANGE = range(2)
+"""Forms of a parameter: ``RANGE``: lo and hi in the vector, scale and zero in the memory."""
 NO_POOL, GAPS, BITMAP = 0, 1, 2
 """How the pool of live weights is indexed."""
 MAX_IMAGE_BYTES = 1 << 24
 
-_LINEAR, _CONV, _CONV_POOL, _SPARSE_CONV, _TRACKED = 1, 16, 17, 20, 29
+RELU6 = 7
+_LINEAR, _CONV, _CONV_POOL, _SPARSE_CONV, _TRACKED, _MERGE = 1, 16, 17, 20, 29, 41
 """Codes of ops, as in `fedtiny.engine.ops`, which needs NumPy."""
 _GROUPS = 7
 """The attribute that holds the groups of a convolution."""
 
-_HEADER = struct.Struct("<4sHHII32sIIIII10H5I2I2HI4x")
-_TENSOR = struct.Struct("<4B5I")
-_PARAM = struct.Struct("<HBBIIII4x")
+_HEADER = struct.Struct("<4sHHII32sIIIII10H5I2I2HI3I")
+_TENSOR = struct.Struct("<4B5IH2x")
+_PARAM = struct.Struct("<HBBIIIIHBB")
 _OP = struct.Struct("<4B8H10H")
 
 
 @dataclass(frozen=True, slots=True)
 class TensorRecord:
     """One row of the tensor table. ``offset`` in bytes of its region; of a pruned parameter its
-    number among them."""
+    number among them. ``scale``: the tensor with the scale and zero of an I8 activation, or with
+    the steps of an I8 weight."""
 
     dtype: int
     region: int
     shape: tuple[int, ...]
     offset: int
+    scale: int = NONE
 
 
 @dataclass(frozen=True, slots=True)
 class ParamRecord:
     """One row of the parameter table. ``vector_at``, ``count``, ``state_at`` in floats; ``pruned``
-    is 0, or 1 + its number among the pruned."""
+    is 0, or 1 + its number among the pruned. The record of an overlay stands behind that of its
+    whole parameter; ``index`` is the constant tensor of its channels along ``axis``."""
 
     tensor: int
     group: int
@@ -62,6 +75,9 @@ class ParamRecord:
     count: int
     state_at: int
     pruned: int = 0
+    index: int = NONE
+    axis: int = WHOLE
+    form: int = PLAIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +95,9 @@ class OpRecord:
 class Tables:
     """Everything in an image but its envelope.
 
-    The pool of live weights stands ``live_at`` floats into the parameter memory and holds
-    ``live_capacity`` values; a growth may return ``bucket`` places.
+    ``param_floats`` words of parameters stand in RAM, ``frozen_words`` in flash. The pool of live
+    weights stands ``live_at`` words into the RAM of the parameters and holds ``live_capacity``
+    values; a growth may return ``bucket`` places.
     """
 
     arena_bytes: int
@@ -100,9 +117,11 @@ class Tables:
     live_form: int
     n_pruned: int
     bucket: int
+    frozen_words: int
     tensors: tuple[TensorRecord, ...]
     params: tuple[ParamRecord, ...]
     ops: tuple[OpRecord, ...]
+    consts: tuple[int, ...]
     layout_digest: str
     card: Mapping[str, Any]
 
@@ -120,9 +139,16 @@ class Tables:
 
     @property
     def head(self) -> int:
-        """The tensor of the weights of a linear layer whose outputs are the Program's, or NONE."""
+        """The tensor of the weights of a linear layer whose outputs are the Program's, or NONE; of
+        merged weights that of the whole ones."""
         last = self.ops[self.n_forward - 1]
-        return last.tensors[1] if last.code == _LINEAR else NONE
+        wholes = {op.tensors[3]: op.tensors[0] for op in self.forward if op.code == _MERGE}
+        return wholes.get(last.tensors[1], last.tensors[1]) if last.code == _LINEAR else NONE
+
+    def channels(self, overlay: ParamRecord) -> tuple[int, ...]:
+        """The channels of the whole parameter that an overlay holds, ascending."""
+        index = self.tensors[overlay.index]
+        return self.consts[index.offset // 4 :][: math.prod(index.shape)]
 
     @property
     def tracked(self) -> tuple[int, ...]:
@@ -152,12 +178,14 @@ def _is_layer(op: OpRecord) -> bool:
 def write_image(tables: Tables) -> bytes:
     """The image of the tables, with its checksum."""
     body = [_pack_tensor(t) for t in tables.tensors], [_pack_param(p) for p in tables.params]
-    sections = [*map(b"".join, body), b"".join(map(_pack_op, tables.ops))]
+    consts = struct.pack(f"<{len(tables.consts)}I", *tables.consts)
+    sections = [*map(b"".join, body), b"".join(map(_pack_op, tables.ops)), consts]
     card = json.dumps(tables.card, separators=(",", ":")).encode()
     starts = [HEADER_BYTES]
     for section in sections:
         starts.append(starts[-1] + len(section))
     image_bytes = starts[-1] + len(card)
+    consts_at = starts.pop(3)
     counts = (len(tables.tensors), len(tables.params), len(tables.ops), tables.n_forward)
     ends = (tables.input, tables.label, tables.output, tables.loss)
     header = _HEADER.pack(
@@ -165,6 +193,7 @@ def write_image(tables: Tables) -> bytes:
         tables.arena_bytes, tables.param_floats, tables.state_floats, tables.trained_floats,
         tables.vector_floats, *counts, tables.batch, tables.features, *ends, *starts, len(card),
         tables.live_capacity, tables.live_at, tables.live_form, tables.n_pruned, tables.bucket,
+        tables.frozen_words, consts_at if consts else 0, len(tables.consts),
     )  # fmt: skip
     return with_checksum(b"".join([header, *sections, card]))
 
@@ -177,11 +206,12 @@ def with_checksum(image: bytes) -> bytes:
 
 def _pack_tensor(t: TensorRecord) -> bytes:
     dims = (*t.shape, 1, 1, 1, 1)[:4]
-    return _TENSOR.pack(t.dtype, t.region, len(t.shape), 0, t.offset, *dims)
+    return _TENSOR.pack(t.dtype, t.region, len(t.shape), 0, t.offset, *dims, t.scale)
 
 
 def _pack_param(p: ParamRecord) -> bytes:
-    return _PARAM.pack(p.tensor, p.group, p.trained, p.vector_at, p.count, p.state_at, p.pruned)
+    place = (p.vector_at, p.count, p.state_at, p.pruned)
+    return _PARAM.pack(p.tensor, p.group, p.trained, *place, p.index, p.axis, p.form)
 
 
 def _pack_op(op: OpRecord) -> bytes:
@@ -203,16 +233,18 @@ def read_image(image: bytes) -> Tables:
     h = _read_header(image)
     sections = (
         (h.tensors_at, h.n_tensors, _TENSOR.size), (h.params_at, h.n_params, _PARAM.size),
-        (h.ops_at, h.n_ops, _OP.size), (h.card_at, h.card_bytes, 1),
+        (h.ops_at, h.n_ops, _OP.size), (h.consts_at, h.const_words, 4),
+        (h.card_at, h.card_bytes, 1),
     )  # fmt: skip
     for start, count, size in sections:
-        if start < HEADER_BYTES or start + count * size > len(image):
+        if (start or count) and (start < HEADER_BYTES or start + count * size > len(image)):
             raise ImageError(f"a table of {count} rows at byte {start} leaves {len(image)} bytes")
     shared = {f.name: getattr(h, f.name) for f in fields(Tables) if f.name in h._fields}
     rows: dict[str, Any] = {
         "tensors": tuple(map(_read_tensor, _rows(image, _TENSOR, h.tensors_at, h.n_tensors))),
         "params": tuple(ParamRecord(*row) for row in _rows(image, _PARAM, h.params_at, h.n_params)),
         "ops": tuple(map(_read_op, _rows(image, _OP, h.ops_at, h.n_ops))),
+        "consts": struct.unpack_from(f"<{h.const_words}I", image, h.consts_at),
     }
     card = _read_card(image[h.card_at : h.card_at + h.card_bytes])
     return Tables(**shared, **rows, layout_digest=h.layout.hex(), card=card)
@@ -252,6 +284,9 @@ class _Header(NamedTuple):
     live_form: int
     n_pruned: int
     bucket: int
+    frozen_words: int
+    consts_at: int
+    const_words: int
 
 
 def _read_header(image: bytes) -> _Header:
@@ -280,8 +315,8 @@ def _rows(image: bytes, record: struct.Struct, start: int, count: int) -> Iterat
 
 
 def _read_tensor(row: tuple[int, ...]) -> TensorRecord:
-    dtype, region, ndim, _, offset, *dims = row
-    return TensorRecord(dtype, region, tuple(dims[:ndim]), offset)
+    dtype, region, ndim, _, offset, *dims, scale = row
+    return TensorRecord(dtype, region, tuple(dims[:ndim]), offset, scale)
 
 
 def _read_op(row: tuple[int, ...]) -> OpRecord:

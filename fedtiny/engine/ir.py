@@ -14,33 +14,41 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from fedtiny.errors import GraphError
-from fedtiny.values import Layout
+from fedtiny.layout import Layout
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Float32
 
-F32, I32 = "f32", "i32"
+F32, I32, I8 = "f32", "i32", "i8"
 INPUT, LABEL, PARAMETER, ARENA, LIVE = "input", "label", "parameter", "arena", "live"
-"""Homes. ``live`` is that of a pruned parameter: only its live values are stored, in the pool."""
-ELEMENT_BYTES = 4
+FROZEN_HOME, CONST = "frozen", "const"
+"""Homes. ``live`` is that of a pruned parameter: only its live values are stored, in the pool.
+``frozen`` is that of what is written when a model is loaded, and never else; ``const`` that of what
+the graph itself says."""
+ALIGNMENT = 4
+"""Of the places of tensors, in bytes."""
+_ELEMENT_BYTES = {F32: 4, I32: 4, I8: 1}
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """Shape, element type and home of one tensor; its number of elements, and their bytes at
-    float32 or int32. ``shape[0]`` is the batch, except for parameters and scalars."""
+    """Shape, element type and home of one tensor; its number of elements, and their bytes in whole
+    words. ``shape[0]`` is the batch, except for parameters and scalars. ``scale`` names the tensor
+    that holds the scale and zero of an I8 activation, or the steps of an I8 weight."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str = F32
     home: str = ARENA
+    scale: str = ""
     size: int = field(init=False, repr=False, compare=False)
     nbytes: int = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         # The passes ask for these millions of times.
         object.__setattr__(self, "size", math.prod(self.shape))
-        object.__setattr__(self, "nbytes", self.size * ELEMENT_BYTES)
+        nbytes = self.size * _ELEMENT_BYTES[self.dtype]
+        object.__setattr__(self, "nbytes", -(-nbytes // ALIGNMENT) * ALIGNMENT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +108,52 @@ class Scalars:
         return cls(words[0], value)
 
 
-Attributes = Window | Scalars | None
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A part of an image [batch, height, width, channels]: all channels of some rows, columns."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+    @property
+    def words(self) -> tuple[int, ...]:
+        """As an image holds it."""
+        return self.top, self.left, self.height, self.width
+
+    @classmethod
+    def of(cls, words: Sequence[int]) -> Region:
+        """From an image."""
+        return cls(*words[:4])
+
+    @property
+    def bottom(self) -> int:
+        """The first row below it."""
+        return self.top + self.height
+
+    @property
+    def right(self) -> int:
+        """The first column behind it."""
+        return self.left + self.width
+
+    @property
+    def rows(self) -> tuple[int, int]:
+        """The first, and the first below."""
+        return self.top, self.bottom
+
+    @property
+    def columns(self) -> tuple[int, int]:
+        """The first, and the first behind."""
+        return self.left, self.right
+
+    @property
+    def slices(self) -> tuple[slice, slice, slice]:
+        """Of batch, rows and columns."""
+        return slice(None), slice(*self.rows), slice(*self.columns)
+
+
+Attributes = Window | Scalars | Region | None
 Initial = tuple[str, float]
 """What a parameter starts from: ("uniform", bound) or ("constant", value)."""
 
@@ -122,11 +175,31 @@ class Op:
         return self.inputs + self.outputs
 
 
+AXES = {"in": 1, "out": 2}
+"""The axes of channels, and their numbers in an image."""
+
+
+@dataclass(frozen=True, slots=True)
+class Overlay:
+    """Channels of a parameter that train while the rest of it does not: a tensor of their own.
+
+    Attributes:
+        parameter: The whole one.
+        axis: "in" (the last but one) or "out" (the last).
+        index: The constant tensor that lists the channels, ascending.
+    """
+
+    parameter: str
+    axis: str
+    index: str
+
+
 @dataclass(frozen=True)
 class Graph:
     """A program before it is placed in memory. ``n_forward`` ops compute ``output`` from ``input``;
     ``label`` and ``loss`` are "" until a loss is added. ``initial`` says what each parameter starts
-    from, unless ``start`` holds its values."""
+    from, unless ``start`` holds its values. ``constants`` holds the words of constant tensors;
+    ``overlays`` says, by name, which tensors are channels of which parameter."""
 
     tensors: Mapping[str, Tensor]
     ops: tuple[Op, ...]
@@ -138,6 +211,8 @@ class Graph:
     n_forward: int = 0
     initial: Mapping[str, Initial] = field(default_factory=dict)
     start: Mapping[str, Float32] = field(default_factory=dict, compare=False)
+    constants: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    overlays: Mapping[str, Overlay] = field(default_factory=dict)
 
     @property
     def batch(self) -> int:

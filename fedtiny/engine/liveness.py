@@ -41,7 +41,7 @@ def replaced(graph: Graph, index: int, lives: Mapping[str, tuple[int, int]]) -> 
     for position in TABLE[op.kind].in_place:
         name = op.inputs[position]
         dies = name in lives and lives[name][1] == index
-        if dies and graph.tensors[name].size == graph.tensors[op.outputs[0]].size:
+        if dies and graph.tensors[name].nbytes == graph.tensors[op.outputs[0]].nbytes:
             return name
     return ""
 

@@ -19,7 +19,7 @@ from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
-from fedtiny.engine.image import Tables, read_image
+from fedtiny.engine.image import I8, Tables, read_image
 from fedtiny.engine.program import (
     Moments,
     check_capacity,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     Memory = ctypes.Array[ctypes.c_char]
 
-ABI = 4
+ABI = 5
 USE_CORRECTION, KEEP_STATISTICS = 1, 2  # of ft_hyper.flags
 LIBRARIES = Path(__file__).with_name("runtime") / "lib"
 NO_RUNTIME = "no C runtime: running on the reference executor, which is slow"
@@ -67,7 +67,7 @@ class Status(IntEnum):
     OK = 0, "it ran", ""
     SIZE = 1, "it is shorter than it says, or not aligned", _AGAIN
     MAGIC = 2, "it is not a Program image", "name an image that fedtiny compiled"
-    VERSION = 3, "this runtime reads images of version 3", _COMPILE
+    VERSION = 3, "this runtime reads images of version 4", _COMPILE
     CHECKSUM = 4, "its bytes do not have its checksum", _AGAIN
     HEADER = 5, "a table lies outside, or a figure of the header is impossible", _COMPILE
     TENSOR = 6, "a tensor lies outside its region or has an impossible shape", _COMPILE
@@ -99,7 +99,7 @@ class ProgramStruct(ctypes.Structure):
 class MemoryStruct(ctypes.Structure):
     """``ft_memory``."""
 
-    _fields_ = tuple((name, c_void_p) for name in ("params", "arena", "state", "scratch"))
+    _fields_ = tuple((name, c_void_p) for name in ("params", "arena", "state", "scratch", "frozen"))
 
 
 class HyperStruct(ctypes.Structure):
@@ -107,7 +107,8 @@ class HyperStruct(ctypes.Structure):
 
     _fields_ = (
         ("lr", c_float), ("momentum", c_float), ("weight_decay", c_float), ("clip", c_float),
-        ("prox", c_float), ("groups", c_uint32), ("flags", c_uint32),
+        ("prox", c_float), ("groups", c_uint32), ("flags", c_uint32), ("step", c_uint32),
+        ("run", c_uint64), ("round", c_uint32), ("device", c_uint32),
     )  # fmt: skip
 
     @classmethod
@@ -145,6 +146,7 @@ _CALL = (POINTER(ProgramStruct), POINTER(MemoryStruct))
 _PROTOTYPES: Prototypes = {
     "ft_check": (c_int, (c_void_p, c_size_t, POINTER(ProgramStruct))),
     "ft_scratch_bytes": (c_size_t, _CALL[:1]),
+    "ft_quantise": (None, (c_void_p, c_uint32, c_float, c_float, c_void_p)),
     "ft_load_mask": (c_int, (*_CALL, c_void_p)),
     "ft_live_floats": (c_uint32, _CALL),
     "ft_load_live": (None, (*_CALL, c_void_p)),
@@ -263,6 +265,21 @@ class _Batch:
         return self.memory
 
 
+class _Quantised:
+    """The same for a batch of float32 that the runtime reads as int8, by the model's range."""
+
+    def __init__(self, shape: tuple[int, ...], frozen: Memory, scale_at: int) -> None:
+        self._batch, self._count = _Batch("x", shape, "f"), math.prod(shape)
+        self._scale = (c_float * 2).from_buffer(frozen, scale_at)
+        self.memory = aligned(self._count)
+
+    def take(self, buffer: Buffer) -> Memory:
+        """Quantise a caller's buffer."""
+        x, scale = self._batch.take(buffer), self._scale
+        library().ft_quantise(x, self._count, scale[0], scale[1], self.memory)
+        return self.memory
+
+
 def check_image(image: bytes) -> tuple[Memory, ProgramStruct]:
     """Aligned memory that holds the image, and the tables in it, after the runtime has checked
     every byte.
@@ -298,12 +315,14 @@ class NativeExecutor:
         self._arena = aligned(tables.arena_bytes)
         self._state = aligned(tables.state_floats * FLOAT_BYTES)
         self._scratch = aligned(self._library.ft_scratch_bytes(byref(self._program)))
-        rooms = (self._params, self._arena, self._state, self._scratch)
+        self._frozen = aligned(tables.frozen_words * FLOAT_BYTES)
+        rooms = (self._params, self._arena, self._state, self._scratch, self._frozen)
         self._memory = MemoryStruct(*map(ctypes.addressof, rooms))
         self._call = byref(self._program), byref(self._memory)
-        self._x, self._y = _batches(tables)
+        self._x, self._y = _batches(tables, self._frozen)
         self._loss = c_float()
         self._hyper: tuple[HyperStruct, Hyper | None] = HyperStruct(), None
+        self._stream, self._steps = (0, 0, 0), 0
 
     # -- parameters --
 
@@ -316,12 +335,14 @@ class NativeExecutor:
     def load(self, vector: Buffer) -> None:
         """Take the averaged vector; remember it as the base; clear the momentum."""
         self._library.ft_load(*self._call, self._vector(vector))
+        self._steps = 0
 
     def load_live(self, values: Buffer) -> None:
         """The same, of a compact vector."""
         floats = self._library.ft_live_floats(*self._call)
         view = _byte_view("the compact vector", values, (floats,), "f")
         self._library.ft_load_live(*self._call, _copied(view))
+        self._steps = 0
 
     def store_live(self) -> bytearray:
         """The compact vector."""
@@ -331,6 +352,10 @@ class NativeExecutor:
     def load_correction(self, vector: Buffer) -> None:
         """Take the linear correction, in the order of the averaged vector."""
         self._library.ft_load_correction(*self._call, self._vector(vector))
+
+    def seed(self, run: int, round: int, device: int) -> None:
+        """Whose visit this is; its steps are counted from 0."""
+        self._stream, self._steps = (run, round, device), 0
 
     def clear_momentum(self) -> None:
         """Forget the momentum."""
@@ -353,6 +378,7 @@ class NativeExecutor:
         )
         if status:
             self._refuse(status, hyper)
+        self._steps += 1
         return self._loss.value
 
     def predict(self, x: Buffer) -> memoryview[float]:
@@ -413,6 +439,8 @@ class NativeExecutor:
         if of is not hyper:
             made = HyperStruct.of(hyper)
             self._hyper = made, hyper
+        made.run, made.round, made.device = self._stream
+        made.step = self._steps
         return byref(made)
 
     def _refuse(self, status: int, hyper: Hyper | None = None) -> NoReturn:
@@ -423,6 +451,9 @@ class NativeExecutor:
         raise RunError(f"the runtime refused the batch: {Status(status).meaning}")
 
 
-def _batches(tables: Tables) -> tuple[_Batch, _Batch]:
+def _batches(tables: Tables, frozen: Memory) -> tuple[_Batch | _Quantised, _Batch]:
     x, y = tables.tensors[tables.input], tables.tensors[tables.label]
-    return _Batch("x", x.shape, "f"), _Batch("y", y.shape, "i" if y.dtype else "f")
+    labels = _Batch("y", y.shape, "i" if y.dtype else "f")
+    if x.dtype != I8:
+        return _Batch("x", x.shape, "f"), labels
+    return _Quantised(x.shape, frozen, tables.tensors[x.scale].offset), labels

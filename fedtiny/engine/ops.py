@@ -14,8 +14,20 @@ from math import prod
 from typing import Any
 
 from fedtiny.engine import shapes
-from fedtiny.engine.ir import Attributes, Op, Scalars, Tensor, Window
-from fedtiny.engine.kernels import conv, elementwise, linear, loss, norm, pool, sparse, update
+from fedtiny.engine.ir import Attributes, Op, Region, Scalars, Tensor, Window
+from fedtiny.engine.kernels import (
+    channels,
+    conv,
+    elementwise,
+    int8,
+    linear,
+    loss,
+    norm,
+    patch,
+    pool,
+    sparse,
+    update,
+)
 from fedtiny.engine.shapes import Rule, Shape
 from fedtiny.errors import GraphError
 
@@ -33,6 +45,13 @@ BUFFERED = "gradient"
 """The family of a gradient that stands in a buffer; the others are called after a layer."""
 SPARSE = "sparse_conv"
 """The family of the weights of which only live ones are stored. It needs no sums in buffers."""
+
+MERGE = "merge"
+"""The op that makes a weight of a parameter and an overlay, which an update may have moved."""
+
+REAL, STORED, SCALED = "real", "stored", "scaled"
+"""How a kernel takes operands of int8: as the real values that they stand for, as they are stored,
+or as an `Int8`, which has their scale."""
 
 Operand = int | str | None
 """Of a forward op, for an op on its way back: an input's position, "dy" (gradient of the output),
@@ -71,7 +90,8 @@ class Row:
     """One row of the table; see the module's docstring.
 
     ``inputs`` of its inputs stand before its outputs in an image, of which there are up to
-    ``outputs``. ``rows`` gives the losses of the rows of a batch.
+    ``outputs``. ``rows`` gives the losses of the rows of a batch. ``takes`` says how the kernel
+    takes operands of int8.
     """
 
     code: int
@@ -81,10 +101,11 @@ class Row:
     gradient: GradientRule | None = None
     in_place: tuple[int, ...] = ()
     role: str = FORWARD
-    attributes: type[Window] | type[Scalars] | None = None
+    attributes: type[Window] | type[Scalars] | type[Region] | None = None
     inputs: int = 1
     outputs: int = 1
     rows: Kernel | None = None
+    takes: str = REAL
 
 
 # ---- costs -----------------------------------------------------------------------------------
@@ -92,6 +113,16 @@ class Row:
 
 def _element_macs(operands: Sequence[Shape], attributes: Any) -> int:
     return max(prod(shape) for shape in operands)
+
+
+def _made_macs(operands: Sequence[Shape], attributes: Any) -> int:
+    """Every element of the output."""
+    return prod(operands[-1])
+
+
+def _region_macs(operands: Sequence[Shape], region: Region) -> int:
+    """Every element of the region."""
+    return prod((operands[-1][0], region.height, region.width, operands[-1][-1]))
 
 
 def _matrix_macs(operands: Sequence[Shape], attributes: Any) -> int:
@@ -215,7 +246,7 @@ _FORWARD: dict[str, Row] = {
     ),
     "reshape": Row(
         12, shapes.reshape, elementwise.reshape, _element_macs,
-        GradientRule({0: Way("reshape", ("dy",))}, {}), in_place=(0,),
+        GradientRule({0: Way("reshape", ("dy",))}, {}), in_place=(0,), takes=STORED,
     ),
     "conv": Row(
         16, shapes.conv, conv.conv, _tap_macs(3, 1),
@@ -239,6 +270,39 @@ _FORWARD: dict[str, Row] = {
         20, shapes.sparse_conv, sparse.sparse_conv, _tap_macs(3, 1),
         GradientRule({0: Way("sparse_conv_dx", ("dy", 1))}, {1: (SPARSE, (0, "dy")), 2: _BIAS}),
         attributes=Window, inputs=3,
+    ),
+    "take": Row(
+        40, shapes.take, channels.take, _made_macs, GradientRule({}, {}), inputs=2, takes=STORED,
+    ),
+    MERGE: Row(
+        41, shapes.merge, channels.merge, _made_macs, GradientRule({}, {}), attributes=Scalars,
+        inputs=3, takes=STORED,
+    ),
+    "crop": Row(
+        43, shapes.crop, patch.crop, _region_macs,
+        GradientRule({0: Way("paste", (None, "dy"))}, {}),
+        attributes=Region, takes=STORED,
+    ),
+    "paste": Row(
+        44, shapes.paste, patch.paste, _region_macs,
+        GradientRule({1: Way("crop", ("dy",)), 0: Way("paste", ("dy", None))}, {}),
+        in_place=(0,), attributes=Region, inputs=2, takes=STORED,
+    ),
+    "conv8": Row(
+        34, shapes.conv8, int8.conv8, _tap_macs(3, 1), attributes=Window, inputs=3, takes=SCALED,
+    ),
+    "add8": Row(
+        36, shapes.add8, int8.add8, _element_macs, in_place=(0, 1), inputs=2, takes=SCALED,
+    ),
+    "avg_pool8": Row(
+        37, shapes.avg_pool8, int8.avg_pool8, _pool_macs(1), attributes=Window, takes=SCALED,
+    ),
+    "max_pool8": Row(
+        38, shapes.max_pool8, int8.max_pool8, _pool_macs(1), attributes=Window, outputs=2,
+        takes=SCALED,
+    ),
+    "mask8": Row(
+        39, shapes.mask8, int8.mask8, _element_macs, attributes=Scalars, takes=SCALED,
     ),
     "affine": Row(
         24, shapes.per_channel, norm.affine, _element_macs,

@@ -7,34 +7,37 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 from fedtiny import rng
-from fedtiny.engine.image import FEATURES, ParamRecord, Tables, read_image
-from fedtiny.errors import DataError, ImageError
-from fedtiny.tensors import floats, has_numpy, vector, zeros
-from fedtiny.values import (
-    LOCAL,
-    TRAIN,
-    UNSENT,
-    FeatureSums,
-    Footprint,
-    Instruction,
-    Layout,
-    Phase,
-    Ranges,
-    Sgd,
+from fedtiny.engine.image import (
+    FEATURES,
+    I8,
+    IN,
+    RANGE,
+    RELU6,
+    WHOLE,
+    ParamRecord,
+    Tables,
+    read_image,
 )
+from fedtiny.errors import DataError, ImageError
+from fedtiny.layout import LOCAL, UNSENT, Layout, Ranges, merge_ranges
+from fedtiny.layout import RANGE as SUFFIX
+from fedtiny.tensors import floats, has_numpy, vector, zeros
+from fedtiny.values import TRAIN, FeatureSums, Footprint, Instruction, Phase, Sgd
 
 if TYPE_CHECKING:
+    from fedtiny.layout import Parameter
     from fedtiny.tensors import Buffer, Float32, Vector
-    from fedtiny.values import Parameter
 
 RAM_PARTS = ("parameters", "arena", "state", "sample", "stack", "reserve", "base", "kept")
 """What a device's RAM holds; ``PART_bytes`` are keys of a Program's report."""
+MARGIN = 2.0
+"""Training moves activations: a range holds so many times what was observed of one."""
 
 
 def ram_parts(report: Mapping[str, int]) -> dict[str, int]:
@@ -148,6 +151,10 @@ class Executor(Protocol):
     def load_correction(self, vector: Buffer) -> None:
         """Take the linear correction, in the order of the averaged vector."""
 
+    def seed(self, run: int, round: int, device: int) -> None:
+        """Whose visit this is: what the rounding of int8 weights is drawn by, from its first step.
+        The steps are counted from 0 again, as they are after a load."""
+
     def clear_momentum(self) -> None:
         """Forget the momentum."""
 
@@ -247,8 +254,20 @@ class Program:
 
     @property
     def trained_names(self) -> tuple[str, ...]:
-        """The names of the parameters that the plan trains."""
-        return tuple(p.name for p, record in self._parameters if record.trained)
+        """The names of the parameters that the plan trains, whole or some of their channels."""
+        return tuple(self.trained_ranges)
+
+    @cached_property
+    def trained_ranges(self) -> Mapping[str, Ranges]:
+        """Of each parameter that the plan trains, the coordinates that it does."""
+        overlays = {p.vector_at: p for p in self.tables.params if p.axis != WHOLE}
+        found: dict[str, Ranges] = {}
+        for p, record in self._parameters:
+            if p.offset in overlays:
+                found[p.name] = self._channel_ranges(p, overlays[p.offset])
+            elif record.trained:
+                found[p.name] = ((p.offset, p.offset + p.size),)
+        return found
 
     @property
     def density(self) -> float:
@@ -276,6 +295,30 @@ class Program:
         return next(own, "")
 
     @cached_property
+    def int8_parameters(self) -> tuple[Parameter, ...]:
+        """The weights that are held as int8."""
+        tensors = self.tables.tensors
+        return tuple(p for p, record in self._parameters if tensors[record.tensor].dtype == I8)
+
+    @cached_property
+    def range_parameters(self) -> tuple[Parameter, ...]:
+        """The ranges by which activations are held as int8."""
+        return tuple(p for p, record in self._parameters if record.form == RANGE)
+
+    def widened(self, extremes: Sequence[float]) -> Iterator[float]:
+        """The ranges, lo and hi in turn, for activations that run from these least to these
+        greatest values: `MARGIN` times as far, but not beyond what the layer can give. That of the
+        input stays, since nothing that trains stands before it."""
+        codes = dict(zip(self.forward_names, self.tables.forward, strict=True))
+        for at, p in enumerate(self.layout.activations):
+            op, (lo, hi) = codes.get(p.name.removesuffix(SUFFIX)), extremes[2 * at : 2 * at + 2]
+            margin = MARGIN if op else 1.0
+            yield from (
+                margin * lo,
+                min(margin * hi, 6.0) if op and op.code == RELU6 else margin * hi,
+            )
+
+    @cached_property
     def tracked(self) -> tuple[str, ...]:
         """The running statistics, a mean and a variance for each tracked normalisation."""
         names = {record.tensor: p.name for p, record in self._parameters}
@@ -286,9 +329,21 @@ class Program:
         """How many floats those are."""
         return self.tables.statistics_floats
 
-    @property
+    @cached_property
     def _parameters(self) -> list[tuple[Parameter, ParamRecord]]:
-        return list(zip(self.layout.parameters, self.tables.params, strict=True))
+        wholes = [record for record in self.tables.params if record.axis == WHOLE]
+        return list(zip(self.layout.parameters, wholes, strict=True))
+
+    def _channel_ranges(self, p: Parameter, overlay: ParamRecord) -> Ranges:
+        """The coordinates of the channels that an overlay of the parameter holds."""
+        inner = p.shape[-1] if overlay.axis == IN else 1
+        row = inner * p.shape[-2 if overlay.axis == IN else -1]
+        runs = merge_ranges((i, i + 1) for i in self.tables.channels(overlay))
+        return tuple(
+            (at + inner * start, at + inner * stop)
+            for at in range(p.offset, p.offset + p.size, row)
+            for start, stop in runs
+        )
 
     @cached_property
     def local_ranges(self) -> Ranges:
@@ -303,9 +358,9 @@ class Program:
         """Byte figures that add up, and multiply-accumulates.
 
         ``ram_bytes`` = parameters + arena + state + sample + stack + reserve, and the dense base
-        of a pruned Program that has room for one; ``flash_bytes`` = image + runtime. With a pool
-        also ``live_values``, the ``index_bytes`` among those of the parameters, and the
-        ``bucket_bytes`` among those of the state.
+        of a pruned Program that has room for one; ``flash_bytes`` = image + runtime + frozen, the
+        parameters that do not train. With a pool also ``live_values``, the ``index_bytes`` among
+        those of the parameters, and the ``bucket_bytes`` among those of the state.
         """
         return dict(self.tables.card["report"])
 
@@ -349,7 +404,10 @@ def _sent_ranges(program: Program, instruction: Instruction) -> Ranges:
         return ()
     layout = program.layout
     groups = {g for p in instruction.phases for g in p.groups or layout.groups}.difference(UNSENT)
-    return layout.ranges(n for n in program.trained_names if layout[n].group in groups)
+    trained = program.trained_ranges.items()
+    return merge_ranges(
+        pair for name, ranges in trained if layout[name].group in groups for pair in ranges
+    )
 
 
 # ---- where it starts -------------------------------------------------------------------------

@@ -1,53 +1,46 @@
 """The reference executor: NumPy over the arena offsets of the image. Slow, obvious, the judge.
 
-Its tensors are views into one arena at the planned offsets, so that a wrong plan corrupts values
-here as it would on a device. In float64 every offset counts double and exp, log and tanh are exact.
+Its tensors stand where the plan put them (`fedtiny.engine.reference_memory`). In float64 exp, log
+and tanh are exact, and what is int8 on a device is not rounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedtiny import draws, rng
 from fedtiny.engine import ops
 from fedtiny.engine.image import (
     ALWAYS,
     CORRECTION,
+    I8,
+    I32,
     INPUT,
     LABELS,
-    LIVE,
     MOMENTUM,
     NONE,
-    PARAMS,
     PROX,
     OpRecord,
     ParamRecord,
     read_image,
 )  # fmt: skip
 from fedtiny.engine.ir import Window
+from fedtiny.engine.kernels.int8 import Int8
 from fedtiny.engine.kernels.norm import BATCH, MOVING, RUNNING
-from fedtiny.engine.kernels.sparse import Live, dense_gradient
+from fedtiny.engine.kernels.sparse import dense_gradient
 from fedtiny.engine.kernels.sums import in_rows, row_sum
-from fedtiny.engine.kernels.update import Rule, apply_update
-from fedtiny.engine.program import (
-    Hyper,
-    Moments,
-    check_capacity,
-    check_growth,
-    check_hyper,
-    check_labels,
-    check_mask_bytes,
-)  # fmt: skip
+from fedtiny.engine.kernels.update import Rule, apply_update, apply_update8
+from fedtiny.engine.program import Hyper, Moments, check_growth, check_hyper, check_labels
+from fedtiny.engine.reference_memory import Memory
 from fedtiny.errors import DataError, ImageError
 
 if TYPE_CHECKING:
     from fedtiny.engine.kernels.sums import Array
     from fedtiny.tensors import Buffer
-
-_SLOTS = (MOMENTUM, PROX, CORRECTION)
 
 
 class ReferenceExecutor:
@@ -61,78 +54,56 @@ class ReferenceExecutor:
     def __init__(self, image: bytes, dtype: type[np.floating[Any]] = np.float32) -> None:
         self.tables = read_image(image)
         self.dtype = np.dtype(dtype)
-        self._stretch = self.dtype.itemsize // 4
-        self.arena = np.zeros(self.tables.arena_bytes * self._stretch, np.uint8)
-        self.params = np.zeros(self.tables.param_floats, self.dtype)
-        self._slots = {
-            bit: np.zeros(self.tables.trained_floats, self.dtype)
-            for bit in _SLOTS
-            if self.tables.features & bit
-        }
-        self._samples: dict[int, Array] = {}
+        self.memory = Memory(self.tables, self.dtype)
+        self._samples: dict[int, Any] = {}
         self._hyper = Hyper(0.0)
         self._statistics = RUNNING
-        pruned = [p.count for p in self.tables.params if p.pruned]
-        self._live = [np.zeros(0, np.int64) for _ in pruned]
+        self._stream, self._steps = (0, 0, 0), 0
 
-    # -- the mask --
+    # -- parameters --
 
     def load_mask(self, bits: bytes) -> None:
         """Make the coordinates of these bits live, as far as they can be pruned."""
-        check_mask_bytes(self.tables, bits)
-        alive = np.unpackbits(np.frombuffer(bits, np.uint8), bitorder="little")
-        pruned = [p for p in self.tables.params if p.pruned]
-        live = [np.flatnonzero(alive[p.vector_at : p.vector_at + p.count]) for p in pruned]
-        check_capacity(self.tables, sum(map(len, live)))
-        self._live = live
-        pool = self.tables.live_at
-        self.params[pool : pool + self.tables.live_capacity] = 0
-        for slot in self._slots.values():
-            slot[self.tables.trained_floats - self.tables.live_capacity :] = 0
-
-    # -- parameters --
+        self.memory.load_mask(bits)
 
     def load(self, vector: Buffer) -> None:
         """Take the averaged vector; remember it as the base; clear the momentum."""
         flat = self._vector(vector)
-        for p in self.tables.params:
-            self._values(p)[:] = flat[self._coordinates(p)]
-        self._fill_slot(PROX, flat)
+        self.memory.load(flat)
+        self.memory.fill_slot(PROX, self.memory.store())
         self.clear_momentum()
+        self._steps = 0
 
     def load_live(self, values: Buffer) -> None:
         """The same, of a compact vector."""
         flat = np.zeros(self.tables.vector_floats, self.dtype)
-        places = np.concatenate([self._coordinates(p) for p in self.tables.params])
+        places = self.memory.compact_coordinates()
         flat[places] = _shaped(values, self.dtype, places.shape, "the compact vector")
         self.load(flat)
 
     def store_live(self) -> bytearray:
         """The compact vector in the executor's dtype."""
-        return bytearray(b"".join(self._values(p).tobytes() for p in self.tables.params))
+        return bytearray(self.memory.store()[self.memory.compact_coordinates()].tobytes())
 
     def load_correction(self, vector: Buffer) -> None:
         """Take the linear correction, in the order of the averaged vector."""
-        self._fill_slot(CORRECTION, self._vector(vector))
+        self.memory.fill_slot(CORRECTION, self._vector(vector))
+
+    def seed(self, run: int, round: int, device: int) -> None:
+        """Whose visit this is; its steps are counted from 0."""
+        self._stream, self._steps = (run, round, device), 0
 
     def clear_momentum(self) -> None:
         """Forget the momentum."""
-        if MOMENTUM in self._slots:
-            self._slots[MOMENTUM][:] = 0
+        self.memory.clear_slot(MOMENTUM)
 
     def store(self) -> bytearray:
         """The averaged vector in the executor's dtype; coordinates without a parameter are 0."""
-        flat = np.zeros(self.tables.vector_floats, self.dtype)
-        for p in self.tables.params:
-            flat[self._coordinates(p)] = self._values(p)
-        return bytearray(flat.tobytes())
+        return bytearray(self.memory.store().tobytes())
 
     def store_gradient(self) -> bytearray:
         """The momentum in the order of the averaged vector; 0 where nothing trains."""
-        flat = np.zeros(self.tables.vector_floats, self.dtype)
-        for p in filter(lambda p: p.trained, self.tables.params):
-            flat[self._coordinates(p)] = self._slot(MOMENTUM, p)
-        return bytearray(flat.tobytes())
+        return bytearray(self.memory.stored_slot(MOMENTUM).tobytes())
 
     # -- samples --
 
@@ -143,6 +114,7 @@ class ReferenceExecutor:
         self._hyper = hyper
         with self._using(BATCH if hyper.keep_statistics else MOVING):
             self.execute(0, len(self.tables.ops))
+        self._steps += 1
         return float(self.tensor(self.tables.loss)[0])
 
     def predict(self, x: Buffer) -> memoryview[float]:
@@ -178,8 +150,12 @@ class ReferenceExecutor:
         for index in range(self.tables.n_forward):
             self.execute(index, index + 1)
             op = self.tables.ops[index]
-            output = op.tensors[ops.TABLE[ops.BY_CODE[op.code]].inputs]
-            values = self.tensor(output)[:valid].ravel()
+            kind = ops.BY_CODE[op.code]
+            output = op.tensors[ops.TABLE[kind].inputs]
+            if kind == ops.MERGE or self.tables.tensors[output].dtype == I32:  # of no samples
+                found.append(Moments(0, 0.0, 0.0, 0.0, 0.0))
+                continue
+            values = _real(self.tensor(output))[:valid].ravel()
             wide = values.astype(np.float64)
             low, high = float(values.min()), float(values.max())
             found.append(Moments(values.size, _sum64(wide), _sum64(wide * wide), low, high))
@@ -216,7 +192,7 @@ class ReferenceExecutor:
         p = self.tables.params[op.attributes[0]]
         x, dy, w = (self.tensor(index) for index in op.tensors[:3])
         g = dense_gradient(x, dy, w, Window.of(op.attributes[1:]))
-        dead = np.setdiff1d(np.arange(p.count), self._live[p.pruned - 1])
+        dead = np.setdiff1d(np.arange(p.count), self.memory.live(p))
         order = np.lexsort((-abs(g[dead]), ~np.isnan(g[dead])))[: most[p.pruned - 1]]
         return ((p.vector_at + int(at), float(g[at])) for at in dead[order])
 
@@ -239,20 +215,9 @@ class ReferenceExecutor:
                     self._run(op)
 
     def tensor(self, index: int) -> Any:
-        """A view of a tensor where the plan put it; of a pruned parameter, what is live of it."""
-        record = self.tables.tensors[index]
-        if record.region in (INPUT, LABELS):
-            return self._samples[record.region]
-        if record.region == LIVE:
-            live = self._live[record.offset]
-            at = self.tables.live_at + self._live_start(record.offset)
-            return Live(self.params[at : at + len(live)], live, record.shape)
-        start, count = record.offset // 4, int(np.prod(record.shape))
-        if record.region == PARAMS:
-            return self.params[start : start + count].reshape(record.shape)
-        dtype = np.dtype(np.int32) if record.dtype else self.dtype
-        place = self.arena[record.offset * self._stretch :][: count * dtype.itemsize]
-        return place.view(dtype).reshape(record.shape)
+        """A view of a tensor: of the samples taken, or of the memory."""
+        region = self.tables.tensors[index].region
+        return self._samples[region] if region in (INPUT, LABELS) else self.memory.tensor(index)
 
     def _run(self, op: OpRecord) -> None:
         kind = ops.BY_CODE.get(op.code)
@@ -261,7 +226,7 @@ class ReferenceExecutor:
         row = ops.TABLE[kind]
         count = max(row.inputs + row.outputs, len(op.tensors))
         tensors = (*op.tensors, *[NONE] * count)[:count]
-        operands: list[Any] = [None if t == NONE else self.tensor(t) for t in tensors]
+        operands = [None if t == NONE else _TAKES[row.takes](self.tensor(t)) for t in tensors]
         attributes = [row.attributes.of(op.attributes[1:])] if row.attributes else []
         if row.role in (ops.UPDATE, ops.NORM, ops.GRADIENT):
             self._move(op, row, operands, attributes)
@@ -279,27 +244,41 @@ class ReferenceExecutor:
         of = other if row.role == ops.NORM else target
         found = row.kernel(x, dy, of, *codes, *attributes)
         if row.role == ops.UPDATE:
-            p = self.tables.params[op.attributes[0]]
-            apply_update(found.ravel(), self._values(p), other, self._rule(p))
+            self._update(self.tables.params[op.attributes[0]], found.ravel(), other)
         else:
             target += found
 
+    def _update(self, p: ParamRecord, g: Array, scale: Array | None) -> None:
+        w, rule = self.memory.home(p), self._rule(p)
+        if isinstance(w, Int8):
+            apply_update8(g, w, scale, rule, self._uniform(p))
+        else:
+            apply_update(g, w.reshape(-1), scale, rule)
+
+    def _uniform(self, p: ParamRecord) -> Array:
+        """What the rounding of this parameter is drawn by, in this step."""
+        run, round, device = self._stream
+        purpose, end = rng.rounding_purpose(self._steps), p.state_at + p.count
+        words = draws.words(run, round, np.array([device], np.uint32), purpose, end)
+        return draws.uniform(words[0, p.state_at :])
+
     def _rule(self, p: ParamRecord) -> Rule:
-        h = self._hyper
-        corrected = h.correction and CORRECTION in self._slots
+        h, memory = self._hyper, self.memory
+        corrected = h.correction and memory.keeps(CORRECTION)
         return Rule(
             h.lr, h.momentum, h.weight_decay, h.prox,
-            base=self._slot(PROX, p) if PROX in self._slots else None,
-            correction=self._slot(CORRECTION, p) if corrected else None,
-            velocity=self._slot(MOMENTUM, p) if MOMENTUM in self._slots else None,
+            base=memory.slot(PROX, p) if memory.keeps(PROX) else None,
+            correction=memory.slot(CORRECTION, p) if corrected else None,
+            velocity=memory.slot(MOMENTUM, p) if memory.keeps(MOMENTUM) else None,
         )  # fmt: skip
 
-    # -- memory --
+    # -- samples and vectors as they are given --
 
     def _take(self, x: Buffer, y: Buffer | None = None) -> None:
         tensors = self.tables.tensors
         inputs = tensors[self.tables.input]
-        self._samples = {INPUT: _shaped(x, self.dtype, inputs.shape, "the input")}
+        given = _shaped(x, self.dtype, inputs.shape, "the input")
+        self._samples = {INPUT: self._quantised(given) if inputs.dtype == I8 else given}
         if y is None:
             return
         label = tensors[self.tables.label]
@@ -309,36 +288,28 @@ class ReferenceExecutor:
             check_labels(self.tables, taken.tolist())
         self._samples[LABELS] = taken
 
+    def _quantised(self, x: Array) -> Int8:
+        """An input as the int8 of its range."""
+        stored = np.empty(x.shape, self.dtype if self.memory.exact else np.int8)
+        made = self.memory.int8(stored, self.tables.tensors[self.tables.input])
+        made.settle(x / made.scale)
+        return made
+
     def _vector(self, vector: Buffer) -> Array:
         return _shaped(vector, self.dtype, (self.tables.vector_floats,), "the vector")
 
-    def _coordinates(self, p: ParamRecord) -> Array:
-        """Where the stored values of a parameter stand in the averaged vector, ascending."""
-        return p.vector_at + (self._live[p.pruned - 1] if p.pruned else np.arange(p.count))
 
-    def _values(self, p: ParamRecord) -> Array:
-        """The stored values of a parameter in a row."""
-        record = self.tables.tensors[p.tensor]
-        if record.region not in (PARAMS, LIVE):
-            raise ImageError(f"tensor {p.tensor} is not a parameter")
-        found = self.tensor(p.tensor)
-        flat: Array = found.values if p.pruned else found.reshape(-1)
-        return flat
+def _real(tensor: Any) -> Any:
+    return tensor.real if isinstance(tensor, Int8) else tensor
 
-    def _live_start(self, number: int) -> int:
-        return sum(map(len, self._live[:number]))
 
-    def _slot(self, bit: int, p: ParamRecord) -> Array:
-        if not p.pruned:
-            return self._slots[bit][p.state_at : p.state_at + p.count]
-        pool = self.tables.trained_floats - self.tables.live_capacity
-        start = pool + self._live_start(p.pruned - 1)
-        return self._slots[bit][start : start + len(self._live[p.pruned - 1])]
+def _stored(tensor: Any) -> Any:
+    return tensor.values if isinstance(tensor, Int8) else tensor
 
-    def _fill_slot(self, bit: int, flat: Array) -> None:
-        if bit in self._slots:
-            for p in filter(lambda p: p.trained, self.tables.params):
-                self._slot(bit, p)[:] = flat[self._coordinates(p)]
+
+_TAKES: Mapping[str, Callable[[Any], Any]] = {
+    ops.REAL: _real, ops.STORED: _stored, ops.SCALED: lambda tensor: tensor,
+}  # fmt: skip
 
 
 def _sum64(values: Array) -> float:

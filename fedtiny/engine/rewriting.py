@@ -1,54 +1,67 @@
 """Rewrites of a training graph by which values are kept shorter, or in fewer bytes.
 
-`masked`: an activation's output that is kept for its sign pattern is kept as one bit an element.
+`masked`: a value that is kept for the sign pattern of an activation is kept as one bit an element.
 `buffered`: where a layer's data gradient needs the weights as they were, the gradient of the
 weights is made before it, in a buffer, so that the layer's input is gone before its gradient comes.
 `run_again`: a value is not kept but computed again just before the backward op that reads it.
+Merged weights are never kept: an op that runs again merges its own.
 Results stay the same: an op that runs again reads the same operands, and parameters as they were.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from fedtiny.engine.ir import Graph, Op, Scalars, Tensor, fresh
-from fedtiny.engine.ops import BACKWARD, BUFFERED, FORWARD, TABLE, TRACK, UPDATE, produce
+from fedtiny.engine.ir import F32, I8, Graph, Op, Scalars, Tensor, fresh
+from fedtiny.engine.ops import BACKWARD, BUFFERED, FORWARD, MERGE, TABLE, TRACK, UPDATE, produce
 
-_MASKABLE = ("relu", "relu6", "leaky_relu")
+_SLOPES = ("relu_dx", "relu6_dx", "leaky_relu_dx")
+_TOP = {"relu6_dx": 6.0}
+"""Where a slope ends; the others have none."""
 
 
 def makers(graph: Graph) -> dict[str, Op]:
-    """The op behind each value that could be made again."""
-    roles = (FORWARD, TRACK)
-    return {n: op for op in graph.ops if TABLE[op.kind].role in roles for n in op.outputs}
+    """The op behind each value that could be made again, but for merged weights."""
+    made = (op for op in graph.ops if TABLE[op.kind].role in (FORWARD, TRACK) and op.kind != MERGE)
+    return {name: op for op in made for name in op.outputs}
 
 
 # ---- masks -----------------------------------------------------------------------------------
 
 
 def maskable(graph: Graph) -> dict[str, Op]:
-    """The backward op that needs no more of an activation's output than its sign pattern."""
-    found, behind = {}, makers(graph)
-    for op in graph.ops[graph.n_forward :]:
-        maker = behind.get(op.inputs[1]) if op.inputs[1:] else None
-        if maker and maker.kind in _MASKABLE and op.kind == f"{maker.kind}_dx":
-            found[op.inputs[1]] = op
-    return found
+    """The backward op that needs no more of a value than its sign pattern."""
+    remade = makers(graph)
+    backward = graph.ops[graph.n_forward :]
+    return {op.inputs[1]: op for op in backward if op.kind in _SLOPES and op.inputs[1] in remade}
 
 
 def masked(graph: Graph, values: Iterable[str]) -> Graph:
-    """The graph in which the activations of these outputs make masks for their gradients."""
-    tensors, instead = dict(graph.tensors), dict[Op, Op]()
+    """The graph in which these values leave masks for the gradients of their activations."""
+    tensors, instead = dict(graph.tensors), dict[Op, tuple[Op, ...]]()
     behind, slopes = makers(graph), maskable(graph)
     for y in values:
         maker, slope, mask = behind[y], slopes[y], fresh(f"{y}.mask", tensors)
-        again, made = produce(maker.kind, maker.inputs, (y, mask), tensors, maker.attributes)
-        instead[maker], tensors[mask] = again, made[1]
+        instead[maker], tensors[mask] = _masking(maker, slope, mask, tensors)
         inputs, attributes = (slope.inputs[0], mask), slope.attributes or Scalars()
-        instead[slope] = Op("mask_dx", inputs, slope.outputs, attributes=attributes)
-    ops = tuple(instead.get(op, op) for op in graph.ops)
-    return replace(graph, ops=ops, tensors=tensors)
+        instead[slope] = (Op("mask_dx", inputs, slope.outputs, attributes=attributes),)
+    n_forward = sum(len(instead.get(op, (op,))) for op in graph.ops[: graph.n_forward])
+    ops = tuple(new for op in graph.ops for new in instead.get(op, (op,)))
+    return replace(graph, ops=ops, tensors=tensors, n_forward=n_forward)
+
+
+def _masking(
+    maker: Op, slope: Op, mask: str, tensors: Mapping[str, Tensor]
+) -> tuple[tuple[Op, ...], Tensor]:
+    """The op that makes a value, with its mask: an activation makes it by itself."""
+    y = maker.outputs[0]
+    if tensors[y].dtype == I8:
+        top = Scalars(value=_TOP.get(slope.kind, 0.0))
+        op, (made,) = produce("mask8", (y,), (mask,), tensors, top)
+        return (maker, op), made
+    op, (_, made) = produce(maker.kind, maker.inputs, (y, mask), tensors, maker.attributes)
+    return (op,), made
 
 
 # ---- gradients in buffers --------------------------------------------------------------------
@@ -59,13 +72,18 @@ def bufferable(graph: Graph) -> dict[str, tuple[Op, Op]]:
     is smaller than the operand that it lets go. An update that waits for the norm of all gradients
     waits for more than that."""
     reader = {n: op for op in graph.ops if TABLE[op.kind].role == BACKWARD for n in op.inputs}
-    size = {name: tensor.size for name, tensor in graph.tensors.items()}
+    tensors = graph.tensors
     return {
         op.parameter: (op, reader[op.parameter]) for op in graph.ops
         if TABLE[op.kind].role == UPDATE and len(op.inputs) == 3 and op.inputs[0]
         and _gradient_kind(op) in TABLE and op.parameter in reader
-        and size[op.parameter] < size[op.inputs[0]]
+        and _sum_bytes(tensors[op.parameter]) < tensors[op.inputs[0]].nbytes
     }  # fmt: skip
+
+
+def _sum_bytes(parameter: Tensor) -> int:
+    """Of a buffer for its gradient."""
+    return replace(parameter, dtype=F32).nbytes
 
 
 def _gradient_kind(update: Op) -> str:
@@ -104,7 +122,9 @@ def run_again(graph: Graph, values: Collection[str], behind: int) -> Graph:
     start = max(behind, graph.n_forward) + 1
     made = [op for op in graph.ops[:start] if op.outputs and op.outputs[0] in values]
     again = {name: op for op in made for name in op.outputs}
-    writing = _Writing(again, dict(graph.tensors), list(graph.ops[:start]))
+    overlaid = (op for op in graph.ops[:start] if op.kind == MERGE)
+    merges = {op.outputs[0]: op for op in overlaid if op.inputs[1] in graph.overlays}
+    writing = _Writing(again, merges, dict(graph.tensors), list(graph.ops[:start]))
     as_it_is = again.keys().isdisjoint
     for op in graph.ops[start:]:
         writing.ops.append(op if as_it_is(op.inputs) else writing.renamed(op))
@@ -113,9 +133,11 @@ def run_again(graph: Graph, values: Collection[str], behind: int) -> Graph:
 
 @dataclass
 class _Writing:
-    """The ops as far as they are written; those that are to run again, by the values they make."""
+    """The ops as far as they are written; those that are to run again, and the merges of what they
+    read, by the values they make."""
 
     makers: dict[str, Op]
+    merges: dict[str, Op]
     tensors: dict[str, Tensor]
     ops: list[Op]
     names: dict[str, str] = field(default_factory=dict)
@@ -128,13 +150,28 @@ class _Writing:
     def _read(self, name: str) -> str:
         maker = self.makers.get(name)
         if maker and name not in self.names:
-            again = _unmoving(self.renamed(maker))
+            inputs = tuple(self._merged(self._read(operand)) for operand in maker.inputs)
+            again = _unmoving(replace(maker, inputs=inputs))
             for old in maker.outputs:
-                new = self.names[old] = fresh(f"{old}~", self.tensors)
-                self.tensors[new] = replace(self.tensors[old], name=new)
+                self.names[old] = self._copy(old)
             outputs = tuple(self.names[old] for old in maker.outputs)
             self.ops.append(replace(again, outputs=outputs))
         return self.names.get(name, name)
+
+    def _merged(self, name: str) -> str:
+        """The operand of an op that runs again: a weight is merged for it alone."""
+        merge = self.merges.get(name)
+        if not merge:
+            return name
+        copy = self._copy(name)
+        self.ops.append(replace(merge, outputs=(copy,)))
+        return copy
+
+    def _copy(self, name: str) -> str:
+        """A new tensor like this one."""
+        copy = fresh(f"{name}~", self.tensors)
+        self.tensors[copy] = replace(self.tensors[name], name=copy)
+        return copy
 
 
 def _unmoving(op: Op) -> Op:

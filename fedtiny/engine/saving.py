@@ -18,6 +18,7 @@ from fedtiny.engine.ir import Graph, Op
 from fedtiny.engine.liveness import lifetimes, live_bytes, verify_updates
 from fedtiny.engine.ops import TABLE, macs
 from fedtiny.engine.rewriting import bufferable, buffered, makers, maskable, masked, run_again
+from fedtiny.engine.sharing import shared
 from fedtiny.errors import CompileError
 
 MINIMISE = ("ram", "time")
@@ -48,7 +49,7 @@ def spare(graph: Graph, minimise: str = "ram") -> Graph:
         plan = again if again.peak_bytes <= (1 - LEAST_GAIN) * plan.peak_bytes else plan
     plan = _thinned(plan)
     plan = replace(plan, steps=_lightened(plan.base, plan.steps))
-    return verify_updates(plan.result) if plan.peak_bytes < max(live_bytes(graph)) else graph
+    return verify_updates(shared(plan.result)) if plan.peak_bytes < max(live_bytes(graph)) else graph
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,9 +191,10 @@ def _lightened(graph: Graph, steps: Sequence[_Step]) -> tuple[_Step, ...]:
 def _needed_values(
     graph: Graph, step: _Step, behind: Sequence[_Step], peak_bytes: int
 ) -> tuple[str, ...]:
-    """Of a step that others stand behind; the most costly ones are given up first."""
+    """Of a step that others stand behind; the most costly ones are given up first. A mask that was
+    given up is there no more."""
     remade = makers(graph)
-    cost = {name: macs(remade[name], graph.tensors) for name in step.values}
+    cost = {n: macs(remade[n], graph.tensors) for n in step.values.intersection(remade)}
 
     def suffices(values: tuple[str, ...]) -> bool:
         fewer = replace(step, values=frozenset(values))

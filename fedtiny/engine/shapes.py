@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from fedtiny.engine.ir import F32, I32, Scalars, Window
+from fedtiny.engine.ir import AXES, F32, I8, I32, Region, Scalars, Window
 from fedtiny.errors import GraphError
 
 Shape = tuple[int, ...]
@@ -21,6 +21,8 @@ Rule = Callable[[Sequence[Shape], Any, Shape], Made]
 MAX_TAPS = 256
 """A code of a max-pooling has at most eight bits."""
 MAX_WORD = 0xFFFF
+MAX_TERMS = 1 << 15
+"""Of a sum of products of int8: 255 * 127 * 2^15 and a bias of 2^30 fit into 32 bits."""
 
 
 def need(condition: bool, message: str) -> None:
@@ -82,6 +84,45 @@ def channels(shapes: Sequence[Shape], first: Scalars, like: Shape) -> Made:
     fits = like[:-1] == x[:-1] and first.number + like[-1] <= x[-1]
     need(fits, f"there are no channels {first.number} to {first.number + like[-1]} of {x}")
     return [(like, F32)]
+
+
+def take(shapes: Sequence[Shape], attributes: Any, like: Shape) -> Made:
+    """The listed channels of x."""
+    x, index = shapes
+    fits = len(index) == 1 and index[0] <= x[-1]
+    need(fits, f"a list {index} of channels does not fit the last axis of {x}")
+    return [((*x[:-1], index[0]), F32)]
+
+
+def merge(shapes: Sequence[Shape], axis: Scalars, like: Shape) -> Made:
+    """That of the weight, some of whose channels stand in the part."""
+    w, part, index = shapes
+    place = len(w) - (2 if axis.number == AXES["in"] else 1)
+    known = axis.number in AXES.values() and place >= 0
+    need(known, f"{w} has no axis {axis.number} of channels")
+    fits = part == (*w[:place], *index, *w[place + 1 :]) and part[place] <= w[place]
+    need(fits, f"a part {part} of the channels {index} does not fit axis {place} of {w}")
+    return [(w, F32)]
+
+
+def crop(shapes: Sequence[Shape], region: Region, like: Shape) -> Made:
+    """A part of an image."""
+    return [(_part(shapes[0], region), F32)]
+
+
+def paste(shapes: Sequence[Shape], region: Region, like: Shape) -> Made:
+    """That of the base, in a region of which the patch stands; without a base as it is told."""
+    base, patch = shapes
+    whole = base or like
+    need(patch in ((), _part(whole, region)), f"{patch} does not fit into {region} of {whole}")
+    return [(whole, F32)]
+
+
+def _part(x: Shape, region: Region) -> Shape:
+    fits = len(x) == 4 and min(region.words) >= 0 and min(region.height, region.width) >= 1
+    fits = fits and region.bottom <= x[1] and region.right <= x[2]
+    need(fits, f"there is no {region} of an image in {x}")
+    return (x[0], region.height, region.width, x[3])
 
 
 def reshape(shapes: Sequence[Shape], attributes: Any, like: Shape) -> Made:
@@ -196,10 +237,7 @@ def pooling_of(window: Window) -> Window:
 def sparse_conv(shapes: Sequence[Shape], window: Window, like: Shape) -> Made:
     """What a linear layer or a convolution with that weight makes."""
     need(window.groups == 1, f"a sparse convolution has one group; got {window.groups}")
-    if len(shapes[1]) != 2:
-        return conv(shapes, window, like)
-    need(window == Window(groups=1), f"a linear layer has no window; got {window}")
-    return linear(shapes, window, like)
+    return _dense(shapes, window, like)
 
 
 def sparse_conv_dx(shapes: Sequence[Shape], window: Window, like: Shape) -> Made:
@@ -246,6 +284,49 @@ def avg_pool_dx(shapes: Sequence[Shape], window: Window, like: Shape) -> Made:
     """That of x."""
     need(_pooled(like, window) == shapes[0], f"no pooling leads from {like} to {shapes[0]}")
     return [(like, F32)]
+
+
+# ---- int8 ------------------------------------------------------------------------------------
+
+
+def conv8(shapes: Sequence[Shape], window: Window, like: Shape) -> Made:
+    """What a convolution makes, or a linear layer."""
+    terms = math.prod(shapes[1][:-1])
+    need(terms <= MAX_TERMS, f"an int8 sum has at most {MAX_TERMS:,} products; got {terms:,}")
+    ((shape, _),) = _dense(shapes, window, like)
+    return [(shape, I8)]
+
+
+def _dense(shapes: Sequence[Shape], window: Window, like: Shape) -> Made:
+    if len(shapes[1]) != 2:
+        return conv(shapes, window, like)
+    need(window == Window(groups=1), f"a linear layer has no window; got {window}")
+    return linear(shapes, window, like)
+
+
+def add8(shapes: Sequence[Shape], attributes: Any, like: Shape) -> Made:
+    """That of the operands, which are alike."""
+    return _integers(alike(shapes, attributes, like))
+
+
+def max_pool8(shapes: Sequence[Shape], window: Window, like: Shape) -> Made:
+    """The image that a pooling makes, and its codes."""
+    return _integers(max_pool(shapes, window, like))
+
+
+def avg_pool8(shapes: Sequence[Shape], window: Window, like: Shape) -> Made:
+    """The image that a pooling makes."""
+    return _integers(avg_pool(shapes, window, like))
+
+
+def mask8(shapes: Sequence[Shape], attributes: Any, like: Shape) -> Made:
+    """A mask with one bit for each element."""
+    return [(_words(shapes[0], 1), I32)]
+
+
+def _integers(made: Made) -> Made:
+    """The first of them as int8."""
+    return [(made[0][0], I8), *made[1:]]
 
 
 # ---- normalisations --------------------------------------------------------------------------

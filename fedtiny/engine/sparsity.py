@@ -18,7 +18,7 @@ from fedtiny.engine.image import BITMAP, GAPS, NO_POOL
 from fedtiny.engine.ir import LIVE, Graph, Op, Window
 from fedtiny.engine.ops import SPARSE
 from fedtiny.errors import CompileError, ExperimentError
-from fedtiny.values import UNSENT, Layout
+from fedtiny.layout import UNSENT, Layout
 
 ESCAPE = 0xFFFF
 """A gap that stands for so many dead weights and no live one."""

@@ -25,7 +25,7 @@ from fedtiny.engine.program import Program
 from fedtiny.engine.torch_ops import carry_out
 from fedtiny.engine.torch_values import BATCH, Conversion, Held, Placed, Weight, made
 from fedtiny.errors import CompileError, GraphError
-from fedtiny.values import FROZEN
+from fedtiny.layout import FROZEN
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Float32

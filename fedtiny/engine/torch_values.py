@@ -19,7 +19,7 @@ from torch.fx import Node
 
 from fedtiny.engine.builder import Net, Value
 from fedtiny.errors import GraphError
-from fedtiny.values import FROZEN
+from fedtiny.layout import FROZEN
 
 BATCH = 2
 """Of the export: an operation that mixes the samples of a batch shows with two of them."""

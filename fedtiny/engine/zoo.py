@@ -1,4 +1,8 @@
-"""The models that ship, in builder form."""
+"""The models that ship, in builder form.
+
+There is no transformer: attention multiplies one activation by another, and every product of the
+ops is one with a parameter.
+"""
 
 from __future__ import annotations
 
@@ -205,27 +209,29 @@ def _residual(net: Net, x: Value, width: int, stride: int, norm: str) -> Value:
     return net.relu(net.add(inner, shortcut))
 
 
-_MOBILENET_V2 = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
+MOBILENET_V2 = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1),
                  (6, 160, 3, 2), (6, 320, 1, 1))  # fmt: skip
 """Expansion, channels, blocks and first stride (Sandler et al. 2018, table 2)."""
 
 
 def mobilenet_v2(
-    side: int = 96, classes: int = 10, width: float = 0.35, norm: str = "frozen"
-) -> Net:
-    """Inverted residual blocks over colour pictures (Sandler et al. 2018)."""
+    side: int = 96, classes: int = 10, width: float = 0.35, norm: str = "frozen",
+    lite: bool = False,
+) -> Net:  # fmt: skip
+    """Inverted residual blocks over colour pictures (Sandler et al. 2018). ``lite``: each with a
+    branch beside it, to be trained in its place by ``named:*.lite.*+biases``."""
     net = Net((side, side, 3))
-    value = net.relu6(_conv(net, net.input, _eighths(32 * width), 3, 2, norm))
-    for expansion, channels, blocks, stride in _MOBILENET_V2:
+    value = net.relu6(_conv(net, net.input, eighths(32 * width), 3, 2, norm))
+    for expansion, channels, blocks, stride in MOBILENET_V2:
         for block in range(blocks):
             step = stride if block == 0 else 1
-            value = _inverted(net, value, expansion, _eighths(channels * width), 3, step, norm)
+            value = _inverted(net, value, expansion, eighths(channels * width), 3, step, norm, lite)
     value = net.relu6(_conv(net, value, 1280, 1, 1, norm))
     net.linear(net.global_avg_pool(value), classes)
     return net
 
 
-_MCUNET = (
+MCUNET = (
     (1, 8, 3, 1), (3, 16, 7, 2), (3, 16, 3, 1), (3, 16, 3, 1), (4, 24, 5, 2), (3, 24, 5, 1),
     (4, 40, 7, 2), (3, 40, 3, 1), (4, 48, 5, 1), (3, 48, 5, 1), (5, 96, 5, 2), (4, 96, 3, 1),
     (4, 96, 7, 1), (6, 160, 3, 1),
@@ -233,28 +239,56 @@ _MCUNET = (
 """Expansion, channels, kernel and stride of each block."""
 
 
-def mcunet(side: int = 128, classes: int = 10, norm: str = "frozen") -> Net:
+def mcunet(side: int = 128, classes: int = 10, norm: str = "frozen", lite: bool = False) -> Net:
     """Inverted residual blocks with kernels of 3, 5 and 7, in the manner of MCUNet (Lin et al.
-    2020): 43 convolutions, 25 million multiply-adds at 128 x 128."""
+    2020): 42 convolutions, 23 million multiply-adds at 128 x 128. ``lite`` as in `mobilenet_v2`."""
     net = Net((side, side, 3))
     value = net.relu6(_conv(net, net.input, 16, 3, 2, norm))
-    for expansion, channels, kernel, stride in _MCUNET:
-        value = _inverted(net, value, expansion, channels, kernel, stride, norm)
+    for expansion, channels, kernel, stride in MCUNET:
+        value = _inverted(net, value, expansion, channels, kernel, stride, norm, lite)
     net.linear(net.global_avg_pool(value), classes)
     return net
 
 
 def _inverted(
-    net: Net, x: Value, expansion: int, width: int, kernel: int, stride: int, norm: str
+    net: Net, x: Value, expansion: int, width: int, kernel: int, stride: int, norm: str, lite: bool
 ) -> Value:
     inner = x.shape[-1] * expansion
     value = net.relu6(_conv(net, x, inner, 1, 1, norm)) if expansion > 1 else x
     value = net.relu6(_conv(net, value, inner, kernel, stride, norm, groups=inner))
     value = _conv(net, value, width, 1, 1, norm)
-    return net.add(value, x) if value.shape == x.shape else value
+    value = net.add(value, x) if value.shape == x.shape else value
+    return _with_branch(net, value, x, stride) if lite and expansion > 1 else value
 
 
-def _eighths(width: float) -> int:
+LITE_CHANNELS = 8
+"""Of a group of a lite branch."""
+
+
+def _with_branch(net: Net, value: Value, x: Value, stride: int) -> Value:
+    """A value plus a narrow view of the block's input (Cai et al. 2020: TinyTL).
+
+    The input is pooled where the block halves it, convolved in groups without an expansion, and
+    mixed; what is kept to train it is far narrower than what the block would keep. It starts as
+    nothing: the weights that mix are 0. Where the block keeps the extents so does the branch, since
+    no op here would enlarge a pooled one again.
+    """
+    name = f"{value.name}.lite"
+    reduced = net.avg_pool(x, 2, padding=_odd(x)) if stride == 2 else x
+    groups = x.shape[-1] // LITE_CHANNELS
+    inner = net.conv(reduced, x.shape[-1], 3, padding=1, groups=groups, name=f"{name}.groups")
+    mixed = net.conv(net.relu(inner), value.shape[-1], 1, name=f"{name}.mix")
+    net.start[f"{name}.mix.weight"] = np.zeros((1, 1, x.shape[-1], value.shape[-1]), np.float32)
+    net.start[f"{name}.mix.bias"] = np.zeros(value.shape[-1], np.float32)
+    return net.add(value, mixed)
+
+
+def _odd(x: Value) -> tuple[int, int, int, int]:
+    """The padding by which a 2 x 2 pooling of an odd image gives what a stride of 2 does."""
+    return (0, 0, x.shape[0] % 2, x.shape[1] % 2)
+
+
+def eighths(width: float) -> int:
     """The nearest multiple of eight, but not more than a tenth below the width."""
     rounded = max(8, int(width + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * width else rounded
@@ -279,25 +313,47 @@ def _conv(
 # ---- what `fedtiny zoo` shows ----------------------------------------------------------------
 
 
+_BIASES = "biases+last:1"
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A net of the zoo, by what it learns."""
+    """A net of the zoo, by what it learns.
+
+    ``plain`` makes it without normalisations, as int8 takes it; None if it has no such form.
+    ``sparse`` is an update plan between the biases and everything.
+    """
 
     make: Callable[[], Net]
+    plain: Callable[[], Net] | None
     loss: str
     takes: str
+    sparse: str = _BIASES
 
+
+def _entry(make: Callable[..., Net], takes: str, sparse: str = _BIASES) -> Entry:
+    return Entry(make, partial(make, norm="none"), "cross_entropy", takes, sparse)
+
+
+def _quarters(biases: int, convolutions: Sequence[int]) -> str:
+    """The head, some biases, and the first quarter of the inputs of some convolutions."""
+    weights = ",".join(f"conv{n}.weight{{in=1/4}}" for n in convolutions)
+    return f"biases:{biases}+last:1+named:{weights}"
+
+
+_MOBILENET_SPARSE = _quarters(22, (37, 40, 43, 46))
+"""The pointwise convolutions that expand blocks 13 to 16."""
 
 ZOO: Mapping[str, Entry] = {
-    "sine_mlp": Entry(sine_mlp, "mse", "a number"),
-    "digits_mlp": Entry(digits_mlp, "cross_entropy", "8 x 8 pixels"),
-    "har_conv": Entry(har_conv, "cross_entropy", "128 samples of motion, 6 axes"),
-    "omniglot_conv": Entry(omniglot_conv, "cross_entropy", "28 x 28 pixels"),
-    "omniglot_slim": Entry(omniglot_slim, "cross_entropy", "28 x 28 pixels"),
-    "ds_cnn": Entry(ds_cnn, "cross_entropy", "49 x 10 MFCCs"),
-    "cifar_conv": Entry(cifar_conv, "cross_entropy", "32 x 32 colour pixels"),
-    "resnet": Entry(resnet, "cross_entropy", "32 x 32 colour pixels"),
-    "mobilenet_v2": Entry(mobilenet_v2, "cross_entropy", "96 x 96 colour pixels"),
-    "mobilenet_v2_128": Entry(partial(mobilenet_v2, 128), "cross_entropy", "128 x 128 colour"),
-    "mcunet": Entry(mcunet, "cross_entropy", "128 x 128 colour pixels"),
+    "sine_mlp": Entry(sine_mlp, sine_mlp, "mse", "a number"),
+    "digits_mlp": Entry(digits_mlp, digits_mlp, "cross_entropy", "8 x 8 pixels"),
+    "har_conv": _entry(har_conv, "128 x 6 motion"),
+    "omniglot_conv": _entry(omniglot_conv, "28 x 28 pixels"),
+    "omniglot_slim": Entry(omniglot_slim, None, "cross_entropy", "28 x 28 pixels"),
+    "ds_cnn": _entry(ds_cnn, "49 x 10 MFCCs"),
+    "cifar_conv": Entry(cifar_conv, cifar_conv, "cross_entropy", "32 x 32 RGB"),
+    "resnet": _entry(resnet, "32 x 32 RGB"),
+    "mobilenet_v2": _entry(mobilenet_v2, "96 x 96 RGB", _MOBILENET_SPARSE),
+    "mobilenet_v2_128": _entry(partial(mobilenet_v2, 128), "128 x 128 RGB", _MOBILENET_SPARSE),
+    "mcunet": _entry(mcunet, "128 x 128 RGB", _quarters(22, (28, 31, 34, 37))),
 }

@@ -19,8 +19,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from fedtiny import references
 from fedtiny.data.tasks import build_task
 from fedtiny.engine.compile import Compilable, built_net
+from fedtiny.engine.quantize import FLOAT32, INT8
 from fedtiny.errors import ExperimentError, FedtinyError, did_you_mean
 from fedtiny.experiment import reading
+from fedtiny.experiment.online import contradictions as _online_contradictions
+from fedtiny.experiment.quantising import Ranged
 from fedtiny.experiment.reading import Keys, Origin, Table, dotted, kinds
 from fedtiny.experiment.schema import (
     Attack,
@@ -31,6 +34,7 @@ from fedtiny.experiment.schema import (
     Evaluation,
     Fleet,
     Model,
+    Online,
     Pretrain,
     Run,
 )
@@ -39,14 +43,16 @@ from fedtiny.registry.profiles import BOARDS, BoardProfile, board
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import FleetFacts, Strategy
 from fedtiny.strategies.table import build as build_strategy
+from fedtiny.update_plan import AUTO
 
 if TYPE_CHECKING:
     from fedtiny.data.tables import Task
-    from fedtiny.values import Layout
+    from fedtiny.layout import Layout
 
 _KEYS = ("seed", "seeded")
 _SECTIONS = (
     "model", "data", "device", "pretrain", "strategy", "fleet", "run", "attack", "evaluate",
+    "online",
 )  # fmt: skip
 _FIGURES = {
     "ram": "ram_bytes", "flash": "flash_bytes", "macs_per_s": "macs_per_s",
@@ -69,6 +75,7 @@ class Experiment:
         attack: Which devices of a simulated fleet lie, and how, if some do.
         strategy: ``[strategy]`` as written: the name or build of a strategy and its fields.
         evaluate: The named ways in which held-out devices adapt before they are judged.
+        online: The named ways in which devices meet a stream after the last round.
         given: The tables as they were written, settings included.
         origin: The file's name, its text, and the settings.
     """
@@ -85,6 +92,7 @@ class Experiment:
     run: Run
     attack: Attack | None
     evaluate: Mapping[str, Evaluation]
+    online: Mapping[str, Online]
     given: Table
     origin: Origin
 
@@ -144,6 +152,7 @@ class Experiment:
             run=reading.read(Run, tables["run"], origin, ("run",)),
             attack=_read_optional(Attack, given, origin, "attack"),
             evaluate=_read_evaluate(tables["evaluate"], origin),
+            online=_read_online(given.get("online"), origin),
             given=given,
             origin=origin,
         )
@@ -178,6 +187,8 @@ class Experiment:
             reserve_bytes=device.reserve,
             batch=device.batch,
             plan=device.plan,
+            dtype=device.dtype,
+            head=device.head if device.dtype == INT8 else FLOAT32,
             density=device.density,
         )
 
@@ -186,6 +197,11 @@ class Experiment:
         """Those that the profiles of the fleet have, ascending, each once."""
         return tuple(sorted({self.budget(name).density for name in self.fleet.profiles}))
 
+    @property
+    def dtypes(self) -> set[str]:
+        """Those that the profiles of the fleet have."""
+        return {self.budget(name).dtype for name in self.fleet.profiles}
+
     # ---- what it names ----
 
     def find_file(self, name: str) -> Path:
@@ -193,11 +209,16 @@ class Experiment:
         return Path(self.folder) / name
 
     def build_net(self) -> Compilable:
-        """The net of ``[model]``; its errors name the line as well."""
+        """The net of ``[model]``, with ranges of its activations if some device is int8; its errors
+        name the line as well."""
         name, arguments = self.model.build, self.model.arguments
         reference = name if ":" in name else f"fedtiny.engine.zoo:{name}"
         with self._blaming("model", {"build": name, **arguments}):
-            return built_net(lambda: references.call(reference, arguments), self.seed)
+            net = built_net(lambda: references.call(reference, arguments), self.seed)
+        if INT8 not in self.dtypes:
+            return net
+        with self._blaming("device", {"dtype": INT8}):
+            return Ranged.of(net)
 
     def build_task(self) -> Task:
         """The task of ``[data]``; its errors name the line as well."""
@@ -271,7 +292,8 @@ class Experiment:
             "fleet": _plain(self.fleet) | {"held_out": self.held_out},
             "run": _plain(self.run),
             **({"attack": _plain(self.attack)} if self.attack else {}),
-            "evaluate": {name: _plain(section) for name, section in self.evaluate.items()},
+            "evaluate": _each_plain(self.evaluate),
+            **({"online": _each_plain(self.online)} if self.online else {}),
         }
 
     def to_toml(self) -> str:
@@ -345,12 +367,31 @@ def _read_evaluate(table: Any, origin: Origin) -> dict[str, Evaluation]:
     }
 
 
+def _read_online(table: Any, origin: Origin) -> dict[str, Online]:
+    """One stream, or for each ``[online.NAME]`` one that takes the keys of ``[online]``, too."""
+    if table is None:
+        return {}
+    if not isinstance(table, Mapping):
+        return {"online": reading.read(Online, table, origin, ("online",))}
+    named = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    general = {key: value for key, value in table.items() if key not in named}
+    if not named:
+        return {"online": reading.read(Online, general, origin, ("online",))}
+    reading.read_values(kinds(Online), general, origin, ("online",))
+    return {
+        name: reading.read(Online, {**general, **own}, origin, ("online", name))
+        for name, own in named.items()
+    }
+
+
 # ---- what no single key can tell -------------------------------------------------------------
 
 
 def _contradictions(e: Experiment) -> Iterator[tuple[Keys, str]]:
     yield from _fleet_contradictions(e)
     yield from _attack_contradictions(e)
+    yield from _online_contradictions(e)
+    yield from _head_contradictions(e)
     for name in {**e.boards, **e.fleet.profiles}:
         yield from _board_contradictions(e, name)
 
@@ -364,6 +405,11 @@ def _fleet_contradictions(e: Experiment) -> Iterator[tuple[Keys, str]]:
         yield ("fleet", "traces"), "traces are only read with fleet.availability = 'traces'"
     if not e.held_out and not all(asked.trained for asked in e.evaluate.values()):
         yield ("evaluate",), "nobody is held out to be evaluated; raise fleet.held_out"
+
+
+def _head_contradictions(e: Experiment) -> Iterator[tuple[Keys, str]]:
+    if e.device.head == INT8 and INT8 not in (e.device.dtype, *e.dtypes):
+        yield ("device", "head"), "device.head = 'int8' is for dtype = 'int8'; no profile has that"
 
 
 def _attack_contradictions(e: Experiment) -> Iterator[tuple[Keys, str]]:
@@ -401,6 +447,18 @@ def _board_contradictions(e: Experiment, name: str) -> Iterator[tuple[Keys, str]
             ),
         )
         return
+    budget = e.budget(name)
+    if budget.dtype == INT8 and budget.density < 1:
+        where = next((place for place in (keys, ("device",)) if place[0] == "device"), keys)
+        yield (
+            where,
+            f"{name}: int8 stores every weight, and density is {budget.density:g}; set it to 1",
+        )
+    if budget.plan == AUTO and budget.density < 1:
+        yield (
+            ("device",),
+            f"{name}: plan = 'auto' is for density = 1, got {budget.density:g}; name a plan",
+        )
     whole = e.profile(name)
     for key, most in (("ram", whole.ram_bytes), ("flash", whole.flash_bytes)):
         if said.get(key, 0) > most:
@@ -430,6 +488,10 @@ def _plain(section: reading.Section) -> dict[str, Any]:
         for name, value in values
         if value is not None
     }
+
+
+def _each_plain(sections: Mapping[str, reading.Section]) -> dict[str, Any]:
+    return {name: _plain(section) for name, section in sections.items()}
 
 
 def _inline(section: Model | Data) -> dict[str, Any]:

@@ -7,16 +7,19 @@ from collections.abc import Iterator
 from fedtiny.engine.image import FEATURES
 from fedtiny.engine.program import Program
 from fedtiny.errors import FedtinyError
+from fedtiny.layout import Layout, Ranges
 from fedtiny.masks import remembered
 from fedtiny.tensors import FLOAT_BYTES
 from fedtiny.transforms import table
-from fedtiny.values import CALIBRATE, EVALUATE, TRAIN, Instruction, Layout, Ranges
+from fedtiny.values import CALIBRATE, EVALUATE, RANGES, TRAIN, Instruction
 
 
 def returned(program: Program, asked: Instruction) -> Ranges:
     """The coordinates that come back: of the model, of statistics of candidates, or of sums."""
     if asked.sums:
         return ((0, asked.sums.floats(program.layout)),)
+    if asked.returns == RANGES:
+        return () if program.range_parameters else ((0, asked.floats(program.layout)),)
     if asked.pools:
         return ((0, len(asked.candidates) * program.statistics_floats),)
     if asked.grow and asked.sends_gradient:
@@ -78,6 +81,8 @@ def flaws(program: Program, asked: Instruction) -> Iterator[str]:
         yield from _growth_flaws(program, asked)
     if asked.sums:
         yield from _sums_flaws(program, asked.sums.head)
+    if program.int8_parameters:
+        yield from _int8_flaws(program, asked)
     yield from _memory_flaws(program, asked)
     if program.density < 1 and picks_masks(asked) and "base_bytes" not in program.report():
         yield (
@@ -105,6 +110,16 @@ def _memory_flaws(program: Program, asked: Instruction) -> Iterator[str]:
             f"makes devices keep {needed:,} B beside the model, the Programs have memory for "
             f"{room:,} B; ask for as much in round 0 too"
         )
+
+
+def _int8_flaws(program: Program, asked: Instruction) -> Iterator[str]:
+    remedy = "; set device.dtype = 'float32'"
+    if any(phase.ahead for phase in asked.phases):
+        yield f"looks a step ahead, and the way back would round int8 weights{remedy}"
+    if picks_masks(asked):
+        yield f"has candidates by their seeds, which int8 has no ranges of activations for{remedy}"
+    if asked.sums and program.head in {p.name for p in program.int8_parameters}:
+        yield f"sums what {program.head} takes, which is int8; set device.head = 'float32'"
 
 
 def _sums_flaws(program: Program, head: str) -> Iterator[str]:

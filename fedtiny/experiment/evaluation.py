@@ -42,12 +42,12 @@ def summary(scores: Scores, labelled: bool) -> dict[str, Any]:
         for when in ("before", "after"):
             each = getattr(scores, f"{kind}_{when}")[judged] / scores.count[judged]
             label = f"{'accuracy' if kind == 'correct' else 'loss'}_{when}"
-            row[label], row[f"{label}_ci"] = _interval(each)
+            row[label], row[f"{label}_ci"] = interval(each)
     diverged = ~np.isfinite(scores.loss_before[judged] + scores.loss_after[judged])
     return row | ({"diverged": int(diverged.sum())} if diverged.any() else {})
 
 
-def _interval(each: Float64) -> tuple[float | None, float | None]:
+def interval(each: Float64) -> tuple[float | None, float | None]:
     """Mean, and half the width of its 95 % interval; None where a value is not finite."""
     if not each.size or not np.isfinite(each).all():
         return None, None

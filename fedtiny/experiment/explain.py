@@ -10,10 +10,12 @@ from fedtiny.engine.compile import build
 from fedtiny.engine.program import Program
 from fedtiny.experiment import rules
 from fedtiny.experiment.asking import picks_masks
+from fedtiny.experiment.online import instruction_of
 from fedtiny.experiment.schema import Budget
 from fedtiny.experiment.workload import Profile, Workload
+from fedtiny.registry.cost import BoardColumns, visit_cost
 from fedtiny.tensors import FLOAT_BYTES
-from fedtiny.values import Instruction, Masks
+from fedtiny.values import Instruction, Masks, Sgd
 from fedtiny.wire.visit import VisitBytes
 
 
@@ -45,10 +47,27 @@ class Pruning:
 
 
 @dataclass(frozen=True, slots=True)
+class OnlineCost:
+    """What meeting a stream takes of a profile: a Program with a batch of one sample, and for each
+    sample a prediction, and where the gate says so a step.
+
+    The costs are 0 where the Program does not fit, for these ``reasons``.
+    """
+
+    report: Mapping[str, int]
+    reasons: tuple[str, ...]
+    prediction_s: float = 0.0
+    step_s: float = 0.0
+    prediction_j: float = 0.0
+    step_j: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
 class Row:
     """One profile: its bytes, and what a visit costs it, or why it is never chosen.
 
-    ``report`` is that of the Program which was made, whether or not it fits. The costs are 0 when
+    ``dtype`` and ``plan`` are those of the Program which was made, whether or not it fits, and
+    ``report`` is its own. The costs are 0 when
     it does not. ``visit_bytes`` are those of a visit that trains, by a device that holds its mask;
     ``run_bytes`` is what all devices of the profile carry in the whole run, when every visit is
     made and those that can take part share the visits.
@@ -56,6 +75,8 @@ class Row:
 
     profile: str
     share: float
+    dtype: str
+    plan: str
     ram_given_bytes: int
     flash_given_bytes: int
     report: Mapping[str, int]
@@ -65,6 +86,7 @@ class Row:
     visit_bytes: int = 0
     run_bytes: float = 0.0
     pruning: Pruning | None = None
+    online: OnlineCost | None = None
 
     @property
     def fits(self) -> bool:
@@ -78,7 +100,10 @@ def explain(workload: Workload) -> list[Row]:
     counts = {part: float(column.mean()) for part, column in workload.counts.items()}
     asked = list(workload.rehearsal()) if workload.prunes else []
     twins = _Twins(workload)
-    return [_row(workload, profile, counts, asked, twins) for profile in workload.profiles]
+    rows = [_row(workload, profile, counts, asked, twins) for profile in workload.profiles]
+    if not workload.experiment.online:
+        return rows
+    return [replace(row, online=_online(workload, row.profile)) for row in rows]
 
 
 def _row(
@@ -89,10 +114,12 @@ def _row(
     twins: _Twins,
 ) -> Row:
     experiment, name = workload.experiment, profile.name
-    budget, share = experiment.budget(name), experiment.fleet.profiles[name]
+    budget, share = workload.budget(name), experiment.fleet.profiles[name]
     row = Row(
         profile=name,
         share=share,
+        dtype=budget.dtype,
+        plan=budget.plan,
         ram_given_bytes=budget.ram_bytes,
         flash_given_bytes=budget.flash_bytes,
         report=profile.needed.report(),
@@ -105,6 +132,20 @@ def _row(
     if program.density == 1:
         return row
     return _with_pruning(row, workload, program, asked, twins.of(budget))
+
+
+def _online(workload: Workload, name: str) -> OnlineCost:
+    """Of all streams together: they differ in what they reserve at most."""
+    asked = map(instruction_of, workload.experiment.online.values())
+    sgd = Sgd(clip=max(one.phases[0].sgd.clip for one in asked))
+    fitted = workload.fit(name, 1, sgd)
+    report = fitted.needed.report()
+    if fitted.reasons:
+        return OnlineCost(report, fitted.reasons)
+    macs = report["macs_per_forward"], report["macs_per_step"]
+    boards = BoardColumns.of([workload.experiment.profile(name)] * len(macs))
+    cost = visit_cost(boards, macs=macs, download_bytes=0, upload_bytes=0)
+    return OnlineCost(report, (), *cost.compute_s.tolist(), *cost.joules.tolist())
 
 
 def _with_costs(row: Row, workload: Workload, program: Program, counts: Mapping[str, float]) -> Row:

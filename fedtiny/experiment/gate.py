@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING
 
 from fedtiny.device.learner import Learner
 from fedtiny.engine.compile import build
-from fedtiny.values import FRESH, LOCAL
+from fedtiny.layout import FRESH, LOCAL
 
 if TYPE_CHECKING:
     from fedtiny.data.tables import Samples
     from fedtiny.engine.compile import Compilable
     from fedtiny.experiment import Experiment
+    from fedtiny.layout import Layout
     from fedtiny.tensors import Float32
-    from fedtiny.values import Layout
 
 BATCH = 16
 """Samples that are judged at a time; part of the result, as sums are rounded."""

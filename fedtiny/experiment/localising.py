@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from fedtiny.values import LOCAL, Layout
+from fedtiny.layout import LOCAL, Layout
 
 if TYPE_CHECKING:
     from collections.abc import Collection

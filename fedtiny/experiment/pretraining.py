@@ -10,6 +10,7 @@ from fedtiny.data.partitions import Partition
 from fedtiny.device.learner import Key, Learner
 from fedtiny.engine.compile import Compilable, build
 from fedtiny.errors import ExperimentError
+from fedtiny.experiment.planning import searched
 
 if TYPE_CHECKING:
     from fedtiny.data.tables import Task
@@ -31,6 +32,7 @@ def check_public(experiment: Experiment, task: Task) -> None:
     for name, keys, asked in (
         ("[pretrain]", ("pretrain",), experiment.pretrain),
         ("run.gate", ("run", "gate"), experiment.run.gate),
+        ("plan = 'auto'", ("device", "plan"), searched(experiment)),
     ):
         if asked:
             raise experiment.origin.error(
@@ -40,11 +42,12 @@ def check_public(experiment: Experiment, task: Task) -> None:
             )
 
 
-def pretrained(net: Compilable, loss: str, task: Partition, said: Pretrain, seed: int) -> Float32:
-    """The values of the dense net after its steps, the same on every host."""
-    program = build(net, loss=loss, batch=said.batch).program
-    learner = Learner(program)
-    learner.load(program.initial(seed))
+def pretrained(
+    net: Compilable, loss: str, task: Partition, said: Pretrain, model: Float32, seed: int
+) -> Float32:
+    """The model after the steps of the dense net, the same on every host."""
+    learner = Learner(build(net, loss=loss, batch=said.batch).program)
+    learner.load(model)
     key = Key(seed, 0, NOBODY)
     learner.train(*task.public_samples(seed), said.lr, said.steps, shuffle=True, key=key)
     model = np.asarray(learner.vector())

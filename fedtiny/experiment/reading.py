@@ -13,7 +13,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
-from fedtiny.errors import ExperimentError, did_you_mean
+from fedtiny.errors import CompileError, ExperimentError, did_you_mean
+from fedtiny.update_plan import AUTO, UpdatePlan
 from fedtiny.values import parse_bytes
 
 T = TypeVar("T")
@@ -234,10 +235,20 @@ def _shares(value: Any) -> dict[str, float]:
     return shares
 
 
+def _plan(value: Any) -> str:
+    text = exactly(str, value)
+    if text == AUTO:
+        return text
+    try:
+        UpdatePlan.parse(text)
+    except CompileError as error:
+        raise ExperimentError(str(error)) from None
+    return text
+
+
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BITS = {"bit/s": 1.0, "kbit/s": 1e3, "Mbit/s": 1e6, "Gbit/s": 1e9}
 _SOME_TIME = "such as '100ms', '10s', '5min' or '2h'"
-_PLAN = r"all|biases|last:[1-9]\d*|named:.+"
 
 Text = Annotated[str, Kind("a text of one character or more", matching(r"(?s).+"))]
 Flag = Annotated[bool, Kind("true or false", lambda value: exactly(bool, value))]
@@ -259,7 +270,13 @@ Shares = Annotated[
     Mapping[str, float], Kind("a table of profile = share whose shares add up to 1", _shares)
 ]
 Arguments = Annotated[Mapping[str, Any], Kind("a table", lambda value: exactly(dict, value))]
-Plan = Annotated[str, Kind("'all', 'biases', 'last:2' or 'named:fc.*,head.bias'", matching(_PLAN))]
+Plan = Annotated[
+    str,
+    Kind(
+        "'auto', or 'all', 'biases', 'last:2' or 'named:fc.*,conv2.weight{in=1/4}', joined by '+'",
+        _plan,
+    ),
+]
 
 
 def check_finite(value: Any, origin: Origin, keys: Keys = ()) -> None:

@@ -14,9 +14,9 @@ from fedtiny.strategies.base import Round
 from fedtiny.values import SCORE, TRAIN, Instruction
 
 if TYPE_CHECKING:
+    from fedtiny.layout import Layout
     from fedtiny.strategies.base import Strategy
     from fedtiny.tensors import Float32
-    from fedtiny.values import Layout
 
 
 @dataclass(frozen=True)

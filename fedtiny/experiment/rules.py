@@ -13,19 +13,21 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedtiny.experiment.reading import Keys
+from fedtiny.layout import LOCAL
 from fedtiny.strategies.krum import Krum
 from fedtiny.strategies.pruned import Pruned
 from fedtiny.strategies.robust import Robust
 from fedtiny.strategies.tinyreptile import TinyReptile
 from fedtiny.transforms.table import CLIPS, find
-from fedtiny.values import LOCAL, SUMS
+from fedtiny.values import SUMS
 
 if TYPE_CHECKING:
     from fedtiny.errors import ExperimentError
     from fedtiny.experiment import Experiment
     from fedtiny.experiment.workload import Workload
+    from fedtiny.layout import Layout
     from fedtiny.strategies.base import Strategy
-    from fedtiny.values import Instruction, Layout
+    from fedtiny.values import Instruction
 
 ERROR, WARNING, FINE = "error", "warning", "fine"
 
@@ -209,6 +211,7 @@ OVER_SELECTION = Trait(
 )
 SEEDED = Trait("seeded = true", ("seeded",), lambda c: c.experiment.seeded)
 ATTACK = Trait("an [attack]", ("attack",), lambda c: c.experiment.attack is not None)
+ONLINE = Trait("streams after the last round", ("online",), lambda c: bool(c.experiment.online))
 DEPLOYED = Trait("real devices", (), lambda c: c.deployed)
 
 
@@ -388,6 +391,11 @@ RULES: tuple[Rule, ...] = (
         DEPLOYED, MEMBERS, ERROR,
         "a coordinator judges on held-out devices alone, which keep nothing",
         'set evaluate.NAME.devices = "held-out"',
+    ),
+    Rule(
+        DEPLOYED, ONLINE, WARNING,
+        "streams that drift are simulated: a coordinator asks nobody after the last round",
+        "take [online] out",
     ),
 )  # fmt: skip
 

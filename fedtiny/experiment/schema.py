@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from fedtiny.data import recordings
+from fedtiny.data.domains import Change
 from fedtiny.errors import ExperimentError
 from fedtiny.experiment.reading import (
     Arguments,
@@ -40,10 +41,13 @@ class Model(Section):
 
     Attributes:
         build: A model of the zoo ("sine_mlp") or "module:function" that returns a builder net.
+        start: The model to start from, before ``[pretrain]``: an .npz file with an array for each
+            parameter, such as a run has left. Not given: initial values of the seed.
         arguments: Every other key of the section; its keyword arguments.
     """
 
     build: Text
+    start: Text | None = None
     arguments: Arguments = field(default_factory=dict)
 
 
@@ -141,8 +145,12 @@ class Device(Section):
         flash: Bytes for the Program and the runtime. Not given: all that the board has.
         reserve: RAM for the rest of the firmware or the operating system.
         batch: Samples in a training step.
-        plan: What is trained: "all", "last:2", "biases" or "named:fc.*".
-        dtype: The arithmetic of training.
+        plan: What is trained: "all", "last:2", "biases" or "named:fc.*"; rules are joined by "+".
+            "auto": what adds most within the budget, by the ``public`` samples of the data.
+        dtype: "float32"; or "int8": of activations, and of the weights in layers. The ranges of the
+            activations are those of ``model.start``, or are observed on the ``public`` samples of
+            the data; without either by the float32 devices, in a first round that trains nothing.
+        head: The same of the weights of the last layer, where dtype is "int8".
         density: The share of the weights of linear and convolutional layers that are live at once;
             below 1 the others take neither memory nor time, and the strategy must be one that
             prunes.
@@ -153,7 +161,8 @@ class Device(Section):
     reserve: Bytes = 0
     batch: Positive = 1
     plan: Plan = "all"
-    dtype: Literal["float32"] = "float32"
+    dtype: Literal["float32", "int8"] = "float32"
+    head: Literal["float32", "int8"] = "float32"
     density: Density = 1.0
 
 
@@ -208,6 +217,22 @@ def _over_selection(value: Any) -> float | str:
 
 
 OverSelection = Annotated[float | str, Kind("a number >= 1 or 'measured'", _over_selection)]
+
+
+def _drift(value: Any) -> str:
+    Change.parse(exactly(str, value))
+    return str(value)
+
+
+def _weights(value: Any) -> list[float]:
+    weights = [number(0)(weight) for weight in exactly(list, value)]
+    if not any(weights):
+        raise ValueError
+    return weights
+
+
+Drift = Annotated[str, Kind("a change of the inputs", _drift)]
+Weights = Annotated[list[float], Kind("a list of weights >= 0, one above", _weights)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,6 +332,49 @@ class Evaluation(Section):
 
 
 @dataclass(frozen=True, slots=True)
+class Online(Section):
+    """``[online]``: after the last round devices meet a stream that drifts, and learn from it.
+
+    Each sample is predicted first. Then the gate says whether the device takes a step on it.
+    ``[online.NAME]`` overrides keys, each name for a stream, or a gate, of its own.
+
+    Attributes:
+        samples: Samples of the stream.
+        lr: Learning rate of a step on one sample; not for the gate "never".
+        gate: When to take a step: "always"; "never"; "confidence", when 1 - the largest class
+            probability is above the threshold; "error", when the share of wrong predictions is.
+        threshold: From 0 to 1; of "confidence" and "error".
+        window: Of these two, the last samples over which the mean is taken.
+        drift: What becomes of the inputs: "rotate:DEGREES", "invert", "noise:DEVIATION" or
+            "contrast:FACTOR".
+        mix: What becomes of the labels: one weight a class.
+        drift_begins: Samples before the drift.
+        drift_ends: From this sample on all are of the new domain; between the two ever more. Not
+            given: from ``drift_begins`` on, a sudden drift.
+        repeats: Whether samples come again when a device has too few of its own.
+        support: Samples that the stream is drawn from; 0: as many as the task gives.
+        query: Samples to be judged on before and after the stream; 0: as many as the task gives.
+        clip: The norm that a gradient is clipped to; 0: it is not.
+        devices: Who meets a stream: "held-out", those that never train; or "all".
+    """
+
+    samples: Positive
+    lr: Rate | None = None
+    gate: Literal["always", "never", "confidence", "error"] = "always"
+    threshold: Probability | None = None
+    window: Positive = 1
+    drift: Drift | None = None
+    mix: Weights | None = None
+    drift_begins: Natural = 0
+    drift_ends: Natural | None = None
+    repeats: Flag = False
+    support: Natural = 0
+    query: Natural = 0
+    clip: NonNegative = 0.0
+    devices: Literal["held-out", "all"] = "held-out"
+
+
+@dataclass(frozen=True, slots=True)
 class Budget:
     """`Device` as it holds for one profile: what `compile` is called with."""
 
@@ -315,4 +383,6 @@ class Budget:
     reserve_bytes: int
     batch: int
     plan: str
+    dtype: str
+    head: str
     density: float

@@ -15,23 +15,32 @@ from fedtiny.data.tables import Task
 from fedtiny.engine import sparsity
 from fedtiny.engine.compile import Compilable, compile
 from fedtiny.engine.program import Program, initial_values
+from fedtiny.engine.quantize import INT8
 from fedtiny.errors import BudgetError, ExperimentError, StrategyError
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.asking import flaws, kept_vectors, measured, returned
 from fedtiny.experiment.gate import Gate, check_gate
 from fedtiny.experiment.localising import Localised
+from fedtiny.experiment.online import check as check_online
+from fedtiny.experiment.planning import found_budget
 from fedtiny.experiment.pretraining import check_public, pretrained
+from fedtiny.experiment.quantising import check_observers, with_public_ranges, with_some_ranges
 from fedtiny.experiment.rehearsal import Outlook, rehearsed
+from fedtiny.experiment.starting import started
+from fedtiny.layout import Layout
 from fedtiny.masks import remembered
 from fedtiny.registry.cost import BoardColumns, VisitCost, visit_cost
 from fedtiny.registry.match import misfits
 from fedtiny.rounds.rules import Rules
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import FleetFacts, Round, Strategy
-from fedtiny.values import QUERY, SUPPORT, TRAIN, Instruction, Layout, Sgd
+from fedtiny.tensors import FLOAT_BYTES
+from fedtiny.values import QUERY, SUPPORT, TRAIN, Instruction, Sgd
+from fedtiny.wire.int8 import grid_count, int8_bytes, weights_of
 from fedtiny.wire.visit import VisitBytes, visit_bytes
 
 if TYPE_CHECKING:
+    from fedtiny.experiment.schema import Budget
     from fedtiny.masks import Mask
     from fedtiny.tensors import Float32, Int64
 
@@ -73,7 +82,13 @@ class Workload:
         _check_fit(experiment, net, task)
         check_public(experiment, task)
         check_gate(experiment, net.graph(1).layout)
-        return cls(experiment, net, task, experiment.fit(strategy, _facts(experiment, net)))
+        check_online(experiment, task)
+        work = cls(experiment, net, task, experiment.fit(strategy, _facts(experiment, net)))
+        if work.quantises:
+            check_observers(
+                experiment, bool(getattr(task, "public", 0)), work.untrained, work.layout
+            )
+        return work
 
     @property
     def loss(self) -> str:
@@ -90,9 +105,17 @@ class Workload:
         """Whether some Program of the fleet has a density below 1."""
         return self.experiment.densities[0] < 1
 
+    @property
+    def quantises(self) -> bool:
+        """Whether some Program of the fleet is int8."""
+        return INT8 in self.experiment.dtypes
+
     @cached_property
     def untrained(self) -> Float32:
-        """The model as the run's seed draws it, with all of its weights."""
+        """The model that ``model.start`` names, or as the run's seed draws it, with all of its
+        weights."""
+        if self.experiment.model.start:
+            return started(self.experiment, self.layout)
         graph, seed = self.net.graph(1), self.experiment.seed
         return np.asarray(initial_values(graph.layout, graph.initial, graph.start, seed))
 
@@ -116,6 +139,8 @@ class Workload:
         model = np.zeros(self.layout.size, np.float32)
         if self.prunes:  # by magnitude
             model = self.untrained
+        if self.quantises:
+            model = with_some_ranges(self.layout, model)
         rounds = max(1, self.experiment.run.rounds)
         return rehearsed(self.strategy, self.layout, model, rounds)
 
@@ -207,7 +232,18 @@ class Workload:
         own = asked.of(program.density)
         mask = self.mask_of(own)
         back = returned(program, asked)
-        return visit_bytes(own, self.layout.size, back, measured(program, asked), mask)
+        measures, count = measured(program, asked), 0
+        if asked.kind == TRAIN and not asked.sends_gradient:
+            count = grid_count(self.layout, weights_of(program, asked), back)
+        nbytes = self.model_bytes(program, asked)
+        return visit_bytes(own, self.layout.size, back, measures, mask, nbytes, count)
+
+    def model_bytes(self, program: Program, asked: Instruction) -> int:
+        """Of the model as it travels to such a round."""
+        if weights := weights_of(program, asked):
+            return int8_bytes(self.layout, weights)
+        mask = self.mask_of(asked.of(program.density))
+        return FLOAT_BYTES * (mask.count if mask else self.layout.size)
 
     def mask_of(self, own: Instruction) -> Mask | None:
         """The mask of an instruction for one Program (`Instruction.of`), if it has one."""
@@ -225,25 +261,38 @@ class Workload:
                     f"{type(self.strategy).__name__}.ask in round {round.t:,} of {round.T:,} {flaw}"
                 )
 
+    def budget(self, name: str) -> Budget:
+        """That of a profile; a plan that it leaves open has been found."""
+        return found_budget(self, name)
+
+    def options(self, budget: Budget) -> dict[str, Any]:
+        """What a Program for the rounds is compiled with, within its budget."""
+        return {
+            "loss": self.loss,
+            "batch": budget.batch,
+            "plan": budget.plan,
+            "sgd": self.reserved,
+            "reserve": budget.reserve_bytes,
+            "density": budget.density,
+            "dtype": budget.dtype,
+            "head": budget.head,
+            "quantisable": self.quantises,
+            "bucket": calls.bucket(self.strategy, self.layout),
+            "dense_base": self.outlook.selects,
+            "kept_vectors": self._kept_vectors,
+        }
+
     def fit(self, name: str, batch: int = 0, sgd: Sgd | None = None) -> Profile:
         """The board of that name, with its Program for the rounds; or with ``sgd``, and maybe
         another batch, for an evaluation."""
-        budget = self.experiment.budget(name)
+        budget = self.budget(name)
+        options = self.options(budget)
+        if sgd:
+            options |= {"sgd": sgd, "bucket": 0, "dense_base": False, "kept_vectors": 0}
+        if batch:
+            options["batch"] = batch
         try:
-            program = compile(
-                self.net,
-                loss=self.loss,
-                ram=budget.ram_bytes,
-                flash=budget.flash_bytes,
-                batch=batch or budget.batch,
-                plan=budget.plan,
-                sgd=sgd or self.reserved,
-                reserve=budget.reserve_bytes,
-                density=budget.density,
-                bucket=0 if sgd else calls.bucket(self.strategy, self.layout),
-                dense_base=not sgd and self.outlook.selects,
-                kept_vectors=0 if sgd else self._kept_vectors,
-            )
+            program = compile(self.net, ram=budget.ram_bytes, flash=budget.flash_bytes, **options)
         except BudgetError as error:
             return Profile(name, cast("Program", error.program), (f"{name}: {error}",))
         card = self.experiment.profile(name).card()
@@ -251,11 +300,15 @@ class Workload:
 
     @cached_property
     def initial(self) -> Float32:
-        """The model before the first round: dense, and trained already if there is [pretrain]."""
-        seed, said = self.experiment.seed, self.experiment.pretrain
+        """The model before the first round: dense, trained already if there is [pretrain], and
+        calibrated for int8 if there are public samples."""
+        seed, said, model = self.experiment.seed, self.experiment.pretrain, self.untrained
+        public = cast("Partition", self.task)
         if said:
-            return pretrained(self.net, self.loss, cast("Partition", self.task), said, seed)
-        return self.untrained
+            model = pretrained(self.net, self.loss, public, said, model, seed)
+        if not self.quantises or not getattr(public, "public", 0):
+            return model
+        return with_public_ranges(self.net, self.loss, model, public.public_samples(seed))
 
     @cached_property
     def gate(self) -> Gate | None:

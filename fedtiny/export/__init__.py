@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedtiny.durable import naming_files
+from fedtiny.engine.image import NONE
 from fedtiny.engine.program import Program
 from fedtiny.engine.runtime import build
 from fedtiny.errors import RunError
@@ -96,10 +97,12 @@ def write_c(program: Program, vector: Float32, path: Path) -> None:
 
 def _header(program: Program) -> str:
     tables, classes = program.tables, program.loss == "cross_entropy"
+    scale = tables.tensors[tables.input].scale
     figures = {
         "IMAGE_BYTES": len(program.image),
         "VECTOR_FLOATS": tables.vector_floats,
         "PARAM_FLOATS": tables.param_floats,
+        "FROZEN_FLOATS": tables.frozen_words,
         "ARENA_FLOATS": -(-tables.arena_bytes // FLOAT_BYTES),
         "STATE_FLOATS": tables.state_floats,
         "BATCH": program.batch,
@@ -107,6 +110,8 @@ def _header(program: Program) -> str:
         "OUTPUTS": int(np.prod(program.output_shape)),
         "HAS_CLASSES": int(classes),
         "IS_PRUNED": int(program.density < 1),
+        "IS_INT8": int(scale != NONE),
+        "INPUT_SCALE_AT": tables.tensors[scale].offset // FLOAT_BYTES if scale != NONE else 0,
     }
     defines = "\n".join(f"#define MODEL_{name} {value}u" for name, value in figures.items())
     return (

@@ -31,8 +31,9 @@ from fedtiny.errors import StrategyError
 from fedtiny.flower.child import Child
 from fedtiny.flower.frames import Tree, pack, unpack
 from fedtiny.fold import Total, covered, delta_of
+from fedtiny.layout import Layout
 from fedtiny.strategies.base import Averaging, FleetFacts, Observed, Round, require
-from fedtiny.values import EVALUATE, Instruction, Layout, Transform, Update
+from fedtiny.values import EVALUATE, Instruction, Transform, Update
 
 if TYPE_CHECKING:
     from fedtiny.strategies.base import Contribution, State

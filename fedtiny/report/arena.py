@@ -48,7 +48,7 @@ _PARTS = dict(zip(
     ("#0072b2", "#e69f00", "#cc79a7", "#56b4e9", "#009e73", "#a3abb5", "#d55e00", "#f0e442"),
     strict=True,
 ))  # fmt: skip
-_STYLE: Any = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "arena",
     "font.size": 8.5,
@@ -79,7 +79,7 @@ def draw(graph: Graph, plan: MemoryPlan, report: Mapping[str, int], path: Path) 
     suffix = path.suffix.lower()
     if suffix not in FORMATS:
         raise ExperimentError(f"cannot draw {path.name}; the picture is a .png or an .svg file")
-    with rc_context(_STYLE):
+    with rc_context(STYLE):
         figure = Figure(figsize=_INCHES, layout="constrained")
         arena, ram = figure.subplots(1, 2, width_ratios=(14, 1))
         _draw_arena(arena, graph, plan)

@@ -73,6 +73,8 @@ def _part(name: str, nbytes: int, scale_bytes: float) -> str:
 def _said(profile: Mapping[str, Any]) -> str:
     given, needed = profile["ram_given_bytes"], profile["report"]["ram_bytes"]
     devices = f"{profile['devices']:,} devices · "
+    if "dtype" in profile:
+        devices += f"{profile['dtype']}, {escape(profile['plan'])} · "
     misfit = '<b class="bad">✕ does not fit</b> · ' if profile["reasons"] else ""
     return f"{devices}{misfit}{needed:,} of {given:,} B ({percent(needed / given)})"
 

@@ -10,6 +10,7 @@ from typing import Any
 from fedtiny.report import plots
 from fedtiny.report.markup import legend, line, swatch, wide_table
 from fedtiny.report.memory import memory_section
+from fedtiny.report.online import online_section
 from fedtiny.report.plots import SERIES
 from fedtiny.report.pruning import pruning_section
 from fedtiny.report.record import Point, Record
@@ -23,8 +24,8 @@ _DEVICES = '<{0} class="spare">{1}</{0}>'
 def page(record: Record) -> str:
     """The whole document."""
     sections = (
-        _header, _results, _learning, _training, pruning_section, memory_section, _facts,
-        _experiment,
+        _header, _results, _learning, online_section, _training, pruning_section, memory_section,
+        _facts, _experiment,
     )  # fmt: skip
     body = "\n".join(part for section in sections for part in section(record))
     style = files("fedtiny.report").joinpath("page.css").read_text(encoding="utf-8")

@@ -14,11 +14,13 @@ from matplotlib import rc_context
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from fedtiny.report.record import Point, Record, Series
+from fedtiny.report.record import Point, Record, Series, Stream
 from fedtiny.report.units import scale, time_scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from fedtiny.tensors import Float64
 
 SERIES = 6
 """Colours that the style sheet has; a seventh evaluation takes the first again."""
@@ -161,6 +163,42 @@ def participation(record: Record) -> Plot | None:
         axes.yaxis.set_major_formatter(FuncFormatter(_plain))
         _finish_x_axis(axes, "rounds", len(counts))
         return Plot("devices in a round", _svg(figure, "devices in a round"))
+
+
+# ---- online learning -------------------------------------------------------------------------
+
+
+def streams(met: Sequence[Stream]) -> list[Plot]:
+    """Those that drift alike, against the samples that they have met; the grey part is the drift.
+
+    The first plot shows how well they are predicted, the second where steps are taken.
+    """
+    return [_met(met, met[0].measure), _met(met, "steps")]
+
+
+def _met(met: Sequence[Stream], what: str) -> Plot:
+    curves = [np.array(each.curve) for each in met]
+    first, last = met[0], met[0].row["samples"]
+    with _drawing() as (figure, axes):
+        least = last / 300  # a sudden drift is a line
+        axes.axvspan(first.begins, max(first.ends, first.begins + least), color=_GRID, linewidth=0)
+        for index, curve in enumerate(curves):
+            _draw_met(axes, curve, what, _COLOURS[index % SERIES])
+        values = [value for curve in curves for value in curve[:, 1]]
+        shares = what == "steps"
+        title = _finish_value_axis(axes, "accuracy" if shares else what, values)
+        _finish_x_axis(axes, "samples met", last)
+        told = "samples with a step (%)" if shares else title
+        return Plot(told, _svg(figure, f"{what} against samples met, {first.domain}"))
+
+
+def _draw_met(axes: Axes, curve: Float64, what: str, colour: str) -> None:
+    x, y, half, shares = curve.T
+    if what == "steps":
+        y = shares
+    else:
+        axes.fill_between(x, y - half, y + half, color=colour, alpha=0.15, linewidth=0)
+    axes.plot(x, y, color=colour, marker=_marker(x), clip_on=False)
 
 
 # ---- pruning ---------------------------------------------------------------------------------

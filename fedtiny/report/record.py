@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from fedtiny.report.units import measured
+from fedtiny.report.units import measured, percent
 from fedtiny.runs import RunFolder
 from fedtiny.tensors import FLOAT_BYTES
 
@@ -40,6 +40,63 @@ class Point:
         if math.isnan(value):
             return "diverged" if self.row["devices"] else "nobody judged"
         return measured(name, value, half)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """What devices came to on one stream after the last round, and what was asked for."""
+
+    row: Mapping[str, Any]
+    asked: Mapping[str, Any]
+
+    @property
+    def measure(self) -> str:
+        """What was judged: "accuracy" or "loss"."""
+        return str(self.row["measure"])
+
+    @property
+    def begins(self) -> int:
+        """Samples before the drift."""
+        return int(self.asked["drift_begins"])
+
+    @property
+    def ends(self) -> int:
+        """From this sample on all are of the new domain."""
+        return int(self.asked.get("drift_ends", self.begins))
+
+    @property
+    def domain(self) -> str:
+        """What it drifts to, and when: ``rotate:90 from sample 200 on``."""
+        mix = f"labels mixed {', '.join(f'{w:g}' for w in self.asked.get('mix', ()))}"
+        what = [self.asked.get("drift"), mix if "mix" in self.asked else None]
+        until = f" until {self.ends:,}" if self.ends > self.begins else " on"
+        return f"{' and '.join(filter(None, what))} from sample {self.begins:,}{until}"
+
+    def value(self, name: str) -> tuple[float, float]:
+        """A measure and the half-width of its 95 % interval, an accuracy in percent; NaN where
+        there is none."""
+        factor = 100.0 if self.measure == "accuracy" else 1.0
+        key = name if name == "forgetting" else f"{self.measure}_{name}"
+        pair = self.row.get(key), self.row.get(f"{key}_ci")
+        value, half = (math.nan if one is None else factor * one for one in pair)
+        return value, half
+
+    @property
+    def steps(self) -> str:
+        """The share of the samples on which a step was taken, as people read it."""
+        return percent(self.row["adapted"]) if self.row["adapted"] else "none"
+
+    @property
+    def curve(self) -> list[tuple[float, float, float, float]]:
+        """Window by window: the sample in its middle, the measure with its half-width, and the
+        share of samples with a step."""
+        width, names = self.row["window_samples"], (f"{self.measure}_curve", "adapted_curve")
+        means, shares = (self.row[name] for name in names)
+        halves = self.row[f"{names[0]}_ci"]
+        ends = (min((i + 1) * width, self.row["samples"]) for i in range(len(means)))
+        places = [(i * width + end) / 2 for i, end in enumerate(ends)]
+        known = ([math.nan if v is None else v for v in column] for column in (means, halves))
+        return list(zip(places, *known, shares, strict=True))
 
 
 @dataclass(frozen=True)
@@ -132,6 +189,13 @@ class Record:
                 point = Point(row["round"], row["time_s"], nbytes, energy_j, row)
                 found.setdefault(row["name"], []).append(point)
         return found
+
+    @cached_property
+    def online(self) -> dict[str, Stream]:
+        """What came of each stream, by the name of its section."""
+        asked = self.experiment.get("online", {})
+        rows = (row for row in self.history if row["kind"] == "online" and row["devices"])
+        return {row["name"]: Stream(row, asked[row["name"]]) for row in rows}
 
     def telemetry(self, kind: str) -> Series:
         """What the strategy told in its rounds under ``KIND.NAME``, by that name."""

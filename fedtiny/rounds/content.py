@@ -11,18 +11,20 @@ import numpy as np
 
 from fedtiny.errors import UpdateError
 from fedtiny.fold import FoldRule, Total, covered, delta_of
+from fedtiny.layout import Layout, length
 from fedtiny.masks import remembered
+from fedtiny.rounds import calibration
 from fedtiny.rounds.measures import Measures
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import Observed, Round, Strategy
 from fedtiny.tensors import FLOAT_BYTES, raw
-from fedtiny.values import TRAIN, Instruction, Layout, Update, length
+from fedtiny.values import RANGES, TRAIN, Instruction, Update
 
 if TYPE_CHECKING:
+    from fedtiny.layout import Coverage
     from fedtiny.masks import Mask
     from fedtiny.strategies.base import Contribution, State
     from fedtiny.tensors import Float32, Float64, Int64
-    from fedtiny.values import Coverage
 
 Gate = Callable[["Float32", "Float32"], Mapping[str, float | None] | None]
 """Given the model before a round and the one after it: why that is held back; None if it is not."""
@@ -82,8 +84,11 @@ class OpenRound:
         version: int = 0,
         bases: Mapping[int, Float32] = _NO_BASES,
     ) -> OpenRound:
-        """The round as the strategy asks for it."""
-        asked = calls.ask(strategy, round, state, layout)
+        """The round as the strategy asks for it, or one that calibrates the model for it."""
+        if calibration.is_due(layout, model):
+            asked = calibration.instruction(strategy, calls.masks(strategy, round, state, layout))
+        else:
+            asked = calls.ask(strategy, round, state, layout)
         return cls(strategy, round, layout, asked, model, state, version, bases)
 
     @property
@@ -163,6 +168,8 @@ class OpenRound:
             return None
         if update.samples < 1:
             raise UpdateError(f"{update.samples:,} samples; an update is made of at least one")
+        if self.instruction.returns == RANGES and not update.ranges:
+            return part  # its Program observes none
         if isinstance(part, Total):
             weight = self.weights(np.array([update.samples], np.float64), update.version)
             return part.add(update, self._base_of(update.version), float(weight[0]))
@@ -225,8 +232,12 @@ class OpenRound:
 
     def _observe(self, parts: Sequence[Part], measures: Measures) -> Conclusion:
         totals = [part for part in parts if isinstance(part, Total)]
-        seen = Observed(reduce(Total.merge, totals) if totals else None, measures.values())
-        model, state = calls.observe(self.strategy, self.round, self.model, seen, self.state)
+        total, state = reduce(Total.merge, totals) if totals else None, self.state
+        if self.instruction.returns == RANGES:
+            model = calibration.calibrated(self.layout, self.model, total, self.round)
+        else:
+            seen = Observed(total, measures.values())
+            model, state = calls.observe(self.strategy, self.round, self.model, seen, state)
         return Conclusion(None if model is self.model else (), model, state)
 
 

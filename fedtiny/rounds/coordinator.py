@@ -16,6 +16,7 @@ import numpy as np
 
 from fedtiny.errors import RunError, UpdateError
 from fedtiny.fold import Total
+from fedtiny.layout import Layout
 from fedtiny.rounds import journal as records
 from fedtiny.rounds import machine
 from fedtiny.rounds.content import Conclusion, Gate, OpenRound, Part
@@ -44,7 +45,7 @@ from fedtiny.rounds.measures import Measures
 from fedtiny.rounds.rules import Rules
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import Round, Strategy
-from fedtiny.values import Instruction, Layout, Lease, Receipt, Update, round_of
+from fedtiny.values import Instruction, Lease, Receipt, Update, round_of
 
 if TYPE_CHECKING:
     from fedtiny.rounds.journal import Journal

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from fedtiny.errors import RunError
 from fedtiny.fold import Total
+from fedtiny.layout import Layout
 from fedtiny.rounds import machine
 from fedtiny.rounds.events import Carry, Grant, Open
 from fedtiny.rounds.measures import Measures
 from fedtiny.rounds.rules import Rules
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import Round, Strategy
-from fedtiny.values import Layout
 
 if TYPE_CHECKING:
     from fedtiny.rounds.content import Part

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fedtiny.experiment.asking import measured
+from fedtiny.experiment.asking import measured, returned
+from fedtiny.layout import Layout, Ranges, length
 from fedtiny.tensors import raw
 from fedtiny.transforms.quantisers import FORMS
 from fedtiny.transforms.sparsifiers import PLACE_BYTES, count_of, shared_mask
 from fedtiny.transforms.table import QUANTISES, SPARSIFIES, find
-from fedtiny.values import TRAIN, VOTES, Instruction, Layout, Ranges, Update, length
+from fedtiny.values import TRAIN, VOTES, Instruction, Update
 from fedtiny.wire.codec import mask_name
 
 if TYPE_CHECKING:
@@ -48,10 +49,10 @@ class Expected:
         seed: int,
     ) -> tuple[Expected, ...]:
         """What any of the Programs may send, each once; ``mask`` reads the blob of one."""
-        each = []
+        each, trains = [], asked.kind == TRAIN
         for program in programs:
             own = asked.of(program.density)
-            ranges, read = _ranges(program, own, layout), mask(own.mask) if own.mask else None
+            ranges, read = returned(program, own), mask(own.mask) if own.mask and trains else None
             names = measured(program, own)
             each.append(cls(own, layout, ranges, names, read, seed, program.batch))
         return tuple(dict.fromkeys(each))
@@ -166,12 +167,6 @@ def flaw_of(update: Update, expected: Sequence[Expected]) -> str:
     return flaws[0] if all(flaws) else ""
 
 
-def _ranges(program: Program, asked: Instruction, layout: Layout) -> Ranges:
-    if asked.pools or asked.sums:
-        return ((0, asked.floats(layout)),)
-    return program.sent_ranges(asked) if asked.kind == TRAIN else ()
-
-
 def _ones(count: int) -> bytes:
     return np.ones(count, np.float32).tobytes()
 
@@ -190,7 +185,15 @@ def flaw_of_measures(measures: Mapping[str, float], asked: Collection[str]) -> s
 
 
 def _within(ranges: Ranges, asked: Ranges) -> bool:
-    return all(any(a <= start and stop <= b for a, b in asked) for start, stop in ranges)
+    """Whether each of these is part of one that was asked for; all of them ascend."""
+    left = iter(asked)
+    begin, end = next(left, (0, 0))
+    for start, stop in ranges:
+        while end < stop:
+            begin, end = next(left, (stop, stop))
+        if start < begin:
+            return False
+    return True
 
 
 def _told(ranges: Ranges) -> str:

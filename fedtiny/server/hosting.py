@@ -177,8 +177,8 @@ class Hosted:
         """How many leases may still bring an update."""
         return int(self.coordinator.rounds.leases.is_open.sum())
 
-    def due(self, lease: int) -> codec.Due:
-        """What the payload of an update on a lease may be."""
+    def due(self, lease: int, base: bytes) -> codec.Due:
+        """What the payload of an update on a lease may be that started from the model ``base``."""
         layout, rounds = self.work.layout, self.coordinator.rounds
         most_bytes = layout.nbytes + _BYTES_A_RANGE * (len(layout.parameters) + 4)
         if rounds.phase != "open":
@@ -191,7 +191,8 @@ class Hosted:
             drawn = shared_masks(asked, self.identity.seed, given, layout.size)
             return codec.Due(size, most_bytes, {**self.models.masks(asked.masks), **drawn})
         if not asked.grow:
-            return codec.Due(size, most_bytes, self.models.masks(asked.masks))
+            steps = self.models.steps(base)
+            return codec.Due(size, most_bytes, self.models.masks(asked.masks), steps=steps)
         most_bytes += layout.size // 8 + _BYTES_A_PLACE * sum(most for _, most in asked.grow)
         return codec.Due(size, most_bytes, self.models.masks(asked.masks), layout)
 
@@ -323,10 +324,10 @@ class Hosted:
         assert program is not None
         detached, blobs = _detached(instruction, program.density)
         self.models.lend(blobs)
-        mask = instruction.of(program.density).mask or b""
+        form = self.models.form_of(program, instruction)
         return codec.Work(
             self.run, self.identity.seed, lease, lease.deadline - now, detached,
-            self.models.manifest_of(program), self.models.manifest(lease.version, mask),
+            self.models.manifest_of(program), self.models.manifest(lease.version, form),
         )  # fmt: skip
 
     # ---- updates that arrive
@@ -350,8 +351,9 @@ class Hosted:
 
     def _offer(self, now: float, offers: Sequence[Offered]) -> list[Receipt]:
         flaws = {o.update.lease: flaw for o in offers if (flaw := self._flaw(o))}
+        updates = [o.update if o.update.lease in flaws else self._folded(o) for o in offers]
         with self._telling(now):
-            receipts = self.coordinator.submit(now, [o.update for o in offers], flaws)
+            receipts = self.coordinator.submit(now, updates, flaws)
             self._count(offers, receipts)
         return receipts
 
@@ -371,9 +373,19 @@ class Hosted:
         if version not in self.coordinator.bases:  # stale, which the rounds know
             return ""
         asked = self.coordinator.open.instruction
-        if not self.models.is_version(version, offer.base, asked.masks):
+        if self.models.form(version, offer.base, asked) is None:
             return f"it says version {version:,}, but its base is another model"
         return flaw_of(update, self._expected(asked))
+
+    def _folded(self, offer: Offered) -> Update:
+        """The update as the rounds take it, whatever form of the model it started from."""
+        update = offer.update
+        if self.coordinator.rounds.phase != "open":
+            return update
+        opened = self.coordinator.open
+        form = self.models.form(update.version, offer.base, opened.instruction)
+        is_of_values = opened.trains and not opened.sends_deltas
+        return self.models.with_whole_base(update, form) if form and is_of_values else update
 
     def _expected(self, asked: Instruction) -> Sequence[Expected]:
         if self._expects[0] != asked:

@@ -99,6 +99,8 @@ def _profiles(hosted: Hosted) -> list[dict[str, Any]]:
     return [
         {
             "name": profile.name,
+            "dtype": hosted.work.experiment.budget(profile.name).dtype,
+            "plan": hosted.work.budget(profile.name).plan,
             "devices": counts[profile.name],
             "reasons": list(profile.reasons),
             "report": profile.needed.report(),

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from fedtiny.errors import RunError
+from fedtiny.fold import covered
+from fedtiny.layout import coordinates
 from fedtiny.masks import Mask, remembered
 from fedtiny.registry.match import misfits
 from fedtiny.server.facts import read_fact, write_fact
+from fedtiny.tensors import raw
 from fedtiny.wire.codec import Manifest, mask_name
+from fedtiny.wire.int8 import Weights, read_int8, steps_of, weights_of, write_int8
 
 if TYPE_CHECKING:
     from fedtiny.engine.program import Program
@@ -23,9 +27,21 @@ if TYPE_CHECKING:
     from fedtiny.server.signing import Signer
     from fedtiny.server.storage import Database
     from fedtiny.tensors import Float32
-    from fedtiny.values import DeviceCard, Masks
+    from fedtiny.values import DeviceCard, Instruction, Masks, Update
 
 PROGRAM, MODEL = "program", "model"
+
+
+class Form(NamedTuple):
+    """How a model travels: the live values under a ``mask``, or with these ``weights`` as int8."""
+
+    mask: bytes = b""
+    weights: Weights = ()
+
+
+WHOLE = Form()
+"""All values, float32."""
+
 _OLDER, _OLDER_BYTES = 3, 1 << 23
 """How many older versions can be fetched, and their bytes at most."""
 _MOST_CARDS = 1000
@@ -69,18 +85,20 @@ class Shelf:
 class Models:
     """The blobs of one run. Its ``blobs`` are read by the thread of the service as well.
 
-    A model can be fetched whole, or under a mask: then it is the values of the live coordinates,
-    made when first asked for.
+    A model can be fetched whole; under a mask, as the values of the live coordinates; or with some
+    weights as int8. Forms that are not whole are made when first asked for.
     """
 
     def __init__(self, database: Database, signer: Signer, run: bytes, work: Workload) -> None:
         self._database, self._signer, self._run, self._work = database, signer, run, work
         self.training = Shelf(work.profiles)
         self.blobs: dict[bytes, bytes] = {}
-        self._manifests: dict[tuple[int, bytes], Manifest] = {}
-        """By version, and mask if there is one."""
+        self._manifests: dict[tuple[int, Form], Manifest] = {}
         self._programs: dict[str, Manifest] = {}
         self._lent: set[bytes] = set()
+        self._int8: dict[bytes, Weights] = {}
+        """By the digest of a model that is held, which of its weights are int8."""
+        self._steps = lru_cache(_MOST_ROUNDS)(partial(steps_of, work.layout))
         self.masks = lru_cache(_MOST_ROUNDS)(self._masks)
 
     # ---- Programs
@@ -139,13 +157,15 @@ class Models:
 
     def hold(self, version: int, model: Float32) -> None:
         """This version can be fetched from now on."""
-        self._hold(version, b"", model.tobytes())
+        self._hold(version, WHOLE, model.tobytes())
 
-    def _hold(self, version: int, mask: bytes, body: bytes) -> None:
+    def _hold(self, version: int, form: Form, body: bytes) -> None:
         digest = hashlib.sha256(body).digest()
         self.blobs[digest] = body
         manifest = self._signed(Manifest(MODEL, version, len(body), digest))
-        self._manifests[version, mask] = manifest
+        self._manifests[version, form] = manifest
+        if form.weights:
+            self._int8[digest] = form.weights
 
     def keep(self, version: int) -> None:
         """Store this version, so that it can be fetched after a restart."""
@@ -173,19 +193,53 @@ class Models:
                 "version = 0)", (self._run, version, self._run),
             )  # fmt: skip
 
-    def manifest(self, version: int, mask: bytes = b"") -> Manifest:
-        """The signed manifest of a version that is held, whole or under a mask."""
-        if mask and (version, mask) not in self._manifests:
-            whole = np.frombuffer(self.blobs[self.manifest(version).digest], np.float32)
-            self._hold(version, mask, whole[self.mask(mask).bools].tobytes())
-        return self._manifests[version, mask]
+    def form_of(self, program: Program, asked: Instruction) -> Form:
+        """In which form a Program gets the model that is asked this."""
+        return Form(asked.of(program.density).mask or b"", weights_of(program, asked))
 
-    def is_version(self, version: int, digest: bytes, masks: Masks) -> bool:
-        """Whether the version is held and has this digest, whole or under one of the masks."""
-        if (version, b"") not in self._manifests:
-            return False
-        forms = (b"", *(blob for _, blob in masks))
-        return any(self.manifest(version, form).digest == digest for form in forms)
+    def manifest(self, version: int, form: Form = WHOLE) -> Manifest:
+        """The signed manifest of a version that is held, in a form."""
+        if (version, form) not in self._manifests:
+            whole = np.frombuffer(self.blobs[self._manifests[version, WHOLE].digest], np.float32)
+            self._hold(version, form, self._formed(whole, form))
+        return self._manifests[version, form]
+
+    def _formed(self, whole: Float32, form: Form) -> bytes:
+        if form.mask:
+            return whole[self.mask(form.mask).bools].tobytes()
+        return write_int8(self._work.layout, form.weights, whole)
+
+    def form(self, version: int, digest: bytes, asked: Instruction) -> Form | None:
+        """The form with this digest in which a Program that is asked this may have got the version;
+        None if that is not held, or has no such form."""
+        if (version, WHOLE) not in self._manifests:
+            return None
+        programs = (profile.program for profile in self.training.profiles)
+        given = (self.form_of(program, asked) for program in programs if program)
+        masked = (Form(blob) for _, blob in asked.masks)
+        forms = dict.fromkeys((WHOLE, *masked, *given))
+        return next((f for f in forms if self.manifest(version, f).digest == digest), None)
+
+    def steps(self, digest: bytes) -> bytes:
+        """The step of each coordinate of the model with this digest; empty if it has no int8."""
+        weights = self._int8.get(digest)
+        body = self.blobs.get(digest)
+        return self._steps(weights, body) if weights and body else b""
+
+    def with_whole_base(self, update: Update, form: Form) -> Update:
+        """An update of values to a model that was sent in a form, as if it had been sent whole: its
+        int8 have moved as far from there. The same bits as those of a device that got it whole."""
+        if not (form.weights and update.nbytes):
+            return update
+        layout, version = self._work.layout, update.version
+        whole, sent = (self.blobs[self.manifest(version, f).digest] for f in (WHOLE, form))
+        base, at = np.frombuffer(whole, np.float32), covered(update.coverage)
+        held = np.frombuffer(read_int8(layout, form.weights, sent), np.float32)
+        values = np.frombuffer(raw(update.values), np.float32).copy()
+        ours = np.isin(at, coordinates(layout.ranges(form.weights)))
+        there = at[ours]
+        values[ours] = base[there] + (values[ours] - held[there])
+        return replace(update, values=values.tobytes())
 
     def mask(self, blob: bytes) -> Mask:
         """The mask of a blob."""
@@ -212,6 +266,7 @@ class Models:
         dropped = {m.digest for m in self._manifests.values()} | self._lent
         for digest in dropped - {m.digest for m in kept.values()}:
             self.blobs.pop(digest, None)
+            self._int8.pop(digest, None)
         self._manifests, self._lent = kept, set()
 
     def _signed(self, manifest: Manifest) -> Manifest:

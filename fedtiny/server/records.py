@@ -24,12 +24,13 @@ import numpy as np
 
 from fedtiny.errors import DataError, RunError
 from fedtiny.fold import FoldRule, Total
+from fedtiny.layout import Ranges
 from fedtiny.masks import Mask
 from fedtiny.rounds.events import Carry, Grant, Open
 from fedtiny.rounds.journal import Accepted, Pending
 from fedtiny.rounds.measures import Measures
 from fedtiny.tensors import raw
-from fedtiny.values import Ranges, Update
+from fedtiny.values import Update
 
 if TYPE_CHECKING:
     import numpy.typing as npt

@@ -135,7 +135,7 @@ class FleetService:
         hosted = self.conductor.by_id.get(request.update.run)
         if hosted is None:
             await self._refuse_run(context, request.update.run)
-        due = hosted.due(request.update.lease)
+        due = hosted.due(request.update.lease, request.update.base)
         payload = self.uploads.add(device, request, due.most_bytes)
         if isinstance(payload, int):
             reply = pb.SubmitReply(received=payload)

@@ -207,7 +207,8 @@ class Sittings:
             if device in sitting.results or program is None:
                 continue
             id = EVALUATION | sitting.number << 32 | device
-            lease = Lease(id, device, sitting.round, sitting.version, deadline)
+            # Round 0: whatever is drawn is the same each time, as in a simulated run.
+            lease = Lease(id, device, 0, sitting.version, deadline)
             sitting.leases[device] = lease
             sitting.closes_at = min(sitting.closes_at, deadline)
             return lease, replace(sitting.way.instruction, masks=sitting.masks), program

@@ -22,7 +22,9 @@ from fedtiny.engine.program import Program
 from fedtiny.errors import DataError
 from fedtiny.experiment.evaluation import Scores
 from fedtiny.fold import Total, covered
+from fedtiny.layout import coordinates
 from fedtiny.masks import remembered
+from fedtiny.rounds import calibration
 from fedtiny.simulator.attacks import Attackers
 from fedtiny.simulator.keeping import Keeping
 from fedtiny.simulator.visits import (
@@ -33,7 +35,7 @@ from fedtiny.simulator.visits import (
     is_collected,
     told,
 )
-from fedtiny.values import LOCAL_VALUES, OWN_MODEL, RESIDUAL, Instruction, coordinates
+from fedtiny.values import LOCAL_VALUES, OWN_MODEL, RESIDUAL, Instruction
 
 if TYPE_CHECKING:
     from fedtiny.engine.fleet_call import Visits
@@ -135,6 +137,8 @@ class ColumnWorkers:
     def _evaluate(
         self, program: Program, task: Task, instruction: Instruction, model: Float32, devices: Int64
     ) -> Scores:
+        if program.range_parameters and calibration.is_due(program.layout, model):
+            return self._objects.evaluate(program, task, instruction, model, devices)
         try:
             samples = task.native(self.run, 0, devices)
         except DataError:  # one device's samples are bad: the objects find out whose

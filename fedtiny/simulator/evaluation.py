@@ -16,7 +16,7 @@ from fedtiny.data.tables import Task
 from fedtiny.engine.program import Program
 from fedtiny.errors import ExperimentError, RunError
 from fedtiny.experiment.evaluation import Scores, instruction_of, summary
-from fedtiny.experiment.schema import Evaluation
+from fedtiny.experiment.schema import Evaluation, Online
 from fedtiny.experiment.workload import Workload
 from fedtiny.simulator.fleet import Fleet
 from fedtiny.simulator.visits import Workers
@@ -38,19 +38,10 @@ class Adaptation:
     @classmethod
     def of(cls, name: str, asked: Evaluation, workload: Workload, fleet: Fleet) -> Adaptation:
         """What an experiment asks for. Raises RunError when it fits none of the devices."""
-        instruction = instruction_of(asked)
-        fitted = [workload.fit(p.name, asked.batch, instruction.sgd) for p in fleet.profiles]
+        instruction, section = instruction_of(asked), f"evaluate.{name}"
         judged = fleet.training if asked.trained else fleet.held_out
-        kind = fleet.profile[judged]
-        programs = tuple(
-            (p.program, judged[kind == i])
-            for i, p in enumerate(fitted)
-            if p.program and (kind == i).any()
-        )
-        if not programs:
-            reasons = "; ".join(r for p in fitted for r in p.reasons)
-            raise RunError(f"evaluation {name!r} fits no {asked.devices} device: {reasons}")
-        return cls(name, _resized(workload.task, name, asked), instruction, programs)
+        programs = fitted(section, workload, fleet, judged, asked.batch, instruction)
+        return cls(name, resized(workload.task, section, asked), instruction, programs)
 
     def run(self, workers: Workers, model: Float32, masks: Masks = ()) -> dict[str, Any]:
         """Means over devices with 95 % intervals: a row of the history."""
@@ -63,15 +54,40 @@ class Adaptation:
         return summary(Scores(*map(np.concatenate, columns)), self.task.classes is not None)
 
 
-def _resized(task: Task, name: str, asked: Evaluation) -> Task:
-    """The task with the adaptation's own number of samples."""
+def fitted(
+    section: str,
+    workload: Workload,
+    fleet: Fleet,
+    devices: Int64,
+    batch: int,
+    instruction: Instruction,
+) -> tuple[tuple[Program, Int64], ...]:
+    """A Program for each kind of these devices that it fits, and who they are.
+
+    Raises RunError when it fits none of them.
+    """
+    made = [workload.fit(p.name, batch, instruction.sgd) for p in fleet.profiles]
+    kind = fleet.profile[devices]
+    programs = tuple(
+        (p.program, devices[kind == i])
+        for i, p in enumerate(made)
+        if p.program and (kind == i).any()
+    )
+    if not programs:
+        reasons = "; ".join(r for p in made for r in p.reasons)
+        raise RunError(f"{section} fits none of its {devices.size:,} devices: {reasons}")
+    return programs
+
+
+def resized(task: Task, section: str, asked: Evaluation | Online) -> Task:
+    """The task with a section's own number of samples."""
     sizes = {key: getattr(asked, key) for key in ("support", "query") if getattr(asked, key)}
     if not sizes:
         return task
     if not all(hasattr(task, key) for key in sizes):
         raise ExperimentError(
-            f"evaluate.{name} sets {', '.join(sizes)}, which {type(task).__name__} has not; "
+            f"{section} sets {', '.join(sizes)}, which {type(task).__name__} has not; "
             "set the sizes in [data]"
         )
-    resized: Task = replace(task, **sizes)  # type: ignore[type-var]
-    return resized
+    changed: Task = replace(task, **sizes)  # type: ignore[type-var]
+    return changed

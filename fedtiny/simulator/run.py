@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import signal
 import threading
 import time
@@ -19,8 +20,8 @@ from fedtiny.simulator.clock import format_time
 from fedtiny.simulator.simulation import DeviceForm, Simulation
 
 if TYPE_CHECKING:
+    from fedtiny.layout import Layout
     from fedtiny.tensors import Float32
-    from fedtiny.values import Layout
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ class Result:
             lines.append(f"every round failed: {_most_frequent(s['reasons'])}")
         for name, row in s["evaluations"].items():
             lines.append(f"{name}: {_told(row)} ({row['devices']} devices)")
+        for name, row in s["online"].items():
+            lines.append(f"{name}: {_told_online(row)} ({row['devices']} devices)")
         return "\n".join(lines)
 
 
@@ -84,6 +87,19 @@ def _told(row: Mapping[str, Any]) -> str:
     what = "accuracy" if "accuracy_after" in row else "loss"
     before, after, ci = (row[f"{what}_{k}"] for k in ("before", "after", "after_ci"))
     return f"{what} {before:.3f} before and {after:.3f} +- {ci:.3f} after adaptation"
+
+
+def _told_online(row: Mapping[str, Any]) -> str:
+    if row["adapted"] is None:
+        return "nobody met a stream"
+    what = row["measure"]
+    values = (row[f"{what}_{k}"] for k in ("new_before", "new_after", "first_before"))
+    new_before, new_after, first = (math.nan if v is None else v for v in values)
+    return (
+        f"{what} {new_before:.3f} in the new domain before the stream and {new_after:.3f} after "
+        f"it, with steps on {100 * row['adapted']:.3g} % of the samples; {first:.3f} in the first "
+        f"domain, forgetting {math.nan if row['forgetting'] is None else row['forgetting']:.3f}"
+    )
 
 
 def simulate(
@@ -241,6 +257,8 @@ def _summary(simulation: Simulation, rows: list[dict[str, Any]]) -> dict[str, An
         "profiles": [
             {
                 "name": profile.name,
+                "dtype": simulation.experiment.budget(profile.name).dtype,
+                "plan": simulation.work.budget(profile.name).plan,
                 "devices": count,
                 "reasons": list(profile.reasons),
                 "report": profile.needed.report(),
@@ -249,5 +267,6 @@ def _summary(simulation: Simulation, rows: list[dict[str, Any]]) -> dict[str, An
             for profile, count in zip(fleet.profiles, fleet.counts(), strict=True)
         ],
         "evaluations": {row["name"]: row for row in rows if row["kind"] == "evaluation"},
+        "online": {row["name"]: row for row in rows if row["kind"] == "online"},
         "model_digest": hashlib.sha256(simulation.standing.model.tobytes()).hexdigest(),
     }

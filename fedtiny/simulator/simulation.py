@@ -28,7 +28,6 @@ from fedtiny.engine import native
 from fedtiny.errors import RunError
 from fedtiny.experiment import Experiment, rules
 from fedtiny.experiment.workload import Workload
-from fedtiny.masks import remembered
 from fedtiny.registry.cost import visit_cost
 from fedtiny.rounds import machine
 from fedtiny.rounds.content import OpenRound
@@ -58,6 +57,7 @@ from fedtiny.simulator.contact import Contact
 from fedtiny.simulator.evaluation import Adaptation
 from fedtiny.simulator.fleet import Fleet
 from fedtiny.simulator.flights import Flights
+from fedtiny.simulator.online import Meeting
 from fedtiny.simulator.sessions import ColumnSessions, ObjectSessions, Sessions
 from fedtiny.simulator.standing import Standing
 from fedtiny.simulator.traces import availability_of
@@ -72,7 +72,6 @@ from fedtiny.simulator.visits import (
 )
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import Round
-from fedtiny.tensors import FLOAT_BYTES
 from fedtiny.values import ACCEPTED, DUPLICATE, LATE, STALE, round_of
 from fedtiny.wire.vectors import mask_name
 from fedtiny.wire.visit import VisitBytes, fetch_bytes
@@ -119,6 +118,10 @@ class Simulation:
         self.adaptations = [
             Adaptation.of(name, asked, self.work, self.fleet)
             for name, asked in experiment.evaluate.items()
+        ]
+        self.streams = [
+            Meeting.of(name, asked, self.work, self.fleet)
+            for name, asked in experiment.online.items()
         ]
         self.finished = False
         self.visited: list[Visited] = []
@@ -323,8 +326,8 @@ class Simulation:
         """Bytes down and up that each device saves by what it holds; from now on it holds all."""
         blob, stands = self.open.instruction.of(program.density).mask, self.standing
         visit = self.work.visit_bytes(program, self.open.instruction)
-        floats = remembered(blob, self.layout).count if blob else self.layout.size
-        up, down = fetch_bytes(FLOAT_BYTES * floats, compared=True)
+        nbytes = self.work.model_bytes(program, self.open.instruction)
+        up, down = fetch_bytes(nbytes, compared=True)
         model = b"%d " % stands.version + (blob or b"")
         saved = np.zeros((devices.size, 2), np.int64)
         things = [(stands.models, model, (down, up))]
@@ -452,6 +455,10 @@ class Simulation:
             row = {"kind": "evaluation", "round": rounds_done, "time_s": self.standing.now}
             row["name"] = adaptation.name
             self.append(row | adaptation.run(self.workers, self.standing.model, masks))
+        for meeting in self.streams if rounds_done == self.rules.rounds else ():
+            row = {"kind": "online", "round": rounds_done, "time_s": self.standing.now}
+            row["name"] = meeting.name
+            self.append(row | meeting.run(self.standing.model, self.standing.keeping, masks))
 
 
 _ACTIONS: dict[type[Command], Callable[[Simulation, Any], None]] = {

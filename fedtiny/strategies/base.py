@@ -23,18 +23,9 @@ import numpy.typing as npt
 from fedtiny import elementary
 from fedtiny.errors import StrategyError
 from fedtiny.fold import FoldRule, Total, covered, delta_of
+from fedtiny.layout import FRESH, FROZEN, LOCAL, UNSENT, Layout
 from fedtiny.transforms.table import parse
-from fedtiny.values import (
-    FRESH,
-    LOCAL,
-    UNSENT,
-    Instruction,
-    Layout,
-    Masks,
-    Phase,
-    Sgd,
-    Update,
-)
+from fedtiny.values import Instruction, Masks, Phase, Sgd, Update
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Float32, Float64, Int64
@@ -367,7 +358,8 @@ class MetaAveraging(Averaging):
 
 def last_layers(layout: Layout, count: int) -> tuple[str, ...]:
     """The parameters of so many layers at the end of the model."""
-    return tuple(p.name for layer in [*layout.layers().values()][-count:] for p in layer)
+    trainable = Layout.of(p for p in layout.parameters if p.group != FROZEN)
+    return tuple(p.name for layer in [*trainable.layers().values()][-count:] for p in layer)
 
 
 def split_groups(layout: Layout) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from fedtiny.errors import FedtinyError, StrategyError, UpdateError, WireError
 from fedtiny.fold import FoldRule
+from fedtiny.layout import UNSENT, Layout
 from fedtiny.masks import remembered
 from fedtiny.strategies.base import Round, Strategy
 from fedtiny.tensors import FLOAT_BYTES
@@ -30,11 +31,9 @@ from fedtiny.values import (
     SUMS,
     SUPPORT,
     TRAIN,
-    UNSENT,
     VALUES,
     VOTES,
     Instruction,
-    Layout,
     Masks,
     Phase,
     Transform,

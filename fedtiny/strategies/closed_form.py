@@ -19,9 +19,9 @@ from fedtiny.values import CLASS_SUMS, SUMS, FeatureSums, Instruction
 if TYPE_CHECKING:
     from typing import Self
 
+    from fedtiny.layout import Layout, Parameter
     from fedtiny.strategies.base import FleetFacts, State
     from fedtiny.tensors import Float32, Float64
-    from fedtiny.values import Layout, Parameter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +40,8 @@ class ClosedForm(Fitted):
 
     def fitted(self, fleet: FleetFacts) -> Self:
         """The same for this fleet; its model must end with a linear layer."""
-        last = fleet.layout.parameters[-2:]
-        if [len(p.shape) for p in last] != [2, 1] or last[0].layer != last[1].layer:
+        last = [*map(fleet.layout.__getitem__, last_layers(fleet.layout, 1))]
+        if [len(p.shape) for p in last] != [2, 1]:
             raise StrategyError(
                 f"{type(self).__name__}: the last layer of the model must be linear, with a bias; "
                 f"it ends with {', '.join(p.name for p in last) or 'nothing'}"

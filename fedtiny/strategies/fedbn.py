@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from fedtiny.errors import StrategyError
+from fedtiny.layout import FROZEN
 from fedtiny.strategies.base import Averaging
-from fedtiny.values import FROZEN
 
 if TYPE_CHECKING:
-    from fedtiny.values import Layout, Parameter
+    from fedtiny.layout import Layout, Parameter
 
 
 @dataclass(frozen=True, kw_only=True)

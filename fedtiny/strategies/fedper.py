@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from fedtiny.strategies.base import Averaging, last_layers, require
 
 if TYPE_CHECKING:
-    from fedtiny.values import Layout
+    from fedtiny.layout import Layout
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING
 from fedtiny.strategies.base import Averaging, Fitted, last_layers, require, split_groups
 
 if TYPE_CHECKING:
+    from fedtiny.layout import Layout
     from fedtiny.strategies.base import Round, State
-    from fedtiny.values import Instruction, Layout
+    from fedtiny.values import Instruction
 
 
 @dataclass(frozen=True, kw_only=True)

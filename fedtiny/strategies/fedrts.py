@@ -23,10 +23,11 @@ import numpy as np
 
 from fedtiny import draws, elementary, pruning
 from fedtiny.fold import Total
+from fedtiny.layout import Layout
 from fedtiny.rng import Purpose
 from fedtiny.strategies.base import Round, require
 from fedtiny.strategies.pruned import Adjusting, largest_of, part
-from fedtiny.values import VOTES, Layout
+from fedtiny.values import VOTES
 
 if TYPE_CHECKING:
     from fedtiny.strategies.base import State

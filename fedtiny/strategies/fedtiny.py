@@ -27,9 +27,10 @@ import numpy as np
 from fedtiny import pruning
 from fedtiny.errors import StrategyError
 from fedtiny.fold import Total
+from fedtiny.layout import Layout
 from fedtiny.strategies.base import FleetFacts, Observed, Round, require
 from fedtiny.strategies.pruned import Adjusting, alive, largest_of, part
-from fedtiny.values import CALIBRATE, SCORE, Instruction, Layout
+from fedtiny.values import CALIBRATE, SCORE, Instruction
 
 if TYPE_CHECKING:
     from fedtiny.strategies.base import State

@@ -24,9 +24,10 @@ import numpy as np
 from fedtiny import elementary, pruning
 from fedtiny.errors import StrategyError
 from fedtiny.fold import Total
+from fedtiny.layout import Layout, Parameter
 from fedtiny.masks import Mask, remembered
 from fedtiny.strategies.base import Averaging, Fitted, FleetFacts, Round, require
-from fedtiny.values import GRADIENT, Instruction, Layout, Parameter, Phase
+from fedtiny.values import GRADIENT, Instruction, Phase
 
 if TYPE_CHECKING:
     from fedtiny.strategies.base import Contribution, State

@@ -24,9 +24,10 @@ from fedtiny.strategies.base import Averaging, Round, deltas, require
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from fedtiny.layout import Layout
     from fedtiny.strategies.base import Contribution, State
     from fedtiny.tensors import Bools, Float32, Float64, Int64
-    from fedtiny.values import Layout, Update
+    from fedtiny.values import Update
 
 FAR = 5.0
 """A suspect lies further from the aggregate than so many times the median distance."""

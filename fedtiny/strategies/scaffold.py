@@ -25,9 +25,10 @@ from fedtiny.strategies.base import (
 )
 
 if TYPE_CHECKING:
+    from fedtiny.layout import Layout
     from fedtiny.strategies.base import Contribution, State
     from fedtiny.tensors import Float32, Float64
-    from fedtiny.values import Instruction, Layout
+    from fedtiny.values import Instruction
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedtiny.layout import FROZEN
 from fedtiny.rounds.journal import replay
 from fedtiny.strategies.table import build
 from fedtiny.testing.trial import ROUNDS, Trial, undisturbed
-from fedtiny.values import FROZEN, Update
+from fedtiny.values import Update
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Float32

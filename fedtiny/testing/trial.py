@@ -20,11 +20,12 @@ from fedtiny.engine.builder import Net
 from fedtiny.errors import StrategyError
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.workload import Workload
+from fedtiny.layout import FROZEN
 from fedtiny.rounds.coordinator import Coordinator
 from fedtiny.rounds.journal import Journal, MemoryJournal
 from fedtiny.strategies.pruned import Pruned
 from fedtiny.strategies.table import build
-from fedtiny.values import ACCEPTED, FROZEN, SUPPORT, Lease, Update
+from fedtiny.values import ACCEPTED, SUPPORT, Lease, Update
 
 if TYPE_CHECKING:
     from fedtiny.data.tables import Samples

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 from fedtiny.tensors import has_numpy
 
 if TYPE_CHECKING:
+    from fedtiny.layout import Ranges
     from fedtiny.masks import Mask
     from fedtiny.rng import Purpose
     from fedtiny.tensors import Buffer
-    from fedtiny.values import Ranges
 
 Vector = Any
 """float32 in a row: an array of NumPy, or of the module array."""

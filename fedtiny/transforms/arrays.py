@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fedtiny import draws
+from fedtiny.layout import coordinates
 from fedtiny.pruning import top
 from fedtiny.tensors import raw
-from fedtiny.values import coordinates
 
 if TYPE_CHECKING:
+    from fedtiny.layout import Ranges
     from fedtiny.masks import Mask
     from fedtiny.rng import Purpose
     from fedtiny.tensors import Buffer, Float32, Float64, Int8, Int64, UInt32
     from fedtiny.transforms.arithmetic import Place
-    from fedtiny.values import Ranges
 
 
 def vector(values: Buffer) -> Float32:

@@ -13,9 +13,10 @@ from fedtiny.transforms.sparsifiers import Cover
 from fedtiny.transforms.table import FEEDS_BACK, QUANTISES, SPARSIFIES, check, find
 
 if TYPE_CHECKING:
+    from fedtiny.layout import Ranges
     from fedtiny.masks import Mask
     from fedtiny.tensors import Buffer
-    from fedtiny.values import Instruction, Quantised, Ranges
+    from fedtiny.values import Instruction, Quantised
 
 
 @dataclass(frozen=True)

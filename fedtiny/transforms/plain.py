@@ -13,10 +13,10 @@ from fedtiny import rng
 from fedtiny.tensors import float_view, raw
 
 if TYPE_CHECKING:
+    from fedtiny.layout import Ranges
     from fedtiny.masks import Mask
     from fedtiny.tensors import Buffer
     from fedtiny.transforms.arithmetic import Place
-    from fedtiny.values import Ranges
 
 _Floats = Sequence[float]
 

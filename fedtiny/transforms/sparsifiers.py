@@ -9,13 +9,14 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from fedtiny import rng
+from fedtiny.layout import Layout, Parameter
 from fedtiny.masks import Mask, drawn_places
 from fedtiny.transforms.arithmetic import arithmetic
-from fedtiny.values import Layout, Parameter
 
 if TYPE_CHECKING:
+    from fedtiny.layout import Ranges
     from fedtiny.transforms.arithmetic import Place, Positions, Vector
-    from fedtiny.values import Ranges, Transform
+    from fedtiny.values import Transform
 
 
 PLACE_BYTES = 4

@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fedtiny import varints
 from fedtiny.errors import DataError, WireError
+from fedtiny.layout import Layout, Ranges, length
 from fedtiny.masks import Mask
 from fedtiny.tensors import FLOAT_BYTES, all_finite, float_view, has_numpy, int_view, raw
 from fedtiny.transforms.quantisers import BITS, BLOCKS, INT8, SIGN, values_of
-from fedtiny.values import Instruction, Layout, Quantised, Ranges, Update, length
+from fedtiny.values import Instruction, Quantised, Update
 from fedtiny.wire.checks import parse
+from fedtiny.wire.int8 import GRID, off_grid
 from fedtiny.wire.pb import tensors_pb2 as pb
 
 if TYPE_CHECKING:
@@ -88,6 +90,8 @@ def _values(update: Update) -> dict[str, Any]:
     small = update.quantised
     if small is None:
         return {"float32": bytes(raw(update.values))}
+    if small.form == GRID:
+        return {GRID: pb.Grid(q=small.q, float32=small.scales)}
     return {small.form: _FORMS[small.form](block=small.block, scales=small.scales, q=small.q)}
 
 
@@ -146,6 +150,12 @@ def _head_bytes(size: int, ranges: Ranges, mask: Mask | None, own: bool) -> int:
     return int(pb.Vector(**_head(size, ranges)).ByteSize()) + field_bytes(named)
 
 
+def grid_bytes(size: int, ranges: Ranges, count: int) -> int:
+    """Bytes of a vector of which ``count`` coordinates are int8."""
+    rest = field_bytes(FLOAT_BYTES * (length(ranges) - count))
+    return _head_bytes(size, ranges, None, own=False) + field_bytes(field_bytes(count) + rest)
+
+
 def _value_bytes(count: int, form: str) -> int:
     if form == "float32":
         return max(2, field_bytes(FLOAT_BYTES * count))
@@ -177,13 +187,15 @@ class Due:
     """What is due: a vector of ``size`` in at most ``most_bytes``.
 
     ``masks`` are those that were given, by `mask_name`; a mask of the device's own is read for the
-    ``layout``, and refused without one.
+    ``layout``, and refused without one. ``steps`` are those of the int8 of the model that the
+    device was sent, for each coordinate (`fedtiny.wire.int8`).
     """
 
     size: int
     most_bytes: int
     masks: Mapping[bytes, Mask] = field(default_factory=dict)
     layout: Layout | None = None
+    steps: bytes = b""
 
 
 class Values(NamedTuple):
@@ -221,6 +233,8 @@ def _read(data: memoryview[int], due: Due) -> Values:
     if form is None:
         raise WireError("malformed", "a vector without values")
     ranges, mask = _read_ranges(message.edges, due.size), _read_mask(message, due)
+    if form == GRID:
+        return Values(ranges, _read_grid(message, ranges, due))
     if form != "sparse":
         values, quantised = _read_form(message, form, _covered(ranges, mask))
         return Values(ranges, values, mask, None, quantised)
@@ -239,6 +253,12 @@ def _read_form(message: Any, form: str, count: int) -> tuple[bytes, Quantised | 
     _check_quantised(found, form, count)
     quantised = Quantised(form, found.block, found.scales, found.q)
     return values_of(quantised, count), quantised
+
+
+def _read_grid(message: Any, ranges: Ranges, due: Due) -> bytes:
+    if not due.steps or message.WhichOneof("mask"):
+        raise WireError("grid", "values as int8, of a model that has none or is not here any more")
+    return off_grid(message.grid.q, message.grid.float32, due.steps, ranges)
 
 
 def _read_mask(message: Any, due: Due) -> Mask | None:

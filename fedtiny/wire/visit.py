@@ -11,11 +11,12 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fedtiny.layout import length
 from fedtiny.tensors import FLOAT_BYTES
 from fedtiny.transforms.quantisers import FORMS
 from fedtiny.transforms.sparsifiers import count_of, shared_mask
 from fedtiny.transforms.table import QUANTISES, SPARSIFIES, find
-from fedtiny.values import ACCEPTED, VOTES, Instruction, Lease, Receipt, Update, length
+from fedtiny.values import ACCEPTED, VOTES, Instruction, Lease, Receipt, Update
 from fedtiny.wire.codec import (
     CHUNK_BYTES,
     DIGEST_BYTES,
@@ -30,11 +31,18 @@ from fedtiny.wire.codec import (
     write_update,
 )
 from fedtiny.wire.pb import fleet_pb2 as pb
-from fedtiny.wire.vectors import field_bytes, given_mask, sparse_bytes, vector_bytes, write_values
+from fedtiny.wire.vectors import (
+    field_bytes,
+    given_mask,
+    grid_bytes,
+    sparse_bytes,
+    vector_bytes,
+    write_values,
+)
 
 if TYPE_CHECKING:
+    from fedtiny.layout import Ranges
     from fedtiny.masks import Mask
-    from fedtiny.values import Ranges
 
 _NO_RUN, _NO_DIGEST = bytes(RUN_BYTES), bytes(DIGEST_BYTES)
 
@@ -78,16 +86,22 @@ def visit_bytes(
     ranges: Ranges,
     measures: tuple[str, ...],
     mask: Mask | None = None,
+    model_bytes: int = 0,
+    int8_values: int = 0,
 ) -> VisitBytes:
     """What a visit carries that carries out an instruction on a model of ``size`` floats.
 
     ``ranges`` are the coordinates that come back, ``measures`` the names of what is measured,
-    ``mask`` is that of the instruction, which is for one Program (`Instruction.of`). The numbers
-    in the messages make no difference.
+    ``mask`` is that of the instruction, which is for one Program (`Instruction.of`),
+    ``model_bytes`` are those of the model if it is not sent as float32, and so many of the values
+    that come back are int8. The numbers in the messages make no difference.
     """
     update = Update(0, 0, 0, 0, 0, measures=dict.fromkeys(measures, 0.0))
     payload = _payload_bytes(instruction, size, ranges, mask)
-    requests, replies = fetch_bytes(FLOAT_BYTES * (mask.count if mask else size), compared=True)
+    if int8_values:
+        payload = grid_bytes(size, ranges, int8_values)
+    model_bytes = model_bytes or FLOAT_BYTES * (mask.count if mask else size)
+    requests, replies = fetch_bytes(model_bytes, compared=True)
     blobs = [fetch_bytes(len(blob)) for blob in digests_of(instruction)]
     mask_requests, mask_replies = blobs.pop(0) if mask else (0, 0)
     more = len(_chunks(payload)) - 1
@@ -111,8 +125,9 @@ def _payload_bytes(asked: Instruction, size: int, ranges: Ranges, mask: Mask | N
         return sparse_bytes(size, ranges, None, most, "" if asked.returns == VOTES else "float32")
     if asked.transforms:
         return _transformed_bytes(asked, size, ranges, mask)
-    whole = ranges[-1][1] if asked.pools or asked.sums else size
-    return vector_bytes(whole, ranges, mask, own=bool(asked.grow))
+    if asked.pools or asked.sums:
+        return vector_bytes(ranges[-1][1], ranges, None)
+    return vector_bytes(size, ranges, mask, own=bool(asked.grow))
 
 
 def _transformed_bytes(asked: Instruction, size: int, ranges: Ranges, mask: Mask | None) -> int:

@@ -264,6 +264,27 @@ def test_a_renewal_that_nobody_answers_is_told(tmp_path: Path, folder: Path) -> 
     assert Identity.load(folder).index == 0
 
 
+def test_a_renewal_for_which_no_process_can_be_had_is_told(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(folder / "python"))  # as where memory is short
+    with pytest.raises(RunError, match="no process can be started to renew the certificate: "):
+        identity.renew_in_child(folder)
+
+
+def test_a_renewal_that_does_not_end_is_ended(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hanging = folder / "python"
+    folder.mkdir()
+    hanging.write_text("#!/bin/sh\nexec sleep 60\n")
+    hanging.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(hanging))
+    monkeypatch.setattr(identity, "_CHILD_S", 0.2)
+    with pytest.raises(RunError, match=r"was ended after 0\.2 s"):
+        identity.renew_in_child(folder)
+
+
 def test_a_device_that_was_away_for_too_long_is_told_to_join_again(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

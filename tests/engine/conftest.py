@@ -17,7 +17,7 @@ from fedtiny.engine.runtime import build
 BUILDS: Mapping[str, tuple[str, ...]] = {
     "plain": ("-O0",),
     "small": ("-O2", "-DFT_SMALL"),
-    "small, no vectors": ("-Os", "-DFT_SMALL", "-fno-tree-vectorize"),
+    "small, no FPU": ("-Os", "-DFT_SMALL", "-DFT_NO_FPU", "-fno-tree-vectorize"),
 }
 
 

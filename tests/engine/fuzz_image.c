@@ -82,6 +82,10 @@ static uint32_t floats_of(const ft_tensor *t) {
   return t->dims[0] * t->dims[1] * t->dims[2] * t->dims[3];
 }
 
+static uint32_t bytes_of(const ft_tensor *t) {
+  return t->dtype == FT_I8 ? (floats_of(t) + 3) / 4 * 4 : 4 * floats_of(t);
+}
+
 /* ---- mutations ---- */
 
 static uint32_t odd_value(uint32_t old) {
@@ -122,6 +126,19 @@ static void copy_tensor(subject *s) {
   s->tensors[below(s->n_tensors)] = s->tensors[below(s->n_tensors)];
 }
 
+static void change_scale(subject *s) {
+  s->tensors[below(s->n_tensors)].scale = (uint16_t)below(s->n_tensors + 1);
+}
+
+/* Of a list of channels. */
+static void change_constant(subject *s) {
+  const ft_header *h = &s->image.header;
+  const uint64_t end = h->consts_at + 4 * (uint64_t)h->const_words;
+  if (!h->const_words || h->consts_at % 4 || end > MAX_IMAGE) return;
+  uint32_t *at = (uint32_t *)(void *)(s->image.bytes + h->consts_at);
+  at[below(h->const_words)] = below(4) ? below(6) : word();
+}
+
 static void change_operand(subject *s) {
   s->ops[below(s->n_ops)].t[below(5)] = (uint16_t)below(s->n_tensors + 1);
 }
@@ -129,7 +146,7 @@ static void change_operand(subject *s) {
 static void change_code(subject *s) {
   static const struct { uint8_t first, last; } ranges[] = {
       {FT_OP_LINEAR, FT_OP_RESHAPE}, {FT_OP_CONV, FT_OP_SPARSE_CONV},
-      {FT_OP_AFFINE, FT_OP_TRACKED_NORMALIZE}, {FT_OP_MSE, FT_OP_WEIGHTED_CROSS_ENTROPY},
+      {FT_OP_AFFINE, FT_OP_TRACKED_NORMALIZE}, {FT_OP_CONV8, FT_OP_PASTE}, {FT_OP_MSE, FT_OP_WEIGHTED_CROSS_ENTROPY},
       {FT_OP_LINEAR_DX, FT_OP_SLICE}, {FT_OP_CONV_DX, FT_OP_SPARSE_CONV_DX},
       {FT_OP_AFFINE_DX, FT_OP_FROZEN_NORMALIZE_DX}, {FT_OP_ZERO, FT_OP_NORM_SCALE},
       {FT_OP_LINEAR_UPDATE, FT_OP_SPARSE_CONV_UPDATE}, {FT_OP_LINEAR_NORM, FT_OP_SPARSE_CONV_NORM},
@@ -169,7 +186,12 @@ static void change_param(subject *s) {
   ft_param *p = &s->params[below(s->n_params)];
   uint32_t *figures[] = {&p->vector_at, &p->count, &p->state_at, &p->pruned};
   uint32_t *at = figures[below(4)];
-  *at = odd_value(*at);
+  switch (below(6)) {
+    case 0: p->index = (uint16_t)below(s->n_tensors + 1); break;
+    case 1: p->axis = (uint8_t)below(4); break;
+    case 2: p->form = (uint8_t)below(3); break;
+    default: *at = odd_value(*at);
+  }
 }
 
 static void change_group(subject *s) {
@@ -193,13 +215,13 @@ static uint32_t pool_words(const subject *s) {
   return h->live_capacity + 2 * starts + (h->live_capacity + escapes + 1) / 2;
 }
 
-/* Places it behind so many dense floats, which are all trained. */
-static void place_pool(subject *s, uint32_t floats) {
+/* Places it behind so many dense words, of whose parameters so many floats train. */
+static void place_pool(subject *s, uint32_t floats, uint32_t trained) {
   ft_header *h = &s->image.header;
   const uint32_t slots = h->trained_floats ? h->state_floats / h->trained_floats : 0;
   if (h->live_form) h->live_at = floats;
   h->param_floats = floats + (h->live_form ? pool_words(s) : 0);
-  h->trained_floats = floats + h->live_capacity;
+  h->trained_floats = trained + h->live_capacity;
   h->state_floats = slots * h->trained_floats;
 }
 
@@ -214,44 +236,50 @@ static void change_pool(subject *s) {
   ft_header *h = &s->image.header;
   if (!h->live_form) return;
   const uint32_t floats = h->live_at, most = pruned_floats(s);
+  const uint32_t trained = h->trained_floats - h->live_capacity;
   h->live_capacity = below(8) ? 1 + below(most) : odd_value(h->live_capacity) % (1u << 28);
   h->live_form = (uint16_t)(1 + below(2));
   h->bucket = below(most + 2);
-  place_pool(s, floats);
+  place_pool(s, floats, trained);
 }
 
 /* Every extent of one size becomes another, and everything is placed anew. */
 static void resize(subject *s) {
   ft_header *h = &s->image.header;
   const uint32_t from = s->tensors[below(s->n_tensors)].dims[below(2)], to = 1 + below(40);
-  uint32_t arena = 0, floats = 0, coordinates = 0;
+  uint32_t arena = 0, params = 0, frozen = 0, coordinates = 0, trained = 0;
   if (from == h->batch) h->batch = (uint16_t)to;
   for (uint32_t i = 0; i < s->n_tensors; i++) {
     ft_tensor *t = &s->tensors[i];
     for (uint32_t k = 0; k < t->ndim % 5u; k++)
       if (t->dims[k] == from && floats_of(t) != 1) t->dims[k] = to;
-    if (t->region == FT_ARENA) t->offset = arena, arena += 4 * floats_of(t);
-    if (t->region == FT_PARAMS) t->offset = 4 * floats, floats += floats_of(t);
+    if (t->region == FT_ARENA) t->offset = arena, arena += bytes_of(t);
+    if (t->region == FT_PARAMS) t->offset = params, params += bytes_of(t);
+    if (t->region == FT_FROZEN) t->offset = frozen, frozen += bytes_of(t);
   }
   for (uint32_t i = 0; i < s->n_params; i++) {
-    const ft_tensor *t = &s->tensors[s->params[i].tensor % s->n_tensors];
-    s->params[i].count = floats_of(t);
-    s->params[i].vector_at = coordinates, coordinates += floats_of(t);
-    s->params[i].state_at = s->params[i].pruned ? 0 : t->offset / 4;
+    ft_param *p = &s->params[i];
+    const uint32_t size = floats_of(&s->tensors[p->tensor % s->n_tensors]);
+    p->count = size;
+    if (p->axis && i) p->vector_at = p[-1].vector_at;
+    else p->vector_at = coordinates, coordinates += size;
+    p->state_at = p->trained && !p->pruned ? trained : 0;
+    if (p->trained && !p->pruned) trained += size;
   }
   h->arena_bytes = arena;
+  h->frozen_words = frozen / 4;
   h->vector_floats = coordinates;
   const uint32_t most = pruned_floats(s);
   if (most) h->live_capacity = 1 + h->live_capacity % most;
   if (h->bucket > most) h->bucket = most;
-  place_pool(s, floats);
+  place_pool(s, params / 4, trained);
 }
 
 static void mutate(subject *s) {
   static void (*const mutations[])(subject *) = {
       change_byte, change_word, change_half, change_harmless, move_tensor, change_extent,
       copy_tensor, change_operand, change_code, change_attribute, change_window, copy_op, swap_ops,
-      change_param, change_group, change_pool, resize};
+      change_param, change_group, change_pool, change_scale, change_constant, resize};
   const uint32_t n = sizeof mutations / sizeof *mutations;
   for (uint32_t k = 1 + below(2) * below(8); k > 0; k--) mutations[below(n)](s);
 }
@@ -271,6 +299,20 @@ static float *numbers(uint32_t count) {
   return values;
 }
 
+/* As many as the input has, whose numbers are not padded to words. */
+static void *input_for(const ft_program *p) {
+  const ft_tensor *input = &p->tensors[p->header->input];
+  const uint32_t count = floats_of(input);
+  if (input->dtype == FT_F32) return numbers(count);
+  float *x = numbers(count);
+  int8_t *q = block(count);
+  const float scale = below(8) ? 0.01f : number() / number(), zero = number() / number();
+  if (below(8) == 0) x[below(count)] = number() / 0.0f;
+  ft_quantise(x, count, scale, zero, q);
+  free(x);
+  return q;
+}
+
 static void *labels_for(const ft_program *p) {
   const ft_tensor *label = &p->tensors[p->header->label];
   if (label->dtype == FT_F32) return numbers(floats_of(label));
@@ -282,7 +324,7 @@ static void *labels_for(const ft_program *p) {
 }
 
 static ft_hyper some_hyper(uint32_t features) {
-  ft_hyper hyper = {0.1f, 0, 0, 0, 0, word() | word(), 0};
+  ft_hyper hyper = {0.1f, 0, 0, 0, 0, word() | word(), 0, word(), 7, 1, 2};
   if (below(2)) hyper.weight_decay = 0.01f;
   if (features & FT_MOMENTUM) hyper.momentum = 0.9f;
   if (features & FT_CLIP && below(2)) hyper.clip = 0.5f;
@@ -326,7 +368,7 @@ static void exercise_live(const ft_program *p, const ft_memory *memory) {
   free(values);
 }
 
-static void grow(const ft_program *p, const ft_memory *memory, const float *x, const void *y) {
+static void grow(const ft_program *p, const ft_memory *memory, const void *x, const void *y) {
   const uint32_t n = p->header->n_pruned;
   uint32_t *most = block(4 * (uint64_t)n), *found = block(4 * (uint64_t)n);
   uint32_t left = p->header->bucket;
@@ -336,7 +378,7 @@ static void grow(const ft_program *p, const ft_memory *memory, const float *x, c
   free(most), free(found), free(places);
 }
 
-static void observe(const ft_program *p, const ft_memory *memory, const float *x) {
+static void observe(const ft_program *p, const ft_memory *memory, const void *x) {
   uint32_t count = 0;
   for (uint32_t i = 0; i < p->header->n_forward; i++)
     if (p->ops[i].code == FT_OP_TRACKED_NORMALIZE)
@@ -351,11 +393,10 @@ static void exercise(const ft_program *p) {
   const ft_header *h = p->header;
   ft_memory memory = {block(4 * (uint64_t)h->param_floats), block(h->arena_bytes),
                       h->state_floats ? block(4 * (uint64_t)h->state_floats) : NULL,
-                      scratch_for(p)};
+                      scratch_for(p), block(4 * (uint64_t)h->frozen_words)};
   load_mask(p, &memory);
   float *vector = numbers(h->vector_floats), loss = 0.0f;
-  float *x = numbers(floats_of(&p->tensors[h->input]));
-  void *y = labels_for(p);
+  void *x = input_for(p), *y = labels_for(p);
   ft_moments *moments = block(h->n_forward * sizeof *moments);
   memset(moments, 0, h->n_forward * sizeof *moments);
   ft_score score = {0, 0, 0};
@@ -374,12 +415,14 @@ static void exercise(const ft_program *p) {
   exercise_live(p, &memory);
   ft_step(p, &memory, x, y, &hyper, &loss);
   free(memory.params), free(memory.arena), free(memory.state), free(memory.scratch);
+  free(memory.frozen);
   free(vector), free(x), free(y), free(moments);
 }
 
 static uint64_t memory_bytes(const ft_program *p) {
   const ft_header *h = p->header;
-  return h->arena_bytes + 4 * ((uint64_t)h->param_floats + h->state_floats + h->vector_floats +
+  return h->arena_bytes + ft_scratch_bytes(p) +
+         4 * ((uint64_t)h->param_floats + h->frozen_words + h->state_floats + h->vector_floats +
                                floats_of(&p->tensors[h->input]) + floats_of(&p->tensors[h->label]));
 }
 

@@ -2,7 +2,7 @@
 
 It makes images without the compiler. Of multilayer perceptrons: every tensor has its own place in
 the arena, unless `in_place` lets activations and gradients take the place of their operand. And of
-two small nets with convolutions, one of which is pruned.
+three small nets with convolutions, one of which is pruned, and one of int8.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from math import prod
+from types import SimpleNamespace
 
-ARENA, PARAMS, INPUT, LABELS, LIVE = 0, 1, 2, 3, 4
+ARENA, PARAMS, INPUT, LABELS, LIVE, FROZEN, CONST = range(7)
+F32, I32, I8 = range(3)
+IN, OUT, RANGE = 1, 2, 1
 GAPS, BITMAP = 1, 2
 NONE, ALWAYS = 0xFFFF, 0xFF
 MOMENTUM, CLIP, PROX, CORRECTION = 1, 2, 4, 8
@@ -26,9 +29,11 @@ MASK_DX, CONV_DX, MAX_POOL_DX, AVG_POOL_DX, AFFINE_DX, GROUP_NORMALIZE_DX = 88, 
 CONV_UPDATE, CONV_POOL_UPDATE, AFFINE_UPDATE, GRADIENT_UPDATE = 130, 131, 132, 133
 SPARSE_CONV, SPARSE_CONV_DX, SPARSE_CONV_UPDATE, TRACKED_NORMALIZE = 20, 99, 134, 29
 BATCH_NORMALIZE_DX = 105
+CONV8, ADD8, AVG_POOL8, MAX_POOL8, MASK8, TAKE, MERGE = 34, 36, 37, 38, 39, 40, 41
+CROP, PASTE = 43, 44
 NORM_ABOVE, GRADIENT_ABOVE = 32, 64  # how far above its update's the code of each stands
 ACTIVATIONS = {"relu": (RELU, RELU_DX), "tanh": (TANH, TANH_DX), "sigmoid": (SIGMOID, SIGMOID_DX)}
-HEADER_BYTES, TENSOR_BYTES, PARAM_BYTES, OP_BYTES = 128, 24, 24, 40
+HEADER_BYTES, TENSOR_BYTES, PARAM_BYTES, OP_BYTES = 136, 28, 24, 40
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,9 @@ class Image:
     features: int = 0
     arena: int = 0
     floats: int = 0
+    frozen: int = 0
+    trained: int = 0
+    consts: list[int] = field(default_factory=list)
     tensors: list[bytes] = field(default_factory=list)
     params: list[bytes] = field(default_factory=list)
     ops: list[bytes] = field(default_factory=list)
@@ -63,11 +71,11 @@ class Image:
     coordinates: int = 0
     pruned: list[int] = field(default_factory=list)
 
-    def tensor(self, region: int, *dims: int, dtype: int = 0, over: int | None = None) -> int:
+    def tensor(
+        self, region: int, *dims: int, dtype: int = F32, over: int | None = None, scale: int = NONE
+    ) -> int:
         """A tensor in a new place of its region, or in the place of tensor `over`."""
-        size = 4
-        for extent in dims:
-            size *= extent
+        size = (prod(dims) + 3) // 4 * 4 if dtype == I8 else 4 * prod(dims)
         offset = 0
         if over is not None:
             offset = self.offsets[over]
@@ -75,18 +83,59 @@ class Image:
             offset, self.arena = self.arena, self.arena + size
         elif region == PARAMS:
             offset, self.floats = 4 * self.floats, self.floats + size // 4
+        elif region == FROZEN:
+            offset, self.frozen = 4 * self.frozen, self.frozen + size // 4
+        elif region == CONST:
+            offset = 4 * len(self.consts) - size
         elif region == LIVE:
             offset = len(self.pruned)
         padded = (*dims, 1, 1, 1)[:4]
-        self.tensors.append(struct.pack("<4B5I", dtype, region, len(dims), 0, offset, *padded))
+        self.tensors.append(
+            struct.pack("<4B5I2H", dtype, region, len(dims), 0, offset, *padded, scale, 0)
+        )
         self.offsets.append(offset)
         return len(self.tensors) - 1
 
     def param(self, *dims: int, group: int = 0) -> int:
         """A trained parameter, in the state where it is in the memory."""
-        at = self.floats
         tensor = self.tensor(PARAMS, *dims)
-        self._record(tensor, group, self.floats - at, at, 0)
+        self._record(tensor, group, prod(dims), self.trained, 0)
+        return tensor
+
+    def steps(self, channels: int) -> int:
+        """The steps of int8 weights."""
+        return self.tensor(FROZEN, channels)
+
+    def range(self) -> int:
+        """A range, which is the scale of activations."""
+        tensor = self.tensor(FROZEN, 2)
+        self._record(tensor, 0, 2, 0, 0, trained=0, form=RANGE)
+        return tensor
+
+    def frozen_param(self, *dims: int, scale: int = NONE) -> int:
+        """A parameter that does not train; of int8 if it has a scale."""
+        tensor = self.tensor(FROZEN, *dims, dtype=F32 if scale == NONE else I8, scale=scale)
+        self._record(tensor, 0, prod(dims), 0, 0, trained=0)
+        return tensor
+
+    def int8_param(self, *dims: int, scale: int) -> int:
+        """A trained parameter of int8."""
+        tensor = self.tensor(PARAMS, *dims, dtype=I8, scale=scale)
+        self._record(tensor, 0, prod(dims), self.trained, 0)
+        return tensor
+
+    def channels(self, *listed: int) -> int:
+        """A list among the constants."""
+        self.consts += listed
+        return self.tensor(CONST, len(listed), dtype=I32)
+
+    def overlay(self, *dims: int, scale: int, index: int, axis: int) -> int:
+        """The part of the last parameter, of int8, that trains."""
+        tensor = self.tensor(PARAMS, *dims, dtype=I8, scale=scale)
+        whole = struct.unpack("<H2B5I", self.params[-1][:24])[4]
+        self.coordinates -= whole
+        self._record(tensor, 0, prod(dims), self.trained, 0, index=index, axis=axis)
+        self.coordinates += whole - prod(dims)
         return tensor
 
     def weights(self, *dims: int, group: int = 0) -> int:
@@ -96,9 +145,14 @@ class Image:
         self._record(tensor, group, prod(dims), 0, len(self.pruned))
         return tensor
 
-    def _record(self, tensor: int, group: int, count: int, state_at: int, pruned: int) -> None:
+    def _record(
+        self, tensor: int, group: int, count: int, state_at: int, pruned: int, trained: int = 1,
+        index: int = NONE, axis: int = 0, form: int = 0,
+    ) -> None:  # fmt: skip
         at, self.coordinates = self.coordinates, self.coordinates + count
-        self.params.append(struct.pack("<H2B5I", tensor, group, 1, at, count, state_at, pruned, 0))
+        self.trained += 0 if pruned else trained * count
+        fields = (tensor, group, trained, at, count, state_at, pruned, index, axis, form)
+        self.params.append(struct.pack("<H2B4IH2B", *fields))
 
     def op(
         self,
@@ -115,22 +169,24 @@ class Image:
 
     def bytes(self, forward: int, ends: Sequence[int], pool: Pool | None = None) -> bytes:
         """The image; `ends` are the input, the label, the output and the loss."""
-        tables = [b"".join(t) for t in (self.tensors, self.params, self.ops)]
+        consts = struct.pack(f"<{len(self.consts)}i", *self.consts)
+        tables = [*(b"".join(t) for t in (self.tensors, self.params, self.ops)), consts]
         starts = [HEADER_BYTES]
         for table in [*tables, b"{}"]:
             starts.append(starts[-1] + len(table))
         slots = sum(bool(self.features & bit) for bit in (MOMENTUM, PROX, CORRECTION))
-        words, trained = pool.words(self.pruned) if pool else 0, self.floats
+        words, trained = pool.words(self.pruned) if pool else 0, self.trained
         live = (0, 0, 0, 0, 0)
         if pool:
             live = (pool.capacity, self.floats, pool.form, len(self.pruned), pool.bucket)
             trained += pool.capacity
         figures = (self.arena, self.floats + words, slots * trained, trained, self.coordinates)
         counts = (len(self.tensors), len(self.params), len(self.ops), forward, self.batch)
-        tail = struct.pack("<32s5I10H5I2I2HI4x", bytes(32), *figures, *counts, self.features,
-                           *ends, *starts[:4], 2, *live)  # fmt: skip
+        others = (self.frozen, starts[3] if consts else 0, len(self.consts))
+        tail = struct.pack("<32s5I10H5I2I2HI3I", bytes(32), *figures, *counts, self.features,
+                           *ends, *starts[:3], starts[4], 2, *live, *others)  # fmt: skip
         body = tail + b"".join(tables) + b"{}"
-        head = struct.pack("<4s2H2I", b"FTI1", 3, 128, 16 + len(body), zlib.crc32(body))
+        head = struct.pack("<4s2H2I", b"FTI1", 4, 136, 16 + len(body), zlib.crc32(body))
         return head + body
 
 
@@ -273,7 +329,7 @@ def _update(net: Image, updates: Sequence[Update], codes: int) -> None:
 
 def _update_by_buffers(net: Image, updates: Sequence[Update], codes: int) -> None:
     for record, (code, operands, w, words) in enumerate(updates):
-        ndim, *dims = struct.unpack("<2xB5x4I", net.tensors[w])
+        ndim, *dims = struct.unpack("<2xB5x4I4x", net.tensors[w])
         buffer = net.tensor(ARENA, *dims[:ndim])
         net.op(ZERO, buffer)
         net.op(code + GRADIENT_ABOVE, *operands, buffer, NONE, _codes(code, codes),
@@ -318,3 +374,146 @@ def pruned_net(pool: Pool, features: int = 0, batch: int = 3) -> bytes:
     for record, (code, operands, w, words) in updates:
         net.op(code, *operands, w, scale, group=0, param=record, words=words)
     return net.bytes(forward, (x, label, logits, total), pool)
+
+
+# ---- an int8 net with overlays -----------------------------------------------------------------
+
+SAME_PADDED = (1, 1, 1, 1, 1, 1, 1, 0, 0)
+HALVES = (2, 2, 0, 0, 0, 0, 0, 2, 2)  # windows of 2 x 2, side by side
+COLUMN = (0, 1, 2, 1)  # of 2 rows, from column 1 on
+BELOW_SIX = (0, *struct.unpack("<2H", struct.pack("<f", 6.0)))
+
+
+def _int8_parameters(net: Image) -> SimpleNamespace:
+    """The parameters, with their ranges, steps and lists, by name."""
+    of_x, of_w1 = net.range(), net.steps(4)
+    w1 = net.frozen_param(3, 3, 2, 4, scale=of_w1)
+    outputs = net.channels(1, 3)
+    part1 = net.overlay(3, 3, 2, 2, scale=net.steps(2), index=outputs, axis=OUT)
+    b1, of_y1, of_w2 = net.frozen_param(4), net.range(), net.steps(4)
+    w2 = net.frozen_param(1, 1, 4, 4, scale=of_w2)
+    inputs = net.channels(0, 2)
+    part2 = net.overlay(1, 1, 2, 4, scale=of_w2, index=inputs, axis=IN)
+    of_y2, of_sum, of_mean = net.range(), net.range(), net.range()
+    w3, b3 = net.int8_param(4, 3, scale=net.steps(3)), net.param(3)
+    return SimpleNamespace(
+        b3=b3,
+        w2=w2,
+        b1=b1,
+        w1=w1,
+        w3=w3,
+        of_x=of_x,
+        part1=part1,
+        part2=part2,
+        of_w2=of_w2,
+        of_y2=of_y2,
+        of_y1=of_y1,
+        of_w1=of_w1,
+        inputs=inputs,
+        of_sum=of_sum,
+        of_mean=of_mean,
+        outputs=outputs,
+    )
+
+
+def _int8_tensors(net: Image, t: SimpleNamespace) -> None:
+    """Those of a batch, added to the names."""
+    batch = net.batch
+
+    def int8(region: int, *dims: int, scale: int) -> int:
+        return net.tensor(region, *dims, dtype=I8, scale=scale)
+
+    x, label = int8(INPUT, batch, 5, 5, 2, scale=t.of_x), net.tensor(LABELS, batch, dtype=I32)
+    m1, m2 = int8(ARENA, 3, 3, 2, 4, scale=t.of_w1), int8(ARENA, 1, 1, 4, 4, scale=t.of_w2)
+    y1, most = (
+        int8(ARENA, batch, 5, 5, 4, scale=t.of_y1),
+        int8(ARENA, batch, 2, 2, 4, scale=t.of_y1),
+    )
+    y2, total, again = (
+        int8(ARENA, batch, 2, 2, 4, scale=of) for of in (t.of_y2, t.of_sum, t.of_sum)
+    )
+    mean, column = (
+        int8(ARENA, batch, n, 1, 4, scale=s) for n, s in ((1, t.of_mean), (2, t.of_sum))
+    )
+    taken = int8(ARENA, batch, 2, 2, 2, scale=t.of_y1)
+    mask, codes = (net.tensor(ARENA, batch, words, dtype=I32) for words in (4, 1))
+    logits, d_logits = net.tensor(ARENA, batch, 3), net.tensor(ARENA, batch, 3)
+    d_mean, loss = net.tensor(ARENA, batch, 1, 1, 4), net.tensor(ARENA, 1)
+    d_total, d_y2, d_most = (net.tensor(ARENA, batch, 2, 2, 4) for _ in range(3))
+    d_y1, d_kept = (net.tensor(ARENA, batch, 5, 5, 4) for _ in range(2))
+    d_part = net.tensor(ARENA, batch, 5, 5, 2)
+    t.__dict__.update(
+        x=x,
+        label=label,
+        m1=m1,
+        m2=m2,
+        y1=y1,
+        most=most,
+        y2=y2,
+        total=total,
+        again=again,
+        mean=mean,
+        column=column,
+        taken=taken,
+        mask=mask,
+        codes=codes,
+        logits=logits,
+        d_logits=d_logits,
+        d_mean=d_mean,
+        loss=loss,
+        d_total=d_total,
+        d_y2=d_y2,
+        d_most=d_most,
+        d_y1=d_y1,
+        d_kept=d_kept,
+        d_part=d_part,
+    )
+
+
+def _int8_forward(net: Image, t: SimpleNamespace) -> None:
+    net.op(MERGE, t.w1, t.part1, t.outputs, t.m1, words=(OUT,))
+    net.op(CONV8, t.x, t.m1, t.b1, t.y1, words=SAME_PADDED)
+    net.op(MASK8, t.y1, t.mask, words=BELOW_SIX)
+    net.op(MAX_POOL8, t.y1, t.most, t.codes, words=HALVES)
+    net.op(MERGE, t.w2, t.part2, t.inputs, t.m2, words=(IN,))
+    net.op(CONV8, t.most, t.m2, NONE, t.y2, words=ONE_TAP)
+    net.op(ADD8, t.most, t.y2, t.total)
+    net.op(CROP, t.total, t.column, words=COLUMN)
+    net.op(PASTE, t.total, t.column, t.again, words=COLUMN)
+    net.op(AVG_POOL8, t.again, t.mean, words=HALVES)
+    net.op(LINEAR, t.mean, t.w3, t.b3, t.logits)
+
+
+def _int8_back(net: Image, t: SimpleNamespace) -> None:
+    net.op(CROSS_ENTROPY, t.logits, t.label, t.d_logits, t.loss)
+    net.op(LINEAR_DX, t.d_logits, t.w3, t.d_mean)
+    net.op(AVG_POOL_DX, t.d_mean, t.d_total, words=HALVES)
+    net.op(RELU_DX, t.d_total, t.y2, t.d_y2)
+    net.op(TAKE, t.most, t.inputs, t.taken)
+    net.op(CONV_DX, t.d_y2, t.m2, t.d_most, words=ONE_TAP)
+    net.op(MAX_POOL_DX, t.d_most, t.codes, t.d_y1, words=HALVES)
+    net.op(MASK_DX, t.d_y1, t.mask, t.d_kept)
+    net.op(TAKE, t.d_kept, t.outputs, t.d_part)
+    updates: list[tuple[int, Update]] = [
+        (2, (CONV_UPDATE, (t.x, t.d_part), t.part1, SAME_PADDED)),
+        (6, (CONV_UPDATE, (t.taken, t.d_y2), t.part2, ONE_TAP)),
+        (10, (LINEAR_UPDATE, (t.mean, t.d_logits), t.w3, ())),
+        (11, (BIAS_UPDATE, (NONE, t.d_logits), t.b3, ())),
+    ]
+    scale = _scale(net, [update for _, update in updates])
+    for record, (code, operands, w, words) in updates:
+        net.op(code, *operands, w, scale, group=0, param=record, words=words)
+
+
+def int8_net(features: int = 0, batch: int = 2) -> bytes:
+    """5 x 5 pictures of two colours: a convolution of which outputs 1 and 3 train, a maximum, a
+    tap of which inputs 0 and 2 train, a sum with a column cut out and put back, a mean, three
+    classes. With CLIP in the features it
+    is clipped."""
+    net = Image(batch, features)
+    t = _int8_parameters(net)
+    _int8_tensors(net, t)
+    _int8_forward(net, t)
+    forward = len(net.ops)
+    _int8_back(net, t)
+    return net.bytes(forward, (t.x, t.label, t.logits, t.loss))

@@ -12,7 +12,8 @@ from fedtiny.engine.ir import Graph
 from fedtiny.engine.memory import check_memory, plan_memory
 from fedtiny.engine.program import Hyper, Program
 from fedtiny.engine.reference import ReferenceExecutor
-from fedtiny.values import FROZEN, Sgd
+from fedtiny.layout import FROZEN
+from fedtiny.values import Sgd
 from tests.engine.nets import Array, trained
 
 

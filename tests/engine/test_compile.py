@@ -12,7 +12,7 @@ from fedtiny.engine.program import Hyper, Program, ram_parts
 from fedtiny.engine.reference import ReferenceExecutor
 from fedtiny.engine.zoo import mlp, omniglot_conv, sine_mlp
 from fedtiny.errors import BudgetError, CompileError, GraphError, ImageError
-from fedtiny.update_plan import Part, UpdatePlan
+from fedtiny.update_plan import UpdatePlan
 from fedtiny.values import Phase, Sgd
 from tests.engine.nets import nets, trained
 
@@ -28,7 +28,8 @@ def test_the_report_adds_up_and_is_that_of_the_image(net: Net) -> None:
     program = compile(net, loss="mse", ram="1MiB", batch=2, reserve="2KiB", sgd=Sgd(0.9))
     report = program.report()
     assert report["ram_bytes"] == sum(ram_parts(report).values())
-    assert report["flash_bytes"] == report["image_bytes"] + report["runtime_bytes"]
+    flash = (report["image_bytes"], report["runtime_bytes"], report["frozen_bytes"])
+    assert report["flash_bytes"] == sum(flash)
     assert report["image_bytes"] == len(program.image)
     assert report["parameters_bytes"] == 4 * program.layout.size
     assert report["state_bytes"] == 4 * report["trained_parameters"]
@@ -68,8 +69,30 @@ def test_vectors_that_a_device_keeps_are_a_part_of_the_ram(density: float, float
 
 
 def test_flash_is_a_budget_too() -> None:
-    with pytest.raises(BudgetError, match=r"of 12,288 B flash"):
+    with pytest.raises(BudgetError, match=r"of 12,288 B flash .*; .*or take a smaller net"):
         compile(sine_mlp(), loss="mse", ram="256KiB", flash="12KiB")
+
+
+def test_what_does_not_train_stands_in_flash() -> None:
+    """64 x 64 and 64 x 10 weights, and 64 and 10 biases."""
+    everything, head = (
+        compile(mlp((64, 64, 10)), loss="cross_entropy", ram="64KiB", plan=plan).report()
+        for plan in ("all", "last:1")
+    )
+    body, last = 4 * (64 * 64 + 64), 4 * (64 * 10 + 10)
+    assert (everything["parameters_bytes"], everything["frozen_bytes"]) == (body + last, 0)
+    assert (head["parameters_bytes"], head["frozen_bytes"]) == (last, body)
+    assert head["ram_bytes"] < everything["ram_bytes"] - body
+    assert head["flash_bytes"] == head["image_bytes"] + head["runtime_bytes"] + body
+
+
+def test_a_frozen_net_too_large_for_the_flash_is_refused_with_what_is_largest() -> None:
+    net = mlp((64, 256, 10))
+    largest = "largest: linear1.weight 65,536 B, linear1.bias 1,024 B"
+    told = rf"frozen 66,560\); {largest}; compile with dtype='int8', or take a smaller net"
+    with pytest.raises(BudgetError, match=told):
+        compile(net, loss="cross_entropy", ram="64KiB", flash="96KiB", plan="last:1")
+    compile(net, loss="cross_entropy", ram="64KiB", flash="96KiB", plan="last:1", dtype="int8")
 
 
 def test_a_smaller_plan_needs_less_memory_and_fewer_operations() -> None:
@@ -146,8 +169,11 @@ def test_compiling_twice_gives_the_same_image() -> None:
         ({"batch": 0}, "the batch must be 1 to 65535; got 0"),
         ({"plan": "last:0"}, "unknown plan 'last:0'"),
         ({"plan": "named:conv*"}, "trains none of the parameters"),
-        ({"plan": UpdatePlan(parts=(("linear1.weight", Part("in", (0, 1))),))}, "whole parameters"),
-        ({"plan": UpdatePlan(parts=(("gone", Part("in", (0,))),))}, "which it does not train"),
+        ({"plan": "named:linear1.weight{in=0+3}"}, "trains channel 3 of linear1.weight"),
+        (
+            {"plan": "named:linear1.weight{in=0}", "density": 0.5},
+            "linear1.weight is pruned, .* or compile with density=1",
+        ),
         ({"example_input": np.zeros((1, 5))}, r"the net takes \(batch, 3\)"),
     ],
 )

@@ -56,7 +56,7 @@ def header(field: str) -> int:
     halves += ["input", "label", "output", "loss"]
     tables = ["tensors_at", "params_at", "ops_at", "card_at", "card_bytes"]
     pool = {"live_capacity": 108, "live_at": 112, "live_form": 116, "n_pruned": 118, "bucket": 120,
-            "reserved": 124}  # fmt: skip
+            "frozen": 124, "consts_at": 128, "const_words": 132}  # fmt: skip
     if field in pool:
         return pool[field]
     if field in words:
@@ -72,15 +72,15 @@ def table(image: bytes, name: str) -> int:
 def tensor(index: int, field: str, image: bytes = IMAGE) -> int:
     """Byte offset of a field of a tensor."""
     fields = {"dtype": 0, "region": 1, "ndim": 2, "reserved": 3, "offset": 4}
-    fields |= {f"dim{i}": 8 + 4 * i for i in range(4)}
+    fields |= {f"dim{i}": 8 + 4 * i for i in range(4)} | {"scale": 24, "reserved2": 26}
     return table(image, "tensors_at") + TENSOR_BYTES * index + fields[field]
 
 
 def param(index: int, field: str, image: bytes = IMAGE) -> int:
     """Byte offset of a field of a parameter record."""
     fields = {"tensor": 0, "group": 2, "trained": 3, "vector_at": 4, "count": 8, "state_at": 12,
-              "pruned": 16}  # fmt: skip
-    return table(image, "params_at") + PARAM_BYTES * index + (fields | {"reserved": 20})[field]
+              "pruned": 16, "index": 20, "axis": 22, "form": 23}  # fmt: skip
+    return table(image, "params_at") + PARAM_BYTES * index + fields[field]
 
 
 def op(index: int, field: str, k: int = 0, image: bytes = IMAGE) -> int:
@@ -110,13 +110,14 @@ def status_of(image: bytes) -> str:
 
 DAMAGE: list[tuple[str, str, list[Edit]]] = [
     ("another magic", "FT_E_MAGIC", [(0, "B", 0x58)]),
-    ("a later version", "FT_E_VERSION", [(4, "H", 4)]),
-    ("a longer header", "FT_E_VERSION", [(6, "H", 132)]),
+    ("a later version", "FT_E_VERSION", [(4, "H", 5)]),
+    ("a longer header", "FT_E_VERSION", [(6, "H", 140)]),
     ("more bytes than there are", "FT_E_SIZE", [(8, "I", len(IMAGE) + 1)]),
-    ("fewer bytes than a header", "FT_E_SIZE", [(8, "I", 127)]),
-    ("a reserved byte", "FT_E_HEADER", [(header("reserved"), "B", 1)]),
-    ("the last reserved byte", "FT_E_HEADER", [(127, "B", 1)]),
-    ("a table inside the header", "FT_E_HEADER", [(header("tensors_at"), "I", 124)]),
+    ("fewer bytes than a header", "FT_E_SIZE", [(8, "I", 135)]),
+    ("constants without words", "FT_E_HEADER", [(header("consts_at"), "I", 136)]),
+    ("constants behind the end", "FT_E_HEADER", [(header("const_words"), "I", 1)]),
+    ("a frozen region above the limit", "FT_E_HEADER", [(header("frozen"), "I", (1 << 28) + 1)]),
+    ("a table inside the header", "FT_E_HEADER", [(header("tensors_at"), "I", 132)]),
     ("a table at an odd byte", "FT_E_HEADER", [(header("params_at"), "I", PARAMS + 2)]),
     ("a table behind the end", "FT_E_HEADER", [(header("ops_at"), "I", len(IMAGE) & ~3)]),
     ("a table at 2^32 - 4", "FT_E_HEADER", [(header("ops_at"), "I", 0xFFFFFFFC)]),
@@ -128,15 +129,21 @@ DAMAGE: list[tuple[str, str, list[Edit]]] = [
     ("a state without a feature", "FT_E_HEADER", [(header("state"), "I", 41)]),
     ("a feature without its state", "FT_E_HEADER", [(header("features"), "H", handmade.PROX)]),
     ("an unknown feature", "FT_E_HEADER", [(header("features"), "H", 16)]),
-    ("more trained than parameters", "FT_E_HEADER", [(header("trained"), "I", 42)]),
+    ("more trained than 41 words hold", "FT_E_HEADER", [(header("trained"), "I", 165)]),
     ("an empty batch", "FT_E_HEADER", [(header("batch"), "H", 0)]),
     ("more forward ops than ops", "FT_E_HEADER", [(header("n_forward"), "H", N_OPS + 1)]),
-    ("an unknown region", "FT_E_TENSOR", [(tensor(Y, "region"), "B", 5)]),
+    ("an unknown region", "FT_E_TENSOR", [(tensor(Y, "region"), "B", 7)]),
+    ("a tensor behind the frozen region", "FT_E_TENSOR", [(tensor(Y, "region"), "B", 5)]),
+    ("floats among the constants", "FT_E_TENSOR", [(tensor(Y, "region"), "B", 6)]),
+    ("a scale of floats", "FT_E_TENSOR", [(tensor(Y, "scale"), "H", LOSS)]),
+    ("a reserved half of a tensor", "FT_E_TENSOR", [(tensor(Y, "reserved2"), "H", 1)]),
     ("live weights without a pool", "FT_E_TENSOR", [(tensor(W, "region"), "B", handmade.LIVE)]),
     ("a pool without a form", "FT_E_HEADER", [(header("live_capacity"), "I", 1)]),
     ("a bucket without a pool", "FT_E_HEADER", [(header("bucket"), "I", 1)]),
     ("a pool of nothing", "FT_E_HEADER", [(header("live_form"), "H", handmade.GAPS)]),
-    ("a type that there is not", "FT_E_TENSOR", [(tensor(Y, "dtype"), "B", 2)]),
+    ("a type that there is not", "FT_E_TENSOR", [(tensor(Y, "dtype"), "B", 3)]),
+    ("int8 in a net of floats", "FT_E_TENSOR",
+        [(tensor(Y, "dtype"), "B", 2), (tensor(Y, "scale"), "H", LOSS)]),
     ("integers among the parameters", "FT_E_TENSOR", [(tensor(W, "dtype"), "B", 1)]),
     ("integers as the loss", "FT_E_TENSOR", [(tensor(LOSS, "dtype"), "B", 1)]),
     ("a reserved byte of a tensor", "FT_E_TENSOR", [(tensor(Y, "reserved"), "B", 1)]),
@@ -162,7 +169,11 @@ DAMAGE: list[tuple[str, str, list[Edit]]] = [
     ("a parameter in the arena", "FT_E_PARAM", [(param(0, "tensor"), "H", Y)]),
     ("group 32", "FT_E_PARAM", [(param(0, "group"), "B", 32)]),
     ("half trained", "FT_E_PARAM", [(param(0, "trained"), "B", 2)]),
-    ("a reserved byte of a parameter", "FT_E_PARAM", [(param(0, "reserved") + 3, "B", 1)]),
+    ("an unknown form", "FT_E_PARAM", [(param(0, "form"), "B", 2)]),
+    ("a range of many floats", "FT_E_PARAM", [(param(0, "form"), "B", 1)]),
+    ("a list of no overlay", "FT_E_PARAM", [(param(0, "index"), "H", X)]),
+    ("an overlay of no parameter", "FT_E_PARAM", [(param(0, "axis"), "B", 1)]),
+    ("an axis that there is not", "FT_E_PARAM", [(param(1, "axis"), "B", 3)]),
     ("a dense parameter in the pool", "FT_E_PARAM", [(param(0, "pruned"), "I", 1)]),
     ("a count that is not the size", "FT_E_PARAM", [(param(0, "count"), "I", 11)]),
     ("two in one place of the vector", "FT_E_PARAM", [(param(1, "vector_at"), "I", 11)]),
@@ -189,7 +200,7 @@ DAMAGE: list[tuple[str, str, list[Edit]]] = [
     ("a loss among the forward ops", "FT_E_OP", [(header("n_forward"), "H", 4)]),
     ("no loss", "FT_E_OP", [(header("n_ops"), "H", 3)]),
     ("an update of a frozen parameter", "FT_E_REGION", [(param(2, "trained"), "B", 0)]),
-    ("weights in the arena", "FT_E_REGION", [(op(0, "t", 1), "H", Y)]),
+    ("weights in the input", "FT_E_REGION", [(op(0, "t", 1), "H", X)]),
     ("an output in the input", "FT_E_REGION", [(op(1, "t", 1), "H", X)]),
     ("an output among the weights", "FT_E_REGION", [(op(1, "t", 1), "H", W)]),
     ("a loss of another output", "FT_E_REGION", [(op(3, "t"), "H", DX)]),
@@ -238,7 +249,8 @@ CONV_DAMAGE: list[tuple[str, str, list[Edit]]] = [
     ("another stride", "FT_E_SHAPE", [(conv_op(0, "attr", STRIDE), "H", 2)]),
     ("a bias of another width", "FT_E_SHAPE", [(conv_op(0, "t", 2), "H", 8)]),
     ("a kernel of two axes", "FT_E_SHAPE", [(conv_op(0, "t", 1), "H", 7)]),
-    ("a kernel in the arena", "FT_E_REGION", [(conv_op(0, "t", 1), "H", POOLED)]),
+    ("a kernel in the input", "FT_E_REGION", [(conv_op(0, "t", 1), "H", 0)]),
+    ("a kernel in the output", "FT_E_REGION", [(conv_op(0, "t", 1), "H", POOLED)]),
     ("an image of one axis", "FT_E_SHAPE",
         [(conv_tensor(DEEP, f"dim{i}"), "I", 1) for i in (1, 2, 3)]
         + [(conv_tensor(DEEP, "ndim"), "B", 1)]),
@@ -316,7 +328,6 @@ LIVE_DAMAGE: list[tuple[str, str, list[Edit]]] = [
     ("a pool over the dense parameters", "FT_E_TENSOR", [(header("live_at"), "I", 10),
         (header("params"), "I", 76)]),
     ("a bucket above all weights", "FT_E_HEADER", [(header("bucket"), "I", 253)]),
-    ("a reserved byte behind the bucket", "FT_E_HEADER", [(header("reserved"), "B", 1)]),
     ("state for no live value", "FT_E_PARAM", [(header("trained"), "I", 50)]),
     ("state for less than the pool", "FT_E_HEADER", [(header("trained"), "I", 39)]),
     ("one pruned parameter less", "FT_E_TENSOR", [(header("n_pruned"), "H", 1)]),
@@ -539,6 +550,8 @@ def base_images() -> list[bytes]:
         handmade.conv_net(buffered=True),
         handmade.pruned_net(handmade.Pool(40, handmade.GAPS, bucket=20)),
         handmade.pruned_net(handmade.Pool(100, handmade.BITMAP, bucket=50), features=15),
+        handmade.int8_net(),
+        handmade.int8_net(features=15, batch=1),
         *map(without_card, [*programs, weighted]),
     ]
 

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fedtiny.engine import zoo
+from fedtiny.engine import image, zoo
 from fedtiny.engine.autodiff import differentiate, with_loss
 from fedtiny.engine.builder import Net
+from fedtiny.engine.built import STACK_BYTES
 from fedtiny.engine.compile import build, compile
-from fedtiny.engine.ir import ARENA, Graph
+from fedtiny.engine.ir import ARENA, I8, Graph
 from fedtiny.engine.kernels.norm import MOVING
 from fedtiny.engine.liveness import lifetimes, live_bytes
 from fedtiny.engine.memory import MemoryPlan, check_memory, plan_memory
@@ -79,6 +80,35 @@ def test_the_nets_of_the_field_lie_close_to_their_lower_bound(
     assert is_tight(built.memory.arena_bytes, built.lower_bound)
 
 
+SLICES = "biases:22+last:1+named:conv3?.weight{in=1/4}"
+
+
+@pytest.mark.parametrize(
+    ("net", "plan", "patches"),
+    [
+        (zoo.mobilenet_v2(96, norm="none"), "all", 1),
+        (zoo.mobilenet_v2(96, norm="none"), SLICES, 1),
+        (zoo.mobilenet_v2(96, norm="none"), SLICES, 2),
+        (zoo.mcunet(128, norm="none"), "biases", 1),
+        (zoo.mcunet(128, norm="none"), SLICES, 1),
+        (zoo.mcunet(128, norm="none"), "last:1", 1),
+    ],
+)
+def test_so_do_plans_of_int8(net: Net, plan: str, patches: int) -> None:
+    built = build(net, loss="cross_entropy", plan=plan, dtype="int8", patches=patches)
+    assert is_tight(built.memory.arena_bytes, built.lower_bound)
+
+
+def test_tensors_of_int8_lie_byte_by_byte_in_whole_words() -> None:
+    built = build(zoo.small_conv(side=9), loss="cross_entropy", dtype="int8")
+    image = built.program.tables
+    for tensor, record in zip(built.graph.tensors.values(), image.tensors, strict=True):
+        bytes_each = 1 if tensor.dtype == I8 else 4
+        assert tensor.nbytes == -(-tensor.size * bytes_each // 4) * 4
+        assert record.offset % 4 == 0
+    assert built.graph.tensors["relu1"].nbytes == 4 * 4 * 8  # 9 x 9, by threes in steps of two
+
+
 @pytest.mark.parametrize(
     ("net", "ram"),
     [
@@ -86,7 +116,7 @@ def test_the_nets_of_the_field_lie_close_to_their_lower_bound(
         # gradient on: what it read, 14 x 14 x 32, and as much of the gradient of both its sides.
         (
             zoo.omniglot_conv(norm="none", pool=True),
-            4 * (28_229 + 3 * 14 * 14 * 32 + 28 * 28) + 2048,
+            4 * (28_229 + 3 * 14 * 14 * 32 + 28 * 28) + STACK_BYTES + 1024,
         ),
         (zoo.omniglot_conv(norm="none", pool=True), 256 * 1024),
         (zoo.ds_cnn(), 256 * 1024),
@@ -191,12 +221,12 @@ def test_poison_in_dead_bytes_changes_nothing(
     executor._hyper, executor._statistics = hyper, MOVING
     lives, names = lifetimes(graph), list(graph.tensors)
     for index in range(len(graph.ops)):
-        alive = np.zeros(len(executor.arena), bool)
+        alive = np.zeros(len(executor.memory.regions[image.ARENA]), bool)
         for name, (first, last) in lives.items():
             if first < index <= last:
                 at = program.tables.tensors[names.index(name)].offset
                 alive[at : at + graph.tensors[name].nbytes] = True
-        executor.arena[~alive] = 0xFF
+        executor.memory.regions[image.ARENA][~alive] = 0xFF
         executor.execute(index, index + 1)
     np.testing.assert_array_equal(np.frombuffer(executor.store(), np.float32), expected)
 

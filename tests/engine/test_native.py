@@ -238,7 +238,7 @@ def test_nothing_around_the_memory_is_touched(monkeypatch: pytest.MonkeyPatch) -
         executor.evaluate(x, y, batch)
         executor.calibrate(x, batch)
         executor.store()
-    assert len(blocks) == 7 * len(NETS)
+    assert len(blocks) == 8 * len(NETS)
     assert all(bytes(b)[:64] == guard == bytes(b)[-64:] for b in blocks)
 
 

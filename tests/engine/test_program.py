@@ -12,7 +12,17 @@ from hypothesis import strategies as st
 
 from fedtiny.engine.builder import Net
 from fedtiny.engine.compile import compile
-from fedtiny.engine.image import HEADER_BYTES, read_image, with_checksum, write_image
+from fedtiny.engine.image import (
+    FROZEN,
+    HEADER_BYTES,
+    I8,
+    IN,
+    NONE,
+    OUT,
+    read_image,
+    with_checksum,
+    write_image,
+)  # fmt: skip
 from fedtiny.engine.program import Program
 from fedtiny.engine.zoo import sine_mlp
 from fedtiny.errors import DataError, FedtinyError, ImageError
@@ -60,9 +70,9 @@ def test_a_forged_image_raises_nothing_but_our_errors(
 def test_each_kind_of_damage_has_its_message(program: Program) -> None:
     image = program.image
     cases = {
-        image[:50]: "at least 128 bytes; this one has 50",
+        image[:50]: "at least 136 bytes; this one has 50",
         b"ELF!" + image[4:]: "not a Program image",
-        image[:4] + struct.pack("<H", 9) + image[6:]: "version 9, this runtime reads 3",
+        image[:4] + struct.pack("<H", 9) + image[6:]: "version 9, this runtime reads 4",
         image + b"\0": f"says {len(image)} bytes and has {len(image) + 1}",
         image[:-1] + b"!": "checksum",
     }
@@ -71,11 +81,27 @@ def test_each_kind_of_damage_has_its_message(program: Program) -> None:
             read_image(damaged)
 
 
-def test_a_table_outside_the_image_is_refused(program: Program) -> None:
-    at = HEADER_BYTES - 20 - 20  # tensors_at
+@pytest.mark.parametrize("back", [48, 44, 40, 36, 8])
+def test_a_table_outside_the_image_is_refused(program: Program, back: int) -> None:
+    at = HEADER_BYTES - back  # tensors_at, params_at, ops_at, card_at, consts_at
     damaged = program.image[:at] + struct.pack("<I", 1 << 20) + program.image[at + 4 :]
     with pytest.raises(ImageError, match="leaves"):
         read_image(with_checksum(damaged))
+
+
+def test_what_is_written_is_read_back() -> None:
+    """Of int8, with channels of a weight: scales, forms, overlays and lists of channels."""
+    plan = "named:linear2.weight{in=1+5-7},linear1.weight{out=1/4}"
+    program = compile(sine_mlp(), loss="mse", ram="64KiB", dtype="int8", plan=plan)
+    tables = program.tables
+    assert write_image(tables) == program.image
+    assert tables.consts == (*range(8), 1, 5, 6, 7)
+    found = {(p.axis, tables.tensors[p.index].shape) for p in tables.params if p.index != NONE}
+    assert found == {(OUT, (8,)), (IN, (4,))}
+    whole = [tables.params[i - 1] for i, p in enumerate(tables.params) if p.index != NONE]
+    assert [(p.trained, p.vector_at) for p in whole] == [(0, 0), (0, 64)]
+    scales = {tables.tensors[t.scale].region for t in tables.tensors if t.dtype == I8}
+    assert scales == {FROZEN}
 
 
 def test_flatten_and_unflatten_are_inverse(program: Program) -> None:

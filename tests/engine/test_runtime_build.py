@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fedtiny.engine.compile import RUNTIME_BYTES, STACK_BYTES
+from fedtiny.engine.built import RUNTIME_BYTES, STACK_BYTES
 from fedtiny.engine.runtime import build
 
 PORTABLE = [path for path in build.sources() if path.parent == build.HERE]

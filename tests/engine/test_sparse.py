@@ -94,7 +94,7 @@ def test_a_sparse_net_learns_what_the_dense_one_does_with_zeros(
         losses = [executor.step(x, y, as_hyper(rule)) for executor in (one, other)]
         assert losses[0] == pytest.approx(losses[1], rel=1e-9)
         for p in dense.tables.params:
-            other._values(p)[~live[other._coordinates(p)]] = 0
+            other.memory.home(p).reshape(-1)[~live[other.memory.coordinates(p)]] = 0
     expected = np.where(live, stored(other, np.float64), 0)
     np.testing.assert_allclose(stored(one, np.float64), expected, rtol=1e-9, atol=1e-9)
 
@@ -263,8 +263,8 @@ def test_nothing_around_the_memory_is_touched(
     rule = Sgd(momentum=0.9, prox=0.1)
     program = compiled(small_net(), density, "cross_entropy", 11, rule)
     everything(NativeExecutor(program.image), program, rule)
-    # Image, parameters, arena, state, scratch, x and y.
-    assert len(blocks) == 7
+    # Image, parameters, arena, state, scratch, frozen, x and y.
+    assert len(blocks) == 8
     assert all(bytes(b)[:64] == guard == bytes(b)[-64:] for b in blocks)
 
 

@@ -19,7 +19,6 @@ from fedtiny.engine.ir import LIVE
 from fedtiny.engine.program import Program, ram_parts
 from fedtiny.engine.sparsity import Pool, prunable, prune
 from fedtiny.errors import BudgetError, CompileError, ExperimentError
-from fedtiny.update_plan import UpdatePlan
 from fedtiny.values import Sgd
 from tests.engine.nets import image_nets, nets
 
@@ -70,7 +69,7 @@ def test_every_program_of_a_net_names_the_same_prunable_parameters(
 
 
 def test_an_untrained_layer_is_pruned_too() -> None:
-    program = pruned(two_layers(), 0.5, plan=UpdatePlan.last_layers(1).rule)
+    program = pruned(two_layers(), 0.5, plan="last:1")
     assert program.prunable == ("conv.weight", "fc.weight")
     assert [p.pruned for p in program.tables.params] == [1, 0, 2, 0]
     assert program.trained_names == ("fc.weight", "fc.bias")

@@ -4,7 +4,8 @@ import pytest
 from rich.console import Console
 
 from fedtiny.console import show_explained
-from fedtiny.engine.compile import Build, build
+from fedtiny.engine.built import Build
+from fedtiny.engine.compile import build
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.explain import Pruning, explain
 from fedtiny.experiment.workload import Workload

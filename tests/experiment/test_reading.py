@@ -150,6 +150,8 @@ class Everything(reading.Section):
         ("arguments", {"a": [1, 2]}, {"a": [1, 2]}),
         ("plan", "last:2", "last:2"),
         ("plan", "named:fc.*,head.bias", "named:fc.*,head.bias"),
+        ("plan", "biases:4+last:1", "biases:4+last:1"),
+        ("plan", "named:a.weight{in=1/4},b.*{out=0-3+9}", "named:a.weight{in=1/4},b.*{out=0-3+9}"),
         ("choice", "b", "b"),
     ],
 )
@@ -194,6 +196,7 @@ def test_a_value_of_its_kind_is_read(key: str, given_value: Any, value: Any) -> 
         ("arguments", [1], "a table"),
         ("plan", "last:0", "'all', 'biases', 'last:2'"),
         ("plan", "some", "'all', 'biases', 'last:2'"),
+        ("plan", "named:a.weight{in=4/1}", "4/1 is no share of channels"),
         ("choice", "c", "'a' or 'b'"),
         ("choice", ["a"], "'a' or 'b'"),
     ],

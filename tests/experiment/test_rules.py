@@ -12,10 +12,11 @@ from fedtiny.errors import ExperimentError
 from fedtiny.experiment import Experiment, rules
 from fedtiny.experiment.rules import ERROR, FINE, RULES, WARNING, Case, Rule, RuleWarning
 from fedtiny.experiment.workload import Workload
+from fedtiny.layout import LOCAL, Layout
 from fedtiny.strategies.base import Round, State
 from fedtiny.strategies.fedavg import FedAvg
 from fedtiny.strategies.fedbuff import FedBuff
-from fedtiny.values import LOCAL, SUMS, FeatureSums, Instruction, Layout, Phase
+from fedtiny.values import SUMS, FeatureSums, Instruction, Phase
 
 HERE = "tests.experiment.test_rules"
 TOML = """\
@@ -166,6 +167,9 @@ ROWS = {
     ("real devices", "an [attack]"): ([DEPLOYED], "attack={kind='sign-flip', share=0.2}"),
     ("real devices", "evaluation on devices that train"): (
         [DEPLOYED], "evaluate.own={lr=0.1, devices='training'}",
+    ),
+    ("real devices", "streams after the last round"): (
+        [DEPLOYED], "online={samples=9, lr=0.1, drift='invert'}",
     ),
 }  # fmt: skip
 

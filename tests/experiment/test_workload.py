@@ -15,6 +15,7 @@ from fedtiny.experiment import Experiment
 from fedtiny.experiment.pretraining import NOBODY
 from fedtiny.experiment.rehearsal import rehearsed
 from fedtiny.experiment.workload import Workload
+from fedtiny.layout import Layout
 from fedtiny.masks import Mask
 from fedtiny.strategies.base import Round
 from fedtiny.strategies.fedtiny import FedTiny
@@ -28,7 +29,6 @@ from fedtiny.values import (
     VALUES,
     VOTES,
     Instruction,
-    Layout,
     Phase,
     Sgd,
     Transform,

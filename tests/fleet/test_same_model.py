@@ -2,7 +2,8 @@
 
 The runs share a coordinator and its agents, most of them in threads, two in processes of their own.
 One prunes: it calibrates and scores candidates, lets weights grow, and trains under a mask. In two
-devices send what transforms leave of their deltas; in one of these they keep the rest.
+devices send what transforms leave of their deltas; in one of these they keep the rest. In one they
+are int8: they fetch the weights as int8, and train some channels.
 """
 
 from __future__ import annotations
@@ -31,13 +32,15 @@ from tests.harness.ledger import read_ledger, read_rows
 
 THREADS, PROCESSES = 18, 2
 DEVICES = THREADS + PROCESSES
-STRATEGIES = {"fedadam": 5, "median": 6, "fedtiny": 7, "fedavg": 8}
+STRATEGIES = {"fedadam": 5, "median": 6, "fedtiny": 7, "fedavg": 8, "reptile": 9}
 """And their seeds: agents would fetch one initial model of several runs once."""
-DENSE = {"model": "digits_mlp", "density": 1.0, "more": ""}
-PRUNES = {"model": "digits_bn", "density": 0.1, "more": "every = 2"}
+DENSE = {"model": "digits_mlp", "density": 1.0, "more": "", "device": ""}
+PRUNES = DENSE | {"model": "digits_bn", "density": 0.1, "more": "every = 2"}
+INT8 = {"device": 'dtype = "int8"\nplan = "named:linear1.weight{out=0-7}+biases+last:1"'}
 OWN = {
     "fedtiny": PRUNES,
     "fedavg": DENSE | {"more": 'transforms = ["clip:1", "feedback", "topk:0.1", "sign"]'},
+    "reptile": DENSE | INT8,
     "median": DENSE | {"more": 'transforms = ["randomk:0.3", "qsgd:15"]'},
 }
 SOURCE = "digits_task:task"
@@ -52,10 +55,12 @@ build = "{model}"
 [data]
 source = "label-skew-digits"
 concentration = 0.5
+public = 100
 
 [device]
 batch = 10
 density = {density}
+{device}
 
 [strategy]
 name = "{strategy}"

@@ -20,10 +20,11 @@ from fedtiny import simulate
 from fedtiny.errors import StrategyError
 from fedtiny.flower.driving import Spec
 from fedtiny.flower.grid import claim_process, reply
+from fedtiny.layout import Layout, Parameter
 from fedtiny.masks import Mask
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import FleetFacts, Round
-from fedtiny.values import Layout, Parameter, Update
+from fedtiny.values import Update
 from tests.flower.conftest import Make
 from tests.harness.toys import FLEET, INITIAL, LAYOUT, WHOLE, Run
 

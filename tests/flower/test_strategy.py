@@ -17,13 +17,14 @@ from fedtiny.errors import StrategyError
 from fedtiny.flower.child import Child
 from fedtiny.flower.snapshot import restored
 from fedtiny.flower.strategy import FlowerStrategy
+from fedtiny.layout import Layout, Parameter
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import FleetFacts, Observed, Round, ServerOptimizer
 from fedtiny.strategies.fedavg import FedAvg
 from fedtiny.strategies.fedopt import FedAdam, ServerAdam
 from fedtiny.strategies.table import build
 from fedtiny.testing import conformance
-from fedtiny.values import EVALUATE, Layout, Parameter, Transform, Update
+from fedtiny.values import EVALUATE, Transform, Update
 from tests.flower.conftest import Make
 from tests.flower.theirs import Counting, Remembering
 from tests.harness.toys import FLEET, INITIAL, LAYOUT, WHOLE, Run

@@ -104,7 +104,7 @@ class Ledger:
     replayed: tuple[str, ...] | None = None
     """The digest after each commit, rebuilt from the records; None: not rebuilt."""
     compact: Mapping[int, Collection[str]] = field(default_factory=dict)
-    """By version, the digests of what of the model is live under each of its masks."""
+    """By version, the digests of what of the model is sent under its masks, or as int8."""
     max_staleness: int = 0
     """How many versions late an update may count; 0: in its own round alone."""
     later: Mapping[int, int] = field(default_factory=dict)

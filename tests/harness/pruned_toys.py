@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from fedtiny.layout import Layout, Parameter, Ranges
 from fedtiny.masks import Mask
 from fedtiny.pruning import candidate_counts, largest
 from fedtiny.rounds.content import OpenRound
@@ -19,19 +20,7 @@ from fedtiny.rounds.measures import Measures
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import FleetFacts, Round
 from fedtiny.strategies.pruned import Pruned
-from fedtiny.values import (
-    CALIBRATE,
-    SCORE,
-    VALUES,
-    VOTES,
-    Instruction,
-    Layout,
-    Lease,
-    Parameter,
-    Phase,
-    Ranges,
-    Update,
-)
+from fedtiny.values import CALIBRATE, SCORE, VALUES, VOTES, Instruction, Lease, Phase, Update
 
 if TYPE_CHECKING:
     from fedtiny.strategies.base import State

@@ -20,6 +20,7 @@ from fedtiny.masks import Mask
 from fedtiny.rounds.journal import replay
 from fedtiny.server.replaying import Recorded
 from fedtiny.server.sqlite_journal import SqliteCommits
+from fedtiny.wire.int8 import Weights, weights_of, write_int8
 from tests.harness.coordinator_process import CoordinatorProcess
 from tests.harness.fault_proxy import FaultProxy
 from tests.harness.history_check import Entry, Ledger, Log, check, read_logs
@@ -172,8 +173,14 @@ def rebuilt(folder: Path, ledger: Ledger, name: str = "sine") -> Ledger:
     return replace(ledger, replayed=replayed, compact=compact, max_staleness=late)
 
 
+def _int8_weights(work: Workload) -> set[Weights]:
+    programs = [profile.program for profile in work.profiles if profile.program]
+    return {weights_of(program, work.training) for program in programs} - {()}
+
+
 def _compact(recorded: Recorded) -> dict[int, set[str]]:
-    """By version, the digests of what of the model is live under each mask of its strategy."""
+    """By version, the digests of what of the model is live under each mask of its strategy, and of
+    it as each Program with int8 gets it."""
     work, journal = recorded.work, SqliteCommits(recorded.connection, recorded.run)
     first = next(iter(recorded.models())).model
     steps = replay(journal, work.experiment.run.rounds, work.strategy, work.layout, first)
@@ -181,7 +188,9 @@ def _compact(recorded: Recorded) -> dict[int, set[str]]:
     found: dict[int, set[str]] = {}
     for version, (model, state) in zip(versions, steps, strict=True):
         live = [Mask.read(blob, work.layout).bools for _, blob in work.strategy.masks(state)]
-        digests = {sha256(model[each].tobytes()).hexdigest() for each in live}
+        sent = [model[each].tobytes() for each in live]
+        sent += [write_int8(work.layout, weights, model) for weights in _int8_weights(work)]
+        digests = {sha256(body).hexdigest() for body in sent}
         found.setdefault(version, set()).update(digests)
     return found
 

@@ -24,9 +24,11 @@ from fedtiny.device.learner import Key, Learner
 from fedtiny.device.session import Command, Event, Session, State, advance
 from fedtiny.engine.program import Program
 from fedtiny.errors import DataError, WireError
-from fedtiny.values import ACCEPTED, DUPLICATE, Lease, Ranges, Receipt, Update
+from fedtiny.layout import Ranges
+from fedtiny.values import ACCEPTED, DUPLICATE, DeviceCard, Lease, Receipt, Update
 from fedtiny.wire import codec, services
 from fedtiny.wire.codec import ComeBack, Work
+from fedtiny.wire.int8 import grid_of, on_grid, sent_model
 from fedtiny.wire.pb import fleet_pb2 as pb
 from tests.harness.history_check import CHECK_IN, FAIL, OK, SUBMIT, UNKNOWN, Log
 from tests.harness.members import CARD, Member
@@ -77,14 +79,16 @@ class RealVisits:
         key = Key(work.seed, work.lease.round, work.lease.device)
         outcome = learner.visit(
             work.instruction,
-            model,
+            sent_model(program, program.layout, work.instruction, model),
             lambda part: learner.samples(*self.task.samples(key.run, key.round, key.device, part)),
             key,
         )
         update = _update(
             work.lease, outcome.samples, outcome.values, outcome.ranges, outcome.measures
         )
-        return replace(update, mask=outcome.mask, places=outcome.places)
+        update = replace(update, mask=outcome.mask, places=outcome.places)
+        steps = grid_of(program, program.layout, work.instruction, model)
+        return on_grid(update, steps) if steps else update
 
 
 @dataclass
@@ -168,6 +172,8 @@ class Conduct:
     twice: bool = False
     """Whether every update is handed in a second time, after its receipt."""
     protocol: int = codec.PROTOCOL
+    card: Callable[[int], DeviceCard] = lambda device: CARD
+    """What each device says that it can do."""
 
 
 class Device:
@@ -275,7 +281,7 @@ class Device:
     async def _ask(self) -> codec.Answer:
         request = pb.CheckInRequest(protocol=self.conduct.protocol, wait_s=self.conduct.wait_s)
         if not self.introduced:
-            request.card.CopyFrom(codec.write_card(CARD))
+            request.card.CopyFrom(codec.write_card(self.conduct.card(self.member.device)))
             request.agent = AGENT
         call = self.log.invoke(CHECK_IN, self.member.device)
         start = time.perf_counter()

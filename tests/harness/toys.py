@@ -12,22 +12,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from fedtiny.layout import Layout, Parameter, Ranges, merge_ranges
 from fedtiny.rounds.coordinator import Coordinator
 from fedtiny.rounds.journal import Journal, MemoryJournal
 from fedtiny.rounds.rules import Rules
 from fedtiny.strategies.base import FleetFacts, Strategy
-from fedtiny.values import (
-    CALIBRATE,
-    EVALUATE,
-    TRAIN,
-    Instruction,
-    Layout,
-    Lease,
-    Parameter,
-    Ranges,
-    Update,
-    merge_ranges,
-)
+from fedtiny.values import CALIBRATE, EVALUATE, TRAIN, Instruction, Lease, Update
 from tests.harness.pruned_toys import PrunedToy, prunes
 
 if TYPE_CHECKING:

@@ -16,8 +16,9 @@ from fedtiny.engine.builder import Net
 from fedtiny.engine.compile import compile
 from fedtiny.engine.program import Program
 from fedtiny.fold import Total
+from fedtiny.layout import Layout
 from fedtiny.strategies.base import FleetFacts, Round, Strategy
-from fedtiny.values import QUERY, SUPPORT, Instruction, Kept, Layout, Sgd, Update
+from fedtiny.values import QUERY, SUPPORT, Instruction, Kept, Sgd, Update
 
 if TYPE_CHECKING:
     from fedtiny.strategies.base import State

@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from fedtiny.bundle import Bundle
 
@@ -17,6 +20,8 @@ CACHE = Path(__file__).resolve().parents[2] / "build"
 TOOLS = ("debootstrap", "dpkg-deb", "proot", "qemu-arm-static", "qemu-aarch64-static")
 INSTALLER, COMMAND = "/root/fedtiny-agent/install.sh", "/usr/local/bin/fedtiny-agent"
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+_MOST_S = 150.0  # that a command of a board takes, on a busy machine
 
 # What an installation writes to.
 _WRITTEN = ("etc", "opt", "root", "srv", "tmp", "usr/local", "var/lib")
@@ -119,8 +124,13 @@ class Pi:
         with tarfile.open(bundle.file) as archive:
             archive.extractall(self.path("/root"), filter="data")
 
-    def start(self, *command: str) -> subprocess.Popen[str]:
-        """The command, running on the board as root."""
+    def start(
+        self,
+        *command: str,
+        out: int | IO[str] = subprocess.PIPE,
+        err: int | IO[str] = subprocess.PIPE,
+    ) -> subprocess.Popen[str]:
+        """The command, running on the board as root, in a group of processes of its own."""
         home = (f"{self.home / folder}:/{folder}" for folder in _WRITTEN)
         binds = [word for place in (*home, "/dev", "/proc") for word in ("-b", place)]
         proot = ["proot", "-0", "-r", str(self.root), *binds, "-w", "/root"]
@@ -129,14 +139,28 @@ class Pi:
                 sys.executable, Path(__file__).with_name("without_statx.py"),
                 *proot, "-q", KINDS[self.machine].emulator, *command,
             ],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            stdout=out, stderr=err, text=True, start_new_session=True,
             # Two filters of one call do not go together: proot does without its own.
             env={"PATH": f"{PATH}:{os.environ['PATH']}", "PROOT_NO_SECCOMP": "1"},
         )  # fmt: skip
 
     def run(self, *command: str, code: int = 0) -> tuple[str, str]:
         """What the command prints, on its two outputs, before it ends with this code."""
-        process = self.start(*command)
-        out, err = process.communicate()
-        assert process.returncode == code, f"{command}: {process.returncode}\n{out}\n{err}"
+        process, hung = self.start(*command), ""
+        try:
+            out, err = process.communicate(timeout=_MOST_S)
+        except subprocess.TimeoutExpired:
+            hung = f"killed after {_MOST_S:g} s, "
+            kill(process)
+            out, err = process.communicate()
+        finally:
+            kill(process)
+        assert process.returncode == code, f"{command}: {hung}{process.returncode}\n{out}\n{err}"
         return out, err
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """End the whole group of what `Pi.start` has started: proot leaves what it runs behind."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

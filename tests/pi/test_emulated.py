@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO
 
 import pytest
 
@@ -17,17 +15,17 @@ from fedtiny.engine.compile import compile
 from fedtiny.engine.zoo import mlp, small_conv
 from fedtiny.values import Sgd
 from tests.harness.coordinator_process import CoordinatorProcess
-from tests.harness.ledger import read_ledger
 from tests.harness.story import experiment
 from tests.pi import training
 from tests.pi.board import COMMAND, KINDS
 from tests.pi.conftest import Installed
+from tests.pi.keeping import Kept, until_over
+from tests.pi.native import SAMPLES, here, last_model, model_of_agents_here
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PYTHON, AGENT = "/opt/fedtiny/bin/python", "/opt/fedtiny/bin/fedtiny-agent"
 STATE = "/var/lib/fedtiny-agent/state"
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(params=KINDS)
@@ -86,20 +84,14 @@ def test_a_visit_gives_the_same_bits_as_here(board: Installed, tmp_path: Path) -
 PROGRAMS = {
     "tanh": compile(mlp((3, 9, 2), "tanh"), loss="mse", ram="64KiB", batch=2, sgd=Sgd(0.9)),
     "conv": compile(small_conv(8, 2, 5), loss="cross_entropy", ram="256KiB", batch=2),
-}
-
-
-def here(*arguments: Any) -> str:
-    """What a Python of this machine prints."""
-    return subprocess.run(
-        [sys.executable, *arguments], env=os.environ | {"PYTHONPATH": str(ROOT)},
-        capture_output=True, text=True, check=True,
-    ).stdout  # fmt: skip
+    "int8": compile(
+        small_conv(8, 2, 5), loss="cross_entropy", ram="256KiB", batch=2, dtype="int8",
+        head="int8", plan="biases+last:1+named:conv1.weight,conv2.weight{in=1/4}",
+    ),
+}  # fmt: skip
 
 
 # --- a fleet
-
-SAMPLES = "x,label\n" + "".join(f"{n / 8},{n * n / 64}\n" for n in range(-8, 9))
 
 
 def test_two_pis_make_the_model_that_two_agents_here_make(
@@ -108,7 +100,7 @@ def test_two_pis_make_the_model_that_two_agents_here_make(
     """One kind beside the other, each with a certificate of its own, which it renews once."""
     file = experiment(tmp_path, 2, rounds=2)
     with CoordinatorProcess(file, tmp_path / "pis") as coordinator:
-        assert coordinator.start(), coordinator.output()
+        coordinator.serve()
         for number, board in enumerate(boards.values()):
             _, told = board.pi.run(COMMAND, "join", coordinator.token())
             assert f"joined as device {number} of 127.0.0.1" in told
@@ -117,13 +109,21 @@ def test_two_pis_make_the_model_that_two_agents_here_make(
             start_anew(board.pi.path(STATE))
             board.pi.write("/srv/fedtiny/samples.csv", SAMPLES)
         before = [certificate(board) for board in boards.values()]
-        environment = ["env", f"FEDTINY_AGENT_DIR={STATE}", "FEDTINY_AGENT_DATA=/srv/fedtiny"]
-        running = [board.pi.start(*environment, AGENT, "run") for board in boards.values()]
-        printed = [process.communicate()[1] for process in running]
-    assert [process.returncode for process in running] == [0, 0], printed
-    assert all("round 1 · trained 14 samples" in text for text in printed)  # 3 of 17 are the query
+        agents = [kept(board, tmp_path) for board in boards.values()]
+        until_over(agents, 150.0, coordinator.output)
+    assert all("trained 14 samples" in agent.said for agent in agents)  # 3 of 17 are the query
     assert not {certificate(board) for board in boards.values()} & set(before)
     assert last_model(tmp_path / "pis") == model_of_agents_here(file, tmp_path / "here")
+
+
+def kept(board: Installed, folder: Path) -> Kept:
+    """The board's agent, as its service runs it."""
+    environment = "env", f"FEDTINY_AGENT_DIR={STATE}", "FEDTINY_AGENT_DATA=/srv/fedtiny"
+
+    def start(log: IO[str]) -> subprocess.Popen[str]:
+        return board.pi.start(*environment, AGENT, "run", out=subprocess.DEVNULL, err=log)
+
+    return Kept(start, folder / f"{board.pi.machine}.log")
 
 
 def start_anew(state: Path) -> None:
@@ -135,28 +135,3 @@ def start_anew(state: Path) -> None:
 
 def certificate(board: Installed) -> bytes:
     return board.pi.path(f"{STATE}/certificate.pem").read_bytes()
-
-
-def model_of_agents_here(file: Path, folder: Path) -> str:
-    samples = file.with_name("samples.csv")
-    samples.write_text(SAMPLES)
-    with CoordinatorProcess(file, folder) as coordinator:
-        assert coordinator.start(), coordinator.output()
-        for device in ("0", "1"):
-            here("-m", "fedtiny.agent", "join", "--dir", folder / device, coordinator.token())
-        running = [
-            subprocess.Popen(
-                [sys.executable, "-m", "fedtiny.agent", "run", "--data", samples,
-                 "--dir", folder / device],
-                cwd=ROOT, stderr=subprocess.DEVNULL,
-            )
-            for device in ("0", "1")
-        ]  # fmt: skip
-        assert [process.wait(60) for process in running] == [0, 0]
-    return last_model(folder)
-
-
-def last_model(folder: Path) -> str:
-    commits = read_ledger(folder).commits
-    assert len(commits) == 2
-    return commits[-1].digest

@@ -20,6 +20,7 @@ SAMPLES = 5
 LABELS = [0, 1, 0, 1, 1]
 # Beside values of everyday size, those whose products are below the least normal float32.
 SCALES = (1.0, 1e-37)
+RANGE = (-2.0, 2.0)  # of an int8 Program's activations
 KEY = Key(run=7, round=2, device=5)
 
 
@@ -31,7 +32,10 @@ def visit(program: Program, scale: float) -> dict[str, Any]:
     y = LABELS if program.loss == "cross_entropy" else targets
     samples = learner.samples(x, y)
     initial = array("f", [scale * value for value in floats(program.initial(3))])
-    phases = Phase(0.1, 4, shuffle=True, sgd=program.sgd), Phase(0.05)
+    for p in program.range_parameters:
+        initial[p.offset : p.offset + p.size] = array("f", RANGE)
+    steps = 100 if program.range_parameters else 4
+    phases = Phase(0.1, steps, shuffle=True, sgd=program.sgd), Phase(0.05)
     outcome = learner.visit(Instruction(phases=phases), initial, lambda part: samples, KEY)
     return {
         "values": outcome.values.hex(),

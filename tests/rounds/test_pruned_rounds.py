@@ -16,6 +16,7 @@ import pytest
 
 from fedtiny.errors import UpdateError
 from fedtiny.fold import FoldRule, Total
+from fedtiny.layout import STATISTICS, Layout, Parameter, Ranges
 from fedtiny.masks import Mask
 from fedtiny.rounds.content import STATISTICS_BOUND, OpenRound
 from fedtiny.rounds.coordinator import Coordinator
@@ -32,14 +33,10 @@ from fedtiny.values import (
     GRADIENT,
     INVALID,
     SCORE,
-    STATISTICS,
     Instruction,
-    Layout,
     Lease,
     Masks,
-    Parameter,
     Phase,
-    Ranges,
     Update,
 )
 

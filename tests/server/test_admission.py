@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedtiny.device.visit import Key
+from fedtiny.layout import Layout, Parameter, Ranges
 from fedtiny.masks import Mask, remembered
 from fedtiny.server.admission import Expected, flaw_of, shared_masks
 from fedtiny.transforms.chain import transformed
@@ -19,16 +20,14 @@ from fedtiny.transforms.table import parse
 from fedtiny.values import (
     CALIBRATE,
     GRADIENT,
+    RANGES,
     SUMS,
     VALUES,
     VOTES,
     FeatureSums,
     Instruction,
-    Layout,
-    Parameter,
     Phase,
     Quantised,
-    Ranges,
     Update,
 )
 
@@ -56,6 +55,9 @@ class Board:
 
     density: float
     batch: int = 2
+    layout: Layout = LAYOUT
+    range_parameters: tuple[Parameter, ...] = ()
+    statistics_floats: int = LAYOUT.statistics_floats
 
     def sent_ranges(self, asked: Instruction) -> Ranges:
         return WHOLE
@@ -159,12 +161,28 @@ def test_statistics_are_a_row_for_each_candidate(count: int, fits: bool) -> None
     assert (flaw(update, asked) == "") == fits
 
 
+@pytest.mark.parametrize(("count", "holds_int8", "fits"),
+    [(4, False, True), (0, True, True), (4, True, False), (0, False, False), (6, False, False)],
+)  # fmt: skip
+def test_ranges_come_whole_from_float32_and_not_at_all_from_int8(
+    count: int, holds_int8: bool, fits: bool
+) -> None:
+    ranges = [Parameter("x.range", (2,), "frozen"), Parameter("conv.range", (2,), "frozen")]
+    layout = Layout.of([Parameter("conv.weight", (40,)), *ranges])
+    board: Any = Board(1.0, 2, layout, tuple(ranges) if holds_int8 else ())
+    asked = Instruction(CALIBRATE, returns=RANGES)
+    expected = Expected.of(asked, [board], layout, lambda b: remembered(b, layout), SEED)
+    update = Update(1, 2, 0, 0, 5, bytes(4 * count), ((0, count),) if count else ())
+    assert (flaw_of(update, expected) == "") == fits
+
+
 @pytest.mark.parametrize(("count", "fits"), [(24, True), (23, False), (25, False)])
 def test_sums_of_features_are_whole(count: int, fits: bool) -> None:
     # 5 features and a count for each of 4 classes
     layout = Layout.of([Parameter("head.weight", (5, 4)), Parameter("head.bias", (4,))])
     asked = Instruction(SUMS, sums=FeatureSums("head.weight"))
-    expected = Expected.of(asked, [Board(1.0)], layout, lambda b: remembered(b, layout), SEED)  # type: ignore[list-item]
+    board: Any = Board(1.0, layout=layout)
+    expected = Expected.of(asked, [board], layout, lambda b: remembered(b, layout), SEED)
     update = Update(1, 2, 0, 0, 5, bytes(4 * count), ((0, count),))
     assert (flaw_of(update, expected) == "") == fits
 

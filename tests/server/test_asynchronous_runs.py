@@ -89,10 +89,10 @@ def test_what_is_due_on_a_lease_has_the_mask_that_all_drew_in_its_own_round(open
     update, asked = desk.visit(slow), slow.instruction
     size = desk.hosted.work.layout.size
     payload = codec.write_values(update, size, given=codec.given_mask(update, asked))
-    assert codec.read_vector(payload, desk.hosted.due(slow.lease.id)).mask == update.mask
+    assert codec.read_vector(payload, desk.hosted.due(slow.lease.id, bytes(32))).mask == update.mask
     for lease in (newer.lease.id, 3 * 2**32, 2**64 - 1):  # of other rounds, or none at all
         with pytest.raises(WireError, match="none that was given"):
-            codec.read_vector(payload, desk.hosted.due(lease))
+            codec.read_vector(payload, desk.hosted.due(lease, bytes(32)))
     assert desk.hand_in(update, slow).status == ACCEPTED
 
 

@@ -133,7 +133,7 @@ def test_what_is_due_follows_the_open_round(opened: Opened) -> None:
     grows = set()
     while not desk.hosted.done:
         asked = desk.hosted.coordinator.open.instruction
-        due = desk.hosted.due(0)
+        due = desk.hosted.due(0, bytes(32))
         assert (due.size, due.layout is not None) == (SIZE, bool(asked.grow))
         assert {mask.count for mask in due.masks.values()} == {
             mask_of(desk, given(desk, desk.hosted._invited()[0])).count

@@ -69,6 +69,24 @@ PRUNED: dict[str, Any] = {
 """A fleet that prunes: two classes of devices, a selection, two adjustments."""
 
 
+MIXED: dict[str, Any] = {
+    "seed": 7,
+    "model": {"build": "digits_mlp", "hidden": 8},
+    "data": {"source": "label-skew-digits"},
+    "device": {"ram": "64KiB", "batch": 5, "dtype": "int8", "pi-4": {"dtype": "float32"}},
+    "strategy": {"name": "fedavg", "cohort": 6, "beta": 0.05, "steps": 3},
+    "fleet": {
+        "devices": 20,
+        "held_out": 4,
+        "profiles": {"cortex-m4": 0.7, "pi-4": 0.3},
+        "threads": 1,
+    },
+    "run": {"rounds": 3},
+    "evaluate": {"shift": {"lr": 0.05, "steps": 2}},
+}
+"""A fleet of int8 and float32: these observe the ranges of activations in the first round."""
+
+
 def run(tables: dict[str, Any], *settings: str, devices: DeviceForm = "columns") -> Result:
     return simulate(Experiment.of(tables).override(*settings), devices=devices)
 

@@ -16,7 +16,7 @@ from fedtiny.rounds.coordinator import Coordinator
 from fedtiny.rounds.journal import MemoryJournal
 from fedtiny.simulator.simulation import Simulation
 from fedtiny.values import ACCEPTED, Instruction, Kept, Lease, Receipt, Update
-from tests.simulator.experiments import PRUNED, SINE
+from tests.simulator.experiments import MIXED, PRUNED, SINE
 
 if TYPE_CHECKING:
     from fedtiny.tensors import Float32, Int64
@@ -120,6 +120,30 @@ def test_a_real_run_with_the_same_arrivals_publishes_the_same_models(strategy: s
         "evaluate={}",
     )
     publishes_the_same(experiment)
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "scaffold"])
+def test_a_real_fleet_of_two_plans_publishes_the_same_models(strategy: str) -> None:
+    publishes_the_same(
+        Experiment.of(SINE).override(
+            f"strategy={{name='{strategy}', cohort=6, beta=0.02}}",
+            "fleet={devices=12, held_out=2, threads=1, profiles={cortex-m4=0.5, pi-4=0.5}}",
+            "device.cortex-m4.plan='named:linear2.weight{in=1/4}+biases:1'",
+            "device.pi-4.plan='named:linear2.*{out=0-3+30}+last:1'",
+            "run.rounds=4",
+            "evaluate={}",
+        )
+    )
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    ["{name='fedadam', cohort=6, beta=0.05}", "{name='fedper', cohort=6, beta=0.05}",
+     "{name='fedavg', cohort=6, beta=0.05, transforms=['topk:0.2', 'int8']}"],
+)  # fmt: skip
+def test_a_real_fleet_of_int8_and_float32_publishes_the_same_models(strategy: str) -> None:
+    plans = "device.cortex-m4.plan='named:linear1.weight{in=1/2}+biases+last:1'", "evaluate={}"
+    publishes_the_same(Experiment.of(MIXED).override(f"strategy={strategy}", *plans))
 
 
 @pytest.mark.parametrize(

@@ -7,21 +7,13 @@ import numpy as np
 import pytest
 
 from fedtiny.errors import StrategyError
+from fedtiny.layout import STATISTICS, Layout, Parameter
 from fedtiny.masks import Mask
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import FleetFacts, Observed, Round, State
 from fedtiny.strategies.fedavg import FedAvg
 from fedtiny.strategies.median import Median
-from fedtiny.values import (
-    STATISTICS,
-    FeatureSums,
-    Instruction,
-    Layout,
-    Parameter,
-    Phase,
-    Sgd,
-    Transform,
-)
+from fedtiny.values import FeatureSums, Instruction, Phase, Sgd, Transform
 from tests.harness.toys import INITIAL, LAYOUT, Run
 from tests.strategies.own import Failing
 

@@ -13,13 +13,14 @@ from fedtiny.engine.builder import Net
 from fedtiny.errors import StrategyError
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.workload import Workload
+from fedtiny.layout import Layout, Parameter
 from fedtiny.rounds.content import OpenRound
 from fedtiny.rounds.measures import Measures
 from fedtiny.simulator.run import simulate
 from fedtiny.strategies.base import FleetFacts, Round
 from fedtiny.strategies.fedncm import UNSEEN, FedNCM
 from fedtiny.strategies.fedridge import FedRidge, eliminated
-from fedtiny.values import SUPPORT, Layout, Parameter, Update
+from fedtiny.values import SUPPORT, Update
 
 if TYPE_CHECKING:
     from fedtiny.fold import Total

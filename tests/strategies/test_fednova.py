@@ -7,10 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from fedtiny.layout import Ranges
 from fedtiny.strategies.base import Round
 from fedtiny.strategies.fedavg import FedAvg
 from fedtiny.strategies.fednova import FedNova
-from fedtiny.values import Ranges, Update
+from fedtiny.values import Update
 from tests.harness.toys import INITIAL, WHOLE
 
 TAU = [2, 7, 4]

@@ -12,12 +12,13 @@ from fedtiny.engine.builder import Net
 from fedtiny.errors import StrategyError
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.workload import Workload
+from fedtiny.layout import FROZEN, LOCAL, Layout
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import FleetFacts, Round
 from fedtiny.strategies.fedbn import FedBN
 from fedtiny.strategies.fedper import FedPer
 from fedtiny.strategies.fedrep import FedRep
-from fedtiny.values import FROZEN, LOCAL, LOCAL_VALUES, Layout
+from fedtiny.values import LOCAL_VALUES
 
 
 def small() -> Net:

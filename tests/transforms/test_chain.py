@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from fedtiny.device.learner import Key
 from fedtiny.errors import DataError, StrategyError
+from fedtiny.layout import Ranges, coordinates, length
 from fedtiny.masks import Mask
 from fedtiny.transforms.chain import Sent, transformed
 from fedtiny.transforms.quantisers import values_of
 from fedtiny.transforms.table import parse
-from fedtiny.values import Instruction, Ranges, Transform, coordinates, length
+from fedtiny.values import Instruction, Transform
 from tests.transforms.both import SEEDS, alike, drawn
 
 SIZE = 200

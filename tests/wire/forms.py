@@ -10,6 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 
 from fedtiny.device.learner import Key
+from fedtiny.layout import Ranges
 from fedtiny.masks import Mask
 from fedtiny.tensors import raw
 from fedtiny.transforms import quantisers
@@ -37,7 +38,6 @@ from fedtiny.values import (
     Instruction,
     Lease,
     Phase,
-    Ranges,
     Receipt,
     Sgd,
     Transform,

@@ -18,11 +18,13 @@ import numpy as np
 import pytest
 
 from fedtiny.errors import WireError
+from fedtiny.layout import Layout, Parameter
 from fedtiny.masks import Mask
-from fedtiny.values import Layout, Parameter, Update
+from fedtiny.values import Update
 from fedtiny.wire import codec
 from fedtiny.wire.checks import parse
 from fedtiny.wire.codec import Due, write_values
+from fedtiny.wire.int8 import on_grid
 from fedtiny.wire.pb import fleet_pb2 as pb
 from fedtiny.wire.pb import tensors_pb2
 from fedtiny.wire.visit import share
@@ -35,7 +37,7 @@ SIZE = 65
 """Floats of the model that all payloads are read for."""
 REASONS = {
     "malformed", "size", "ranges", "length", "places", "scales", "not-finite", "count", "text",
-    "number", "unknown", "mask", "varint",
+    "number", "unknown", "mask", "varint", "grid",
 }  # fmt: skip
 MOST_BYTES = 4096
 MODEL = np.arange(SIZE, dtype=np.float32).tobytes()
@@ -48,7 +50,8 @@ DOUBLES = (0.0, -0.0, -1.0, 1e-320, 1e308, float("nan"), float("inf"), float("-i
 LAYOUT = Layout.of([Parameter("weight", (40,)), Parameter("bias", (25,))])
 MASK = Mask.draw(LAYOUT, {"weight": 9}, 3)
 OWN = Mask(SIZE, MASK.bits)
-DUE = Due(SIZE, MOST_BYTES, {codec.mask_name(MASK.blob): MASK}, LAYOUT)
+STEPS = np.repeat([0.5, 0.0], (40, 25)).astype(np.float32).tobytes()
+DUE = Due(SIZE, MOST_BYTES, {codec.mask_name(MASK.blob): MASK}, LAYOUT, STEPS)
 GOOD = write_values(whole(MODEL, SIZE), SIZE)
 UPDATE = codec.write_update(
     codec.read_update(
@@ -91,7 +94,7 @@ def seeds() -> list[Seed]:
     """The golden messages, and vectors of the model's size in all forms."""
     values = np.frombuffer(MODEL, np.float32)
     updates = [rounded(whole(MODEL, SIZE), form) for form in ("float32", "int8", "sign")]
-    updates.append(whole(values[:9], SIZE, ((1, 5), (60, 65))))
+    updates += [whole(values[:9], SIZE, ((1, 5), (60, 65))), on_grid(updates[0], STEPS)]
     places = np.array([3, 5, 64], "<u4").tobytes()
     grown = Update(1, 1, 0, 1, 1, bytes(12), ((0, SIZE),), places=places)
     live = values[: MASK.count].tobytes()

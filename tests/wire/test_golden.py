@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from google.protobuf.json_format import MessageToDict, ParseDict
 
+from fedtiny.layout import Layout, Parameter
 from fedtiny.masks import Mask
-from fedtiny.values import DeviceCard, Layout, Parameter, Quantised, Receipt, Update
+from fedtiny.values import DeviceCard, Quantised, Receipt, Update
 from fedtiny.wire import codec
 from fedtiny.wire.codec import Due
 from fedtiny.wire.pb import fleet_pb2

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 
 from fedtiny import varints
 from fedtiny.errors import DataError, WireError
+from fedtiny.layout import Layout, Parameter, Ranges, length
 from fedtiny.masks import Mask
-from fedtiny.values import Layout, Parameter, Ranges, Update, length
+from fedtiny.values import Update
 from fedtiny.wire.pb import tensors_pb2 as pb
 from fedtiny.wire.vectors import (
     Due,

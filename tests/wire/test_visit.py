@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fedtiny.device.learner import Key
+from fedtiny.layout import Layout, Parameter, Ranges, length
 from fedtiny.masks import Mask
 from fedtiny.transforms.chain import transformed
 from fedtiny.transforms.table import parse
@@ -22,14 +23,10 @@ from fedtiny.values import (
     LATE,
     VOTES,
     Instruction,
-    Layout,
     Lease,
-    Parameter,
     Phase,
-    Ranges,
     Receipt,
     Update,
-    length,
 )
 from fedtiny.wire import codec
 from fedtiny.wire.codec import CHUNK_BYTES, ComeBack, Manifest, Work

@@ -24,7 +24,8 @@ from fedtiny.masks import Mask
 from fedtiny.device.learner import Key
 from fedtiny.transforms import quantisers
 from fedtiny.transforms.arithmetic import arithmetic
-from fedtiny.values import Layout, Parameter, Transform, Update
+from fedtiny.layout import Layout, Parameter
+from fedtiny.values import Transform, Update
 from fedtiny.wire import codec
 from fedtiny.wire.pb import tensors_pb2 as pb
 

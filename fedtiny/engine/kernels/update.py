@@ -8,7 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from fedtiny.engine.kernels.int8 import Int8
 from fedtiny.engine.kernels.sums import LANES, Array, add_lanes, in_rows, tree8
+from fedtiny.quantised import clamped
+
+FURTHEST = 256.0
+"""Steps that an int8 weight goes at most in one update: from either end past the other."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +62,27 @@ def norm_by_columns(gradient: Callable[..., Array]) -> Callable[..., Array]:
 
 
 def apply_update(g: Array, w: Array, scale: Array | None, rule: Rule) -> None:
-    """w -= lr v, with clipping, decay, proximal term, correction and momentum in this order."""
+    """w -= lr v."""
+    w[:] = w - w.dtype.type(rule.lr) * _direction(g, w, scale, rule)
+
+
+def apply_update8(g: Array, w: Int8, scale: Array | None, rule: Rule, u: Array) -> None:
+    """w -= lr v, in steps: rounded up with the probability of what is left, by a uniform u.
+
+    In float64 nothing is rounded, and nothing saturates.
+    """
+    values, step = w.values.reshape(-1), np.broadcast_to(w.scale, w.values.shape).reshape(-1)
+    v = _direction(g, w.real.reshape(-1), scale, rule)
+    t = (v.dtype.type(rule.lr) * v) / step
+    if values.dtype != np.int8:
+        values[:] = values - t
+        return
+    within = clamped(np.where(np.isnan(t), 0, t), -FURTHEST, FURTHEST)
+    values[:] = np.clip(values - np.floor(within + u).astype(np.int64), -127, 127)
+
+
+def _direction(g: Array, w: Array, scale: Array | None, rule: Rule) -> Array:
+    """v: with clipping, decay, proximal term, correction and momentum in this order."""
     one = w.dtype.type
     if scale is not None:
         g = scale[0] * g
@@ -71,7 +96,7 @@ def apply_update(g: Array, w: Array, scale: Array | None, rule: Rule) -> None:
     if rule.velocity is not None:
         rule.velocity[:] = one(rule.momentum) * rule.velocity + g
         g = rule.velocity
-    w[:] = w - one(rule.lr) * g
+    return g
 
 
 def zero(total: Array) -> None:

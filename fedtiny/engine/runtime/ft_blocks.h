@@ -17,14 +17,6 @@
 
 #ifndef FT_SMALL
 
-#define FT_BAND static __attribute__((noinline))
-
-#ifdef __clang__
-#define FT_UNROLL _Pragma("unroll")
-#else
-#define FT_UNROLL _Pragma("GCC unroll 16")
-#endif
-
 #ifdef __AVX__
 
 #define FT_WIDTH 8

@@ -7,7 +7,7 @@
 #include "ft_kernels.h"
 
 typedef char ft_sizes_are_those_of_the_image[
-    sizeof(ft_header) == FT_HEADER_BYTES && sizeof(ft_tensor) == 24 && sizeof(ft_param) == 24 &&
+    sizeof(ft_header) == FT_HEADER_BYTES && sizeof(ft_tensor) == 28 && sizeof(ft_param) == 24 &&
     sizeof(ft_op) == 40 ? 1 : -1];
 
 /* ---- the envelope -------------------------------------------------------------------------- */
@@ -63,7 +63,9 @@ static ft_status check_header(const ft_header *h) {
              is_inside(h, h->card_at, h->card_bytes) &&
              h->arena_bytes <= 4 * FT_MAX_FLOATS && h->param_floats <= FT_MAX_FLOATS &&
              h->vector_floats <= FT_MAX_FLOATS && h->state_floats <= FT_MAX_FLOATS &&
-             h->trained_floats <= h->param_floats && h->batch >= 1 && h->n_forward <= h->n_ops &&
+             h->trained_floats <= 4ull * h->param_floats && h->frozen_words <= FT_MAX_FLOATS &&
+             (h->const_words ? is_table(h, h->consts_at, h->const_words, 4) : !h->consts_at) &&
+             h->batch >= 1 && h->n_forward <= h->n_ops &&
              !(h->features & ~all) &&
              h->state_floats == (uint64_t)slots(h->features) * h->trained_floats;
   return good ? ft_check_pool_header(h) : FT_E_HEADER;
@@ -85,10 +87,13 @@ static int is_shape(const ft_tensor *t) {
  * dense parameters end where the pool starts. */
 static uint64_t region_bytes(const ft_program *p, uint32_t region) {
   const ft_header *h = p->header;
-  if (region == FT_ARENA) return h->arena_bytes;
-  if (region == FT_PARAMS)
-    return (uint64_t)(h->live_form ? h->live_at : h->param_floats) * sizeof(float);
-  return (uint64_t)ft_floats(&p->tensors[region == FT_INPUT ? h->input : h->label]) * sizeof(float);
+  switch (region) {
+    case FT_ARENA: return h->arena_bytes;
+    case FT_PARAMS: return (uint64_t)4 * (h->live_form ? h->live_at : h->param_floats);
+    case FT_FROZEN: return (uint64_t)4 * h->frozen_words;
+    case FT_CONST: return (uint64_t)4 * h->const_words;
+    default: return ft_bytes(&p->tensors[region == FT_INPUT ? h->input : h->label]);
+  }
 }
 
 /* Weights in the pool: their offset is an ordinal. */
@@ -96,28 +101,48 @@ static int is_live(const ft_program *p, const ft_tensor *t) {
   return t->dtype == FT_F32 && t->ndim >= 2 && t->offset < p->header->n_pruned;
 }
 
+static int is_dtype(const ft_program *p, const ft_tensor *t) {
+  switch (t->region) {
+    case FT_LABELS: return t->dtype == p->tensors[p->header->label].dtype;
+    case FT_INPUT: return t->dtype == p->tensors[p->header->input].dtype;
+    case FT_CONST: return t->dtype == FT_I32;
+    case FT_ARENA: return t->dtype <= FT_I8;
+    default: return t->dtype == FT_F32 || t->dtype == FT_I8;
+  }
+}
+
+/* What an op makes of the scale says what size it must have. */
+static int is_scaled(const ft_program *p, const ft_tensor *t) {
+  if (t->dtype != FT_I8) return t->scale == FT_NONE;
+  if (t->scale >= p->header->n_tensors || !ft_is_int8(p)) return 0;
+  const ft_tensor *scale = &p->tensors[t->scale];
+  const int fits = scale->dims[0] == 2 || scale->dims[0] == ft_channels(t);
+  return fits && scale->dtype == FT_F32 && scale->region == FT_FROZEN && scale->ndim == 1;
+}
+
 static ft_status check_tensor(const ft_program *p, const ft_tensor *t) {
-  const ft_header *h = p->header;
-  if (t->region > FT_LIVE || t->reserved || !is_shape(t)) return FT_E_TENSOR;
+  if (t->region >= FT_REGIONS || t->reserved || t->reserved2 || !is_shape(t)) return FT_E_TENSOR;
+  if (!is_scaled(p, t)) return FT_E_TENSOR;
   if (t->region == FT_LIVE) return is_live(p, t) ? FT_OK : FT_E_TENSOR;
-  if (t->offset % 4) return FT_E_TENSOR;
-  const uint32_t dtype = t->region == FT_LABELS ? p->tensors[h->label].dtype : FT_F32;
-  if (t->region == FT_ARENA ? t->dtype > FT_I32 : t->dtype != dtype) return FT_E_TENSOR;
-  uint64_t end = t->offset + (uint64_t)ft_floats(t) * sizeof(float);
+  if (t->offset % 4 || !is_dtype(p, t)) return FT_E_TENSOR;
+  const uint64_t end = (uint64_t)t->offset + ft_bytes(t);
   return end <= region_bytes(p, t->region) ? FT_OK : FT_E_TENSOR;
 }
 
-/* The input and the label fill their regions, which the caller's buffers are. */
-static int is_buffer(const ft_program *p, uint32_t index, uint32_t region) {
+/* The input and the label fill their regions, which the caller's buffers are; of two dtypes
+ * each. */
+static int is_buffer(const ft_program *p, uint32_t index, uint32_t region, uint32_t other) {
   if (index >= p->header->n_tensors) return 0;
   const ft_tensor *t = &p->tensors[index];
-  return is_shape(t) && t->region == region && t->offset == 0 && t->dtype <= FT_I32 &&
-         t->dims[0] == p->header->batch;
+  return is_shape(t) && t->region == region && t->offset == 0 &&
+         (t->dtype == FT_F32 || t->dtype == other) && t->dims[0] == p->header->batch;
 }
 
 static ft_status check_tensors(const ft_program *p) {
   const ft_header *h = p->header;
-  if (!is_buffer(p, h->input, FT_INPUT) || !is_buffer(p, h->label, FT_LABELS)) return FT_E_TENSOR;
+  if (!is_buffer(p, h->input, FT_INPUT, FT_I8) || !is_buffer(p, h->label, FT_LABELS, FT_I32))
+    return FT_E_TENSOR;
+  if (ft_is_int8(p) && p->header->n_pruned) return FT_E_TENSOR;
   if (h->output >= h->n_tensors || h->loss >= h->n_tensors) return FT_E_TENSOR;
   for (uint32_t i = 0; i < h->n_tensors; i++) {
     ft_status status = check_tensor(p, &p->tensors[i]);
@@ -133,15 +158,58 @@ static ft_status check_tensors(const ft_program *p) {
 /* ---- parameters ---------------------------------------------------------------------------- */
 
 /* Where the records before this one end, and how many of them are pruned. */
-typedef struct { uint64_t vector, memory, state; uint32_t pruned; } ends;
+typedef struct { uint64_t vector, params, frozen, state; uint32_t pruned; } ends;
 
-static int is_dense(const ft_param *a, const ft_tensor *t, ends *before) {
-  const uint32_t memory_at = t->offset / (uint32_t)sizeof(float);
-  if (t->region != FT_PARAMS || memory_at < before->memory) return 0;
+/* Weights of FT_I8 get their steps by a load, ranges stand in two floats. */
+static int is_formed(const ft_program *p, const ft_param *a, const ft_tensor *t) {
+  if (a->form == FT_RANGE) return t->dtype == FT_F32 && a->count == 2 && !a->trained && !a->axis;
+  if (a->form != FT_PLAIN) return 0;
+  return t->dtype == FT_F32 || ft_scale_floats(p, t) == ft_channels(t);
+}
+
+/* What trains stands in FT_PARAMS, and nothing else has a state. */
+static int is_dense(const ft_program *p, const ft_param *a, const ft_tensor *t, ends *before) {
+  uint64_t *memory = t->region == FT_PARAMS ? &before->params : &before->frozen;
+  if (t->region != FT_PARAMS && (t->region != FT_FROZEN || a->trained)) return 0;
+  if (t->offset < *memory || !is_formed(p, a, t)) return 0;
   if (a->trained && a->state_at < before->state) return 0;
   if (a->trained) before->state = (uint64_t)a->state_at + a->count;
-  before->memory = (uint64_t)memory_at + a->count;
+  *memory = (uint64_t)t->offset + ft_bytes(t);
   return 1;
+}
+
+uint32_t ft_axis_channels(const ft_tensor *whole, uint32_t axis) {
+  if (axis == FT_OUT) return whole->ndim ? ft_channels(whole) : 0;
+  return axis == FT_IN && whole->ndim >= 2 ? whole->dims[whole->ndim - 2] : 0;
+}
+
+int ft_is_part(const ft_tensor *part, const ft_tensor *whole, uint32_t axis, uint32_t channels) {
+  const uint32_t shortened = whole->ndim + axis - 3;
+  if (part->ndim != whole->ndim || part->dtype != whole->dtype) return 0;
+  for (uint32_t i = 0; i < whole->ndim; i++)
+    if (part->dims[i] != (i == shortened ? channels : whole->dims[i])) return 0;
+  return 1;
+}
+
+int ft_is_list(const ft_program *p, uint32_t tensor, uint32_t limit) {
+  if (tensor >= p->header->n_tensors) return 0;
+  const ft_tensor *t = &p->tensors[tensor];
+  if (t->region != FT_CONST || t->ndim != 1) return 0;
+  const int32_t *list = ft_list(p, t);
+  int64_t before = -1;
+  for (uint32_t i = 0; i < t->dims[0]; before = list[i++])
+    if (list[i] <= before || (uint32_t)list[i] >= limit) return 0;
+  return 1;
+}
+
+/* Some channels of the whole parameter, whose record stands before this one. */
+static int is_overlay(const ft_program *p, const ft_param *a, const ft_tensor *t) {
+  if (a == p->params || a[-1].axis || a[-1].trained || a->pruned || p->header->n_pruned) return 0;
+  const ft_tensor *whole = &p->tensors[a[-1].tensor];
+  if (!a->trained || a->group != a[-1].group || a->vector_at != a[-1].vector_at) return 0;
+  if (!ft_is_list(p, a->index, ft_axis_channels(whole, a->axis)) || a[-1].form) return 0;
+  if (!ft_is_part(t, whole, a->axis, p->tensors[a->index].dims[0])) return 0;
+  return t->dtype != FT_I8 || (t->scale == whole->scale) == (a->axis == FT_IN);
 }
 
 static int is_pruned(const ft_param *a, const ft_tensor *t, ends *before) {
@@ -151,19 +219,21 @@ static int is_pruned(const ft_param *a, const ft_tensor *t, ends *before) {
 
 static int is_record(const ft_program *p, const ft_param *a, ends *before) {
   if (a->tensor >= p->header->n_tensors || a->group >= FT_MAX_GROUPS || a->trained > 1 ||
-      a->reserved)
+      a->axis > FT_OUT)
     return 0;
   const ft_tensor *t = &p->tensors[a->tensor];
-  if (a->count != ft_floats(t) || a->vector_at < before->vector) return 0;
+  if (a->count != ft_floats(t)) return 0;
+  if (a->axis) return is_overlay(p, a, t) && is_dense(p, a, t, before);
+  if (a->index != FT_NONE || a->vector_at < before->vector) return 0;
   before->vector = (uint64_t)a->vector_at + a->count;
-  return a->pruned ? is_pruned(a, t, before) : is_dense(a, t, before);
+  return a->pruned ? !a->form && is_pruned(a, t, before) : is_dense(p, a, t, before);
 }
 
 /* The records stand in ascending order in the vector, in the memory and, if trained, in the state:
  * so a single pass shows that no two overlap. */
 static ft_status check_params(const ft_program *p) {
   const ft_header *h = p->header;
-  ends end = {0, 0, 0, 0};
+  ends end = {0, 0, 0, 0, 0};
   for (uint32_t i = 0; i < h->n_params; i++)
     if (!is_record(p, &p->params[i], &end)) return FT_E_PARAM;
   const int good = end.vector <= h->vector_floats && end.pruned == h->n_pruned &&

@@ -20,7 +20,7 @@ void ft_grow_op(const ft_frame *f, const ft_op *op) {
   f->growth->found[k] = heap.found;
 }
 
-ft_status ft_grow(const ft_program *program, const ft_memory *memory, const float *x, const void *y,
+ft_status ft_grow(const ft_program *program, const ft_memory *memory, const void *x, const void *y,
                   const uint32_t *most, ft_place *places, uint32_t *found) {
   const ft_header *h = program->header;
   const struct ft_growth growth = {most, places, found};

@@ -141,6 +141,17 @@ void ft_sparse_conv_update_f32(const ft_conv *conv, const float *x, const float 
 float ft_sparse_conv_norm_f32(const ft_conv *conv, const float *x, const float *dy,
                               const ft_live *w, void *scratch);
 
+/* Some rows and columns of images. */
+typedef struct {
+  ft_image image;
+  uint32_t top, left, height, width;
+  uint32_t element_bytes;
+} ft_region;
+
+void ft_crop(const ft_region *region, const void *x, void *y);
+/* Into y; zeros, if there is no part. */
+void ft_paste(const ft_region *region, const void *part, void *y);
+
 void ft_max_pool_f32(const ft_window *pool, const float *x, float *y, uint32_t *codes);
 void ft_max_pool_dx_f32(const ft_window *pool, const float *dy, const uint32_t *codes, float *dx);
 void ft_avg_pool_f32(const ft_window *pool, const float *x, float *y);
@@ -176,6 +187,23 @@ static inline uint32_t ft_row_floats(const ft_tensor *t) {
 }
 
 static inline uint32_t ft_floats(const ft_tensor *t) { return t->dims[0] * ft_row_floats(t); }
+
+/* In whole words. */
+static inline uint32_t ft_bytes(const ft_tensor *t) {
+  const uint32_t elements = ft_floats(t);
+  return t->dtype == FT_I8 ? (elements + 3) / 4 * 4 : elements * 4;
+}
+
+/* Only such a Program has tensors of FT_I8. */
+static inline int ft_is_int8(const ft_program *p) {
+  return p->tensors[p->header->input].dtype == FT_I8;
+}
+
+/* A list of channels in the image. */
+static inline const int32_t *ft_list(const ft_program *p, const ft_tensor *t) {
+  const uint8_t *image = (const uint8_t *)p->header;
+  return (const int32_t *)(const void *)(image + p->header->consts_at + t->offset);
+}
 
 static inline uint32_t ft_channels(const ft_tensor *t) {
   return t->dims[t->ndim ? t->ndim - 1 : 0];
@@ -223,6 +251,16 @@ static inline float ft_scalar(const ft_op *op) {
 
 int ft_is_zero(const void *bytes, size_t count);
 ft_status ft_check_pool_header(const ft_header *header);
+/* Is this tensor a list of channels below `limit`, strictly ascending? */
+int ft_is_list(const ft_program *program, uint32_t tensor, uint32_t limit);
+/* Is `part` what an overlay on `axis` of `whole` must be, with a list of this length? */
+int ft_is_part(const ft_tensor *part, const ft_tensor *whole, uint32_t axis, uint32_t channels);
+/* The channels along an axis of a whole tensor that an overlay may have a part of; 0: none. */
+uint32_t ft_axis_channels(const ft_tensor *whole, uint32_t axis);
+/* How many floats the scale of an FT_I8 tensor has. */
+static inline uint32_t ft_scale_floats(const ft_program *p, const ft_tensor *t) {
+  return p->tensors[t->scale].dims[0];
+}
 /* The pool, once the tensors and the parameters are proved. */
 ft_status ft_check_live(const ft_program *program);
 ft_status ft_check_ops(const ft_program *program);

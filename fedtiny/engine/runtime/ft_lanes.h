@@ -12,6 +12,14 @@
 #include <string.h>
 
 #define FT_INLINE static inline __attribute__((always_inline))
+#define FT_BAND static __attribute__((noinline))
+
+/* Before a loop over a block, whose extents are constants. */
+#ifdef __clang__
+#define FT_UNROLL _Pragma("unroll")
+#else
+#define FT_UNROLL _Pragma("GCC unroll 16")
+#endif
 
 #ifndef FT_SMALL
 

@@ -44,7 +44,8 @@ uint64_t ft_pool_floats(const ft_program *program) {
 }
 
 static ft_live dense_of(const ft_program *program, const ft_memory *memory, const ft_param *p) {
-  float *values = memory->params + program->tensors[p->tensor].offset / sizeof(float);
+  const ft_tensor *t = &program->tensors[p->tensor];
+  float *values = (t->region == FT_PARAMS ? memory->params : memory->frozen) + t->offset / 4;
   const ft_live dense = {values, p->count, NULL, NULL};
   return dense;
 }

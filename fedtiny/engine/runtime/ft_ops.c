@@ -1,5 +1,6 @@
 /* ft_ops.c: from an op to its kernel: which tensors, and which extents. */
 #include "ft_grow.h"
+#include "ft_int8.h"
 
 #include <math.h>
 
@@ -25,6 +26,11 @@ static inline uint32_t rows_of(const ft_frame *f, const ft_op *op, uint32_t k) {
 
 static inline uint32_t row_of(const ft_frame *f, const ft_op *op, uint32_t k) {
   return ft_row_floats(ft_operand(f, op, k));
+}
+
+/* The bytes of an element. */
+static inline uint32_t element_of(const ft_frame *f, const ft_op *op, uint32_t k) {
+  return ft_operand(f, op, k)->dtype == FT_I8 ? 1 : 4;
 }
 
 /* ---- element by element -------------------------------------------------------------------- */
@@ -106,7 +112,48 @@ static void slice(const ft_frame *f, const ft_op *op) {
 static void reshape(const ft_frame *f, const ft_op *op) {
   const float *x = ft_at(f, op, 0);
   float *y = ft_at(f, op, 1);
-  if (x != y) memcpy(y, x, size_of(f, op, 1) * sizeof(float));
+  if (x != y) memcpy(y, x, (size_t)size_of(f, op, 1) * element_of(f, op, 1));
+}
+
+static const int32_t *list_at(const ft_frame *f, const ft_op *op, uint32_t k) {
+  return (const int32_t *)(const void *)ft_at(f, op, k);
+}
+
+static void take(const ft_frame *f, const ft_op *op) {
+  const uint32_t channels = channels_of(f, op, 0);
+  ft_take(ft_at(f, op, 0), list_at(f, op, 1), ft_at(f, op, 2), size_of(f, op, 0) / channels,
+          channels, size_of(f, op, 1), element_of(f, op, 0));
+}
+
+static void merge(const ft_frame *f, const ft_op *op) {
+  const ft_tensor *w = ft_operand(f, op, 0);
+  const ft_part part = ft_part_of(w, ft_number(op), list_at(f, op, 2), size_of(f, op, 2));
+  const uint32_t bytes = element_of(f, op, 0);
+  memcpy(ft_at(f, op, 3), ft_at(f, op, 0), (size_t)ft_floats(w) * bytes);
+  ft_merge(&part, ft_at(f, op, 1), ft_at(f, op, 3), bytes);
+}
+
+static ft_region region_of(const ft_frame *f, const ft_op *op, uint32_t whole) {
+  const uint32_t *dims = ft_operand(f, op, whole)->dims;
+  const uint16_t *at = op->attr + 1;
+  const ft_region region = {{dims[0], dims[1], dims[2], dims[3]}, at[0], at[1], at[2], at[3],
+                            element_of(f, op, whole)};
+  return region;
+}
+
+static void crop(const ft_frame *f, const ft_op *op) {
+  const ft_region region = region_of(f, op, 0);
+  ft_crop(&region, ft_at(f, op, 0), ft_at(f, op, 1));
+}
+
+static void paste(const ft_frame *f, const ft_op *op) {
+  const ft_region region = region_of(f, op, 2);
+  const float *base = at_or_null(f, op, 0);
+  float *y = ft_at(f, op, 2);
+  const size_t bytes = (size_t)size_of(f, op, 2) * region.element_bytes;
+  if (!base) memset(y, 0, bytes);
+  else if (base != y) memcpy(y, base, bytes);
+  ft_paste(&region, at_or_null(f, op, 1), y);
 }
 
 static void zero(const ft_frame *f, const ft_op *op) {
@@ -188,6 +235,40 @@ static void avg_pool_dx(const ft_frame *f, const ft_op *op) {
   ft_avg_pool_dx_f32(&pool, ft_at(f, op, 0), ft_at(f, op, 1));
 }
 
+/* ---- int8 ---------------------------------------------------------------------------------- */
+
+static ft_grid grid_of(const ft_frame *f, const ft_op *op, uint32_t k) {
+  return ft_grid_of(ft_scale_at(f, op, k));
+}
+
+static void conv8(const ft_frame *f, const ft_op *op) {
+  const ft_conv c = sparse_conv_of(f, op, 0, 1);
+  ft_conv8(&c, ft_bytes_at(f, op, 0), grid_of(f, op, 0), ft_bytes_at(f, op, 1),
+           ft_scale_at(f, op, 1), at_or_null(f, op, 2), ft_bytes_at(f, op, 3), grid_of(f, op, 3),
+           f->memory->scratch);
+}
+
+static void add8(const ft_frame *f, const ft_op *op) {
+  ft_add8(ft_bytes_at(f, op, 0), grid_of(f, op, 0), ft_bytes_at(f, op, 1), grid_of(f, op, 1),
+          ft_bytes_at(f, op, 2), grid_of(f, op, 2), size_of(f, op, 2));
+}
+
+static void avg_pool8(const ft_frame *f, const ft_op *op) {
+  const ft_window pool = ft_pool_of(op, ft_operand(f, op, 0));
+  ft_avg_pool8(&pool, ft_bytes_at(f, op, 0), grid_of(f, op, 0), ft_bytes_at(f, op, 1),
+               grid_of(f, op, 1));
+}
+
+static void max_pool8(const ft_frame *f, const ft_op *op) {
+  const ft_window pool = ft_pool_of(op, ft_operand(f, op, 0));
+  ft_max_pool8(&pool, ft_bytes_at(f, op, 0), ft_bytes_at(f, op, 1), bits_at(f, op, 2));
+}
+
+static void mask8(const ft_frame *f, const ft_op *op) {
+  ft_mask8(ft_bytes_at(f, op, 0), grid_of(f, op, 0), bits_at(f, op, 1), rows_of(f, op, 0),
+           row_of(f, op, 0), ft_scalar(op));
+}
+
 /* ---- channel by channel -------------------------------------------------------------------- */
 
 static void affine(const ft_frame *f, const ft_op *op) {
@@ -264,7 +345,7 @@ static float cross_entropy(const ft_frame *f, const ft_op *op) {
 /* ---- parameters: updates, gradients in a buffer, norms ------------------------------------- */
 
 /* A gradient is summed in a buffer b by b = b - (-1 * g). */
-static ft_rule rule_of(const ft_frame *f, const ft_op *op) {
+ft_rule ft_rule_of(const ft_frame *f, const ft_op *op) {
   static const ft_rule sum = {-1.0f, 0.0f, 0.0f, 0.0f, 1.0f, NULL, NULL, NULL};
   if (op->code >= FT_OP_LINEAR_GRADIENT) return sum;
   const ft_hyper *hyper = f->hyper;
@@ -280,6 +361,19 @@ static ft_rule rule_of(const ft_frame *f, const ft_op *op) {
   rule.base = f->base ? f->base + state_at : NULL;
   rule.correction = f->correction ? f->correction + state_at : NULL;
   return rule;
+}
+
+ft_rounding ft_rounding_of(const ft_frame *f, const ft_op *op) {
+  const ft_hyper *h = f->hyper;
+  ft_rounding rounding;
+  rounding.stream.run = h->run;
+  rounding.stream.round = h->round;
+  rounding.stream.device = h->device;
+  rounding.stream.purpose = FT_PURPOSE_WEIGHT + (h->step << 8);
+  rounding.word = f->program->params[op->attr[0]].state_at;
+  rounding.step = ft_scale_at(f, op, 2);
+  rounding.channels = channels_of(f, op, 2);
+  return rounding;
 }
 
 static void linear_update(const ft_frame *f, const ft_op *op, const ft_rule *rule) {
@@ -306,7 +400,7 @@ static void sparse_conv_update(const ft_frame *f, const ft_op *op, const ft_rule
 }
 
 static void update(const ft_frame *f, const ft_op *op) {
-  const ft_rule rule = rule_of(f, op);
+  const ft_rule rule = ft_rule_of(f, op);
   if (op->code == FT_OP_SPARSE_CONV_UPDATE) {
     sparse_conv_update(f, op, &rule);
     return;
@@ -395,6 +489,15 @@ static void forward(const ft_frame *f, const ft_op *op) {
     case FT_OP_AFFINE: affine(f, op); break;
     case FT_OP_FROZEN_NORMALIZE: frozen_normalize(f, op); break;
     case FT_OP_TRACKED_NORMALIZE: track_normalize(f, op); break;
+    case FT_OP_CONV8: conv8(f, op); break;
+    case FT_OP_ADD8: add8(f, op); break;
+    case FT_OP_AVG_POOL8: avg_pool8(f, op); break;
+    case FT_OP_MAX_POOL8: max_pool8(f, op); break;
+    case FT_OP_MASK8: mask8(f, op); break;
+    case FT_OP_TAKE: take(f, op); break;
+    case FT_OP_MERGE: merge(f, op); break;
+    case FT_OP_CROP: crop(f, op); break;
+    case FT_OP_PASTE: paste(f, op); break;
     default: normalize(f, op);
   }
 }
@@ -436,6 +539,28 @@ static int is_moving(const ft_op *op) {
   return op->code >= FT_OP_LINEAR_UPDATE || op->code == FT_OP_NORM_SCALE;
 }
 
+FT_INLINE void run_op(const ft_frame *f, const ft_op *op, float *result) {
+  if (op->code < FT_OP_MSE) forward(f, op);
+  else if (op->code < FT_OP_LINEAR_DX) *result = loss(f, op);
+  else if (op->code < FT_OP_LINEAR_UPDATE) backward(f, op);
+  else if (op->code >= FT_OP_LINEAR_NORM && op->code < FT_OP_LINEAR_GRADIENT) norm(f, op);
+  else update(f, op);
+}
+
+void ft_run_op(const ft_frame *f, const ft_op *op) {
+  float result;
+  run_op(f, op, &result);
+}
+
+int ft_is_real_op(const ft_frame *f, const ft_op *op) {
+  const uint32_t code = op->code;
+  if (code == FT_OP_RESHAPE || (code >= FT_OP_CONV8 && code < FT_OP_MSE)) return 0;
+  int any = 0;
+  for (uint32_t k = 0; k < 4; k++)
+    any |= op->t[k] != FT_NONE && ft_operand(f, op, k)->dtype == FT_I8;
+  return any;
+}
+
 float ft_run_ops(const ft_frame *f, const ft_op *op, const ft_op *end) {
   float result = 0.0f;
   for (; op < end; op++) {
@@ -444,11 +569,8 @@ float ft_run_ops(const ft_frame *f, const ft_op *op, const ft_op *end) {
       continue;
     }
     if (op->group != FT_ALWAYS && !(f->hyper->groups >> op->group & 1)) continue;
-    if (op->code < FT_OP_MSE) forward(f, op);
-    else if (op->code < FT_OP_LINEAR_DX) result = loss(f, op);
-    else if (op->code < FT_OP_LINEAR_UPDATE) backward(f, op);
-    else if (op->code >= FT_OP_LINEAR_NORM && op->code < FT_OP_LINEAR_GRADIENT) norm(f, op);
-    else update(f, op);
+    if (f->is_int8 && ft_is_real_op(f, op)) ft_run_real(f, op);
+    else run_op(f, op, &result);
   }
   return result;
 }

@@ -11,9 +11,10 @@ typedef struct {
   const ft_memory *memory;
   const ft_tensor *tensors;
   const ft_hyper *hyper;
-  uint8_t *region[4];
+  uint8_t *region[FT_REGIONS + 1]; /* the last is the scratch */
   float *velocity;
   const float *base, *correction;
+  int is_int8;             /* some operands are FT_I8 */
   int by_batch;            /* tracked normalisations go by the batch, not by what they track */
   const struct ft_growth *growth; /* instead of updates; else NULL */
 } ft_frame;
@@ -28,7 +29,18 @@ static inline float *ft_at(const ft_frame *f, const ft_op *op, uint32_t k) {
   return (float *)(void *)(f->region[t->region] + t->offset);
 }
 
-ft_frame ft_frame_of(const ft_program *program, const ft_memory *memory, const float *x,
+/* Of a tensor of FT_I8. */
+static inline int8_t *ft_bytes_at(const ft_frame *f, const ft_op *op, uint32_t k) {
+  return (int8_t *)(void *)ft_at(f, op, k);
+}
+
+/* The scale of an operand of FT_I8. */
+static inline const float *ft_scale_at(const ft_frame *f, const ft_op *op, uint32_t k) {
+  const ft_tensor *scale = &f->tensors[ft_operand(f, op, k)->scale];
+  return (const float *)(const void *)(f->region[FT_FROZEN] + scale->offset);
+}
+
+ft_frame ft_frame_of(const ft_program *program, const ft_memory *memory, const void *x,
                      const void *y);
 
 /* The state slot of a feature; NULL if the Program reserved none. */
@@ -36,6 +48,9 @@ float *ft_slot(const ft_program *program, const ft_memory *memory, uint32_t feat
 
 /* FT_E_LABEL if one of the first `count` labels is no class. */
 ft_status ft_check_labels(const ft_program *program, const void *y, uint32_t count);
+
+/* Runs one op, whatever its group. */
+void ft_run_op(const ft_frame *f, const ft_op *op);
 
 /* Runs the ops [op, end); returns the loss, if one of them computed it. */
 float ft_run_ops(const ft_frame *f, const ft_op *op, const ft_op *end);

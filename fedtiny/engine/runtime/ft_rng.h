@@ -27,7 +27,9 @@ typedef enum {
   FT_PURPOSE_ROUNDING = 15,
   FT_PURPOSE_NOISE = 16,
   FT_PURPOSE_SUBSET = 17,
-  FT_PURPOSE_ATTACK = 18
+  FT_PURPOSE_ATTACK = 18,
+  FT_PURPOSE_WEIGHT = 19,
+  FT_PURPOSE_STREAM = 20
 } ft_purpose;
 
 typedef struct {

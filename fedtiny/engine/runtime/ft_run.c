@@ -1,5 +1,5 @@
 /* ft_run.c: the calls that execute a program which ft_check has passed. */
-#include "ft_ops.h"
+#include "ft_int8.h"
 
 uint32_t ft_abi(void) { return FT_ABI; }
 
@@ -7,16 +7,20 @@ uint32_t ft_abi(void) { return FT_ABI; }
 
 /* Nothing is ever written to the input and the labels: ft_check lets ops write the arena and
  * trained parameters alone. */
-ft_frame ft_frame_of(const ft_program *program, const ft_memory *memory, const float *x,
+ft_frame ft_frame_of(const ft_program *program, const ft_memory *memory, const void *x,
                      const void *y) {
   ft_frame f = {0};
   f.program = program;
   f.memory = memory;
   f.tensors = program->tensors;
+  f.is_int8 = ft_is_int8(program);
   f.region[FT_ARENA] = memory->arena;
   f.region[FT_PARAMS] = (uint8_t *)memory->params;
   f.region[FT_INPUT] = (uint8_t *)(uintptr_t)x;
   f.region[FT_LABELS] = (uint8_t *)(uintptr_t)y;
+  f.region[FT_FROZEN] = (uint8_t *)memory->frozen;
+  f.region[FT_CONST] = (uint8_t *)(uintptr_t)program->header + program->header->consts_at;
+  f.region[FT_REGIONS] = memory->scratch;
   return f;
 }
 
@@ -41,7 +45,7 @@ ft_status ft_check_labels(const ft_program *program, const void *y, uint32_t cou
   return FT_OK;
 }
 
-ft_status ft_step(const ft_program *program, const ft_memory *memory, const float *x, const void *y,
+ft_status ft_step(const ft_program *program, const ft_memory *memory, const void *x, const void *y,
                   const ft_hyper *hyper, float *loss) {
   ft_status status = ft_check_hyper(program, hyper);
   if (!status) status = ft_check_labels(program, y, program->header->batch);
@@ -61,7 +65,7 @@ static const float *output_of(const ft_program *program, const ft_memory *memory
   return (const float *)(const void *)(memory->arena + output->offset);
 }
 
-const float *ft_predict(const ft_program *program, const ft_memory *memory, const float *x) {
+const float *ft_predict(const ft_program *program, const ft_memory *memory, const void *x) {
   const ft_frame f = ft_frame_of(program, memory, x, NULL);
   run_forward(&f);
   return output_of(program, memory);
@@ -94,7 +98,7 @@ static void score_row(uint32_t code, const float *row, const void *y, uint32_t i
   score->correct += first_largest(row, outputs) == label;
 }
 
-ft_status ft_evaluate(const ft_program *program, const ft_memory *memory, const float *x,
+ft_status ft_evaluate(const ft_program *program, const ft_memory *memory, const void *x,
                       const void *y, uint32_t valid, ft_score *score) {
   valid = valid_rows(program, valid);
   ft_status status = ft_check_labels(program, y, valid);
@@ -119,15 +123,31 @@ static void add_moments(ft_moments *m, const float *values, uint32_t count) {
   m->count += count;
 }
 
-void ft_calibrate(const ft_program *program, const ft_memory *memory, const float *x,
+/* Of an op's output: the first samples. */
+static void add_output(const ft_frame *f, const ft_op *op, uint32_t valid, ft_moments *moments) {
+  const uint32_t k = ft_output_operand(op->code);
+  const ft_tensor *t = ft_operand(f, op, k);
+  const uint32_t count = valid * ft_row_floats(t);
+  if (op->code == FT_OP_MERGE || t->dtype == FT_I32) return;
+  if (t->dtype == FT_F32) {
+    add_moments(moments, ft_at(f, op, k), count);
+    return;
+  }
+  const ft_grid grid = ft_grid_of(ft_scale_at(f, op, k));
+  for (uint32_t i = 0; i < count; i++) {
+    const float value = ft_real(ft_bytes_at(f, op, k)[i], grid);
+    add_moments(moments, &value, 1);
+  }
+}
+
+void ft_calibrate(const ft_program *program, const ft_memory *memory, const void *x,
                   uint32_t valid, ft_moments *moments) {
   const ft_frame f = ft_frame_of(program, memory, x, NULL);
   valid = valid_rows(program, valid);
   for (uint32_t i = 0; i < program->header->n_forward; i++) {
     const ft_op *op = &program->ops[i];
     ft_run_ops(&f, op, op + 1);
-    const uint32_t k = ft_output_operand(op->code);
-    add_moments(&moments[i], ft_at(&f, op, k), valid * ft_row_floats(ft_operand(&f, op, k)));
+    add_output(&f, op, valid, &moments[i]);
   }
 }
 
@@ -141,7 +161,7 @@ static void add_powers(double *sums, const float *x, uint32_t size, uint32_t cha
     }
 }
 
-void ft_observe(const ft_program *program, const ft_memory *memory, const float *x, double *sums) {
+void ft_observe(const ft_program *program, const ft_memory *memory, const void *x, double *sums) {
   ft_frame f = ft_frame_of(program, memory, x, NULL);
   f.by_batch = 1;
   for (const ft_op *op = program->ops; op < program->ops + program->header->n_forward; op++) {

@@ -61,13 +61,17 @@ static float column_sum(const float *dy, uint32_t size, uint32_t channels) {
 
 /* ---- updates ------------------------------------------------------------------------------- */
 
-void ft_apply(const ft_rule *rule, float *w, uint32_t i, float g) {
+float ft_followed(const ft_rule *rule, float w, uint32_t i, float g) {
   if (rule->scale != 1.0f) g = rule->scale * g;
-  if (rule->weight_decay != 0.0f) g = g + rule->weight_decay * w[i];
-  if (rule->base) g = g + rule->prox * (w[i] - rule->base[i]);
+  if (rule->weight_decay != 0.0f) g = g + rule->weight_decay * w;
+  if (rule->base) g = g + rule->prox * (w - rule->base[i]);
   if (rule->correction) g = g + rule->correction[i];
   if (rule->velocity) g = rule->velocity[i] = rule->momentum * rule->velocity[i] + g;
-  w[i] = w[i] - rule->lr * g;
+  return g;
+}
+
+void ft_apply(const ft_rule *rule, float *w, uint32_t i, float g) {
+  w[i] = w[i] - rule->lr * ft_followed(rule, w[i], i, g);
 }
 
 void ft_linear_update_f32(const float *x, const float *dy, float *w, uint32_t rows, uint32_t in,
@@ -163,9 +167,13 @@ void ft_mask_f32(const float *y, uint32_t *mask, uint32_t rows, uint32_t row, fl
 
 void ft_mask_dx_f32(const float *dy, const uint32_t *mask, float *dx, uint32_t rows, uint32_t row,
                     float slope) {
-  for (uint32_t r = 0; r < rows; r++, dy += row, dx += row, mask += ft_words_of(row, 1))
-    for (uint32_t j = 0; j < row; j++)
-      dx[j] = mask[j / 32] >> j % 32 & 1 ? dy[j] : slope == 0.0f ? 0.0f : slope * dy[j];
+  for (uint32_t r = 0; r < rows; r++)
+    for (uint32_t left = row, some; left; left -= some, dy += some, dx += some) {
+      uint32_t bits = *mask++;
+      some = left < 32 ? left : 32;
+      for (uint32_t j = 0; j < some; j++, bits >>= 1)
+        dx[j] = bits & 1 ? dy[j] : slope == 0.0f ? 0.0f : slope * dy[j];
+    }
 }
 
 void ft_softmax_f32(const float *z, float *y, uint32_t rows, uint32_t classes) {

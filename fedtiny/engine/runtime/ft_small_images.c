@@ -306,23 +306,37 @@ void ft_avg_pool_f32(const ft_window *pool, const float *x, float *y) {
   } while (advance(&p, &pool->y));
 }
 
-/* Over taps descending the readers of a position ascend. */
-static float avg_pool_dx_at(const ft_window *pool, const float *dy, position q) {
-  position p = q;
+/* The outputs whose windows hold place q of one axis. */
+typedef struct { uint32_t first, end; } holders;
+
+static holders holders_of(uint32_t q, uint32_t stride, uint32_t pad, uint32_t kernel,
+                          uint32_t outputs) {
+  const uint32_t start = q + pad, end = start / stride + 1;
+  const holders h = {start >= kernel ? (start - kernel) / stride + 1 : 0,
+                     end < outputs ? end : outputs};
+  return h;
+}
+
+static float avg_pool_dx_at(const ft_image *out, const float *dy, holders rows, holders columns) {
   float sum = 0.0f;
-  for (uint32_t ky = pool->kernel_h; ky-- > 0;)
-    for (uint32_t kx = pool->kernel_w; kx-- > 0;)
-      if (reader(q.y, ky, pool->stride_h, pool->pad_top, pool->y.height, &p.y) &&
-          reader(q.x, kx, pool->stride_w, pool->pad_left, pool->y.width, &p.x))
-        sum += dy[index_of(&pool->y, p)];
+  for (uint32_t y = rows.first; y < rows.end; y++)
+    for (uint32_t x = columns.first; x < columns.end; x++)
+      sum += dy[(y * out->width + x) * out->channels];
   return sum;
 }
 
 void ft_avg_pool_dx_f32(const ft_window *pool, const float *dy, float *dx) {
   const float area = (float)(pool->kernel_h * pool->kernel_w);
+  const ft_image *out = &pool->y;
   position q = {0, 0, 0};
   do {
-    for (uint32_t c = 0; c < pool->x.channels; c++) *dx++ = avg_pool_dx_at(pool, dy + c, q) / area;
+    const holders rows =
+        holders_of(q.y, pool->stride_h, pool->pad_top, pool->kernel_h, out->height);
+    const holders columns =
+        holders_of(q.x, pool->stride_w, pool->pad_left, pool->kernel_w, out->width);
+    const float *from = dy + (size_t)q.image * out->height * out->width * out->channels;
+    for (uint32_t c = 0; c < out->channels; c++)
+      *dx++ = avg_pool_dx_at(out, from + c, rows, columns) / area;
   } while (advance(&q, &pool->x));
 }
 

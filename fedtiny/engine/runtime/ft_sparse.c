@@ -7,10 +7,6 @@
 
 #ifndef FT_SMALL
 
-size_t ft_scratch_bytes(const ft_program *program) {
-  return program->header->n_pruned ? FT_SCRATCH_FLOATS * sizeof(float) : 0;
-}
-
 /* ---- an op under way ----------------------------------------------------------------------- */
 
 ft_sparse ft_sparse_of(const ft_conv *conv, void *scratch) {

@@ -1,5 +1,5 @@
 /* ft_vectors.c: between the memory of a program and the averaged vector, whole or compact. */
-#include "ft_ops.h"
+#include "ft_int8.h"
 
 /* ---- one parameter ------------------------------------------------------------------------- */
 
@@ -28,6 +28,101 @@ static void spread(const ft_live *w, const float *values, float *part) {
   for (uint32_t i = 0; i < w->count; i++) part[ft_next_live(&cursor)] = values[i];
 }
 
+/* ---- one record ---------------------------------------------------------------------------- */
+
+/* A record, the memory of its values, and which of its parameter's they are. */
+typedef struct {
+  const ft_param *param;
+  ft_live live;
+  ft_part part;
+  int8_t *q;               /* of weights of FT_I8, else NULL */
+  float *step;             /* theirs */
+} record;
+
+static float *frozen_at(const ft_program *program, const ft_memory *memory, uint32_t tensor) {
+  return memory->frozen + program->tensors[tensor].offset / 4;
+}
+
+static record record_of(const ft_program *program, const ft_memory *memory, const ft_param *p) {
+  record r = {p, ft_live_of(program, memory, p), {NULL, 1, 1, 1, p->count}, NULL, NULL};
+  const ft_tensor *t = &program->tensors[p->tensor];
+  if (p->axis) {
+    const ft_tensor *list = &program->tensors[p->index];
+    r.part = ft_part_of(&program->tensors[p[-1].tensor], p->axis, ft_list(program, list),
+                        list->dims[0]);
+  }
+  if (t->dtype != FT_I8) return r;
+  if (!p->axis) r.part = ft_part_of(t, FT_WHOLE, NULL, 0);
+  r.q = (int8_t *)r.live.values;
+  r.step = frozen_at(program, memory, t->scale);
+  return r;
+}
+
+/* row(from the vector's part, to the values, the first weight's step) for each run of a part. */
+#define EACH_RUN(r, call)                                                                          \
+  {                                                                                                \
+    const ft_part *p = &(r)->part;                                                                 \
+    size_t to = 0;                                                                                 \
+    for (uint32_t row = 0; row < p->rows; row++)                                                   \
+      for (uint32_t j = 0; j < p->listed; j++, to += p->run) {                                     \
+        const size_t from =                                                                        \
+            ((size_t)row * p->whole + (p->list ? (uint32_t)p->list[j] : j)) * p->run;              \
+        const uint32_t first = p->list && p->run == 1 ? j : 0;                                     \
+        (void)from, (void)first, call;                                                                       \
+      }                                                                                            \
+  }
+
+/* The record's floats of the parameter's part of a vector; and back. */
+static void pick_part(const record *r, const float *part, float *values) {
+  if (r->part.list)
+    EACH_RUN(r, copy(values + to, part + from, p->run))
+  else
+    pick(&r->live, part, values);
+}
+
+static void spread_part(const record *r, const float *values, float *part) {
+  if (r->part.list)
+    EACH_RUN(r, copy(part + from, values + to, p->run))
+  else
+    spread(&r->live, values, part);
+}
+
+/* The steps of weights; of an overlay on the last axis, those of its channels. */
+static void load_steps(const ft_program *program, const ft_memory *memory, const record *r,
+                       const float *part) {
+  const ft_part *p = &r->part;
+  if (!p->list) {
+    ft_steps_of(part, p->rows, p->run, r->step);
+  } else if (r->param->axis == FT_OUT) {
+    const ft_tensor *whole = &program->tensors[r->param[-1].tensor];
+    ft_take(frozen_at(program, memory, whole->scale), p->list, r->step, 1, p->whole, p->listed, 4);
+  }
+}
+
+static void load_record(const ft_program *program, const ft_memory *memory, const ft_param *p,
+                        const float *part) {
+  const record r = record_of(program, memory, p);
+  if (p->form == FT_RANGE) {
+    ft_put_range(part, r.live.values);
+  } else if (r.q) {
+    load_steps(program, memory, &r, part);
+    EACH_RUN(&r, ft_put_weights(part + from, r.step + first, p->run, r.q + to))
+  } else {
+    pick_part(&r, part, r.live.values);
+  }
+}
+
+static void store_record(const ft_program *program, const ft_memory *memory, const ft_param *p,
+                         float *part) {
+  const record r = record_of(program, memory, p);
+  if (p->form == FT_RANGE)
+    ft_get_range(r.live.values, part);
+  else if (r.q)
+    EACH_RUN(&r, ft_get_weights(r.q + to, r.step + first, p->run, part + from))
+  else
+    spread_part(&r, r.live.values, part);
+}
+
 /* ---- the state ----------------------------------------------------------------------------- */
 
 float *ft_slot(const ft_program *program, const ft_memory *memory, uint32_t feature) {
@@ -50,8 +145,8 @@ void ft_load_correction(const ft_program *program, const ft_memory *memory, cons
   if (!correction) return;
   for (const ft_param *p = program->params; p < end; p++) {
     if (!p->trained) continue;
-    const ft_live w = ft_live_of(program, memory, p);
-    pick(&w, vector + p->vector_at, correction + ft_state_at(program, memory, p));
+    const record r = record_of(program, memory, p);
+    pick_part(&r, vector + p->vector_at, correction + ft_state_at(program, memory, p));
   }
 }
 
@@ -63,8 +158,12 @@ static void begin(const ft_program *program, const ft_memory *memory) {
   if (!base) return;
   for (const ft_param *p = program->params; p < end; p++) {
     if (!p->trained) continue;
-    const ft_live w = ft_live_of(program, memory, p);
-    copy(base + ft_state_at(program, memory, p), w.values, w.count);
+    const record r = record_of(program, memory, p);
+    float *values = base + ft_state_at(program, memory, p);
+    if (r.q)
+      EACH_RUN(&r, ft_get_weights(r.q + to, r.step + first, p->run, values + to))
+    else
+      copy(values, r.live.values, r.live.count);
   }
 }
 
@@ -72,19 +171,15 @@ static void begin(const ft_program *program, const ft_memory *memory) {
 
 void ft_load(const ft_program *program, const ft_memory *memory, const float *vector) {
   const ft_param *end = program->params + program->header->n_params;
-  for (const ft_param *p = program->params; p < end; p++) {
-    const ft_live w = ft_live_of(program, memory, p);
-    pick(&w, vector + p->vector_at, w.values);
-  }
+  for (const ft_param *p = program->params; p < end; p++)
+    load_record(program, memory, p, vector + p->vector_at);
   begin(program, memory);
 }
 
 void ft_store(const ft_program *program, const ft_memory *memory, float *vector) {
   const ft_param *end = program->params + program->header->n_params;
-  for (const ft_param *p = program->params; p < end; p++) {
-    const ft_live w = ft_live_of(program, memory, p);
-    spread(&w, w.values, vector + p->vector_at);
-  }
+  for (const ft_param *p = program->params; p < end; p++)
+    store_record(program, memory, p, vector + p->vector_at);
 }
 
 void ft_store_gradient(const ft_program *program, const ft_memory *memory, float *vector) {
@@ -94,8 +189,8 @@ void ft_store_gradient(const ft_program *program, const ft_memory *memory, float
   if (!velocity) return;
   for (const ft_param *p = program->params; p < program->params + h->n_params; p++) {
     if (!p->trained) continue;
-    const ft_live w = ft_live_of(program, memory, p);
-    spread(&w, velocity + ft_state_at(program, memory, p), vector + p->vector_at);
+    const record r = record_of(program, memory, p);
+    spread_part(&r, velocity + ft_state_at(program, memory, p), vector + p->vector_at);
   }
 }
 
@@ -105,25 +200,34 @@ uint32_t ft_live_floats(const ft_program *program, const ft_memory *memory) {
   const ft_param *end = program->params + program->header->n_params;
   uint32_t floats = 0;
   for (const ft_param *p = program->params; p < end; p++)
-    floats += ft_live_of(program, memory, p).count;
+    if (!p->axis) floats += ft_live_of(program, memory, p).count;
   return floats;
 }
 
+/* Live values as they are; of a Program without a pool the parts of the vector. */
 void ft_load_live(const ft_program *program, const ft_memory *memory, const float *vector) {
   const ft_param *end = program->params + program->header->n_params;
+  const float *part = vector;
   for (const ft_param *p = program->params; p < end; p++) {
     const ft_live w = ft_live_of(program, memory, p);
-    copy(w.values, vector, w.count);
-    vector += w.count;
+    if (!p->axis) part = vector, vector += w.count;
+    if (p->pruned)
+      copy(w.values, part, w.count);
+    else
+      load_record(program, memory, p, part);
   }
   begin(program, memory);
 }
 
 void ft_store_live(const ft_program *program, const ft_memory *memory, float *vector) {
   const ft_param *end = program->params + program->header->n_params;
+  float *part = vector;
   for (const ft_param *p = program->params; p < end; p++) {
     const ft_live w = ft_live_of(program, memory, p);
-    copy(vector, w.values, w.count);
-    vector += w.count;
+    if (!p->axis) part = vector, vector += w.count;
+    if (p->pruned)
+      copy(part, w.values, w.count);
+    else
+      store_record(program, memory, p, part);
   }
 }

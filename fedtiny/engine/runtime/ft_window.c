@@ -42,7 +42,8 @@ ft_conv ft_conv_of(const ft_op *op, const ft_tensor *x, const ft_tensor *w) {
 }
 
 static ft_tensor pixels(const ft_tensor *t, uint32_t count, uint32_t channels) {
-  const ft_tensor image = {t->dtype, t->region, 4, 0, t->offset, {count, 1, 1, channels}};
+  const ft_tensor image = {t->dtype, t->region, 4, 0, t->offset, {count, 1, 1, channels},
+                           t->scale, 0};
   return image;
 }
 

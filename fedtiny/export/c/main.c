@@ -12,12 +12,17 @@
 
 #define LEARNING_RATE 0.01f
 
-/* All the memory that the runtime works in. A size of zero is no array in C. */
-static float params[MODEL_PARAM_FLOATS];
+/* All the memory that the runtime works in. A size of zero is no array in C. What is frozen is
+ * written when a model is loaded, and never else: it may stand in flash. */
+static float params[MODEL_PARAM_FLOATS + 1];
+static float frozen[MODEL_FROZEN_FLOATS + 1];
 static float arena[MODEL_ARENA_FLOATS];
 static float state[MODEL_STATE_FLOATS + 1];
 
 static float x[MODEL_BATCH * MODEL_INPUTS];
+#if MODEL_IS_INT8
+static int8_t quantised[MODEL_BATCH * MODEL_INPUTS];
+#endif
 #if MODEL_HAS_CLASSES
 static int32_t y[MODEL_BATCH];
 #else
@@ -30,6 +35,17 @@ static void fill_sample(void) {
   for (uint32_t i = 0; i < sizeof y / sizeof *y; i++) y[i] = (int32_t)(i % MODEL_OUTPUTS);
 #else
   for (uint32_t i = 0; i < sizeof y / sizeof *y; i++) y[i] = (float)(i % 4) / 4.0f;
+#endif
+}
+
+/* The samples as the model takes them. */
+static const void *inputs(void) {
+#if MODEL_IS_INT8
+  const float *range = frozen + MODEL_INPUT_SCALE_AT;
+  ft_quantise(x, sizeof x / sizeof *x, range[0], range[1], quantised);
+  return quantised;
+#else
+  return x;
 #endif
 }
 
@@ -55,7 +71,7 @@ static void print_bits(const char *name, const float *values, uint32_t count) {
 
 int main(void) {
   static float trained[MODEL_VECTOR_FLOATS];
-  ft_memory memory = {params, (uint8_t *)arena, state, NULL};
+  ft_memory memory = {params, (uint8_t *)arena, state, NULL, frozen};
   const ft_hyper hyper = {.lr = LEARNING_RATE, .groups = 0xFFFFFFFFu};
   ft_program program;
   float loss;
@@ -71,8 +87,8 @@ int main(void) {
 #endif
   ft_load(&program, &memory, model_vector);
   fill_sample();
-  print_bits("prediction", ft_predict(&program, &memory, x), MODEL_BATCH * MODEL_OUTPUTS);
-  status = ft_step(&program, &memory, x, y, &hyper, &loss);
+  print_bits("prediction", ft_predict(&program, &memory, inputs()), MODEL_BATCH * MODEL_OUTPUTS);
+  status = ft_step(&program, &memory, inputs(), y, &hyper, &loss);
   if (status != FT_OK) {
     fprintf(stderr, "the step is refused: status %d\n", (int)status);
     return 1;

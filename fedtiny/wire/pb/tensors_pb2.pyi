@@ -7,13 +7,14 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Vector(_message.Message):
-    __slots__ = ("size", "edges", "float32", "sparse", "int8", "sign", "given_mask", "own_mask")
+    __slots__ = ("size", "edges", "float32", "sparse", "int8", "sign", "grid", "given_mask", "own_mask")
     SIZE_FIELD_NUMBER: _ClassVar[int]
     EDGES_FIELD_NUMBER: _ClassVar[int]
     FLOAT32_FIELD_NUMBER: _ClassVar[int]
     SPARSE_FIELD_NUMBER: _ClassVar[int]
     INT8_FIELD_NUMBER: _ClassVar[int]
     SIGN_FIELD_NUMBER: _ClassVar[int]
+    GRID_FIELD_NUMBER: _ClassVar[int]
     GIVEN_MASK_FIELD_NUMBER: _ClassVar[int]
     OWN_MASK_FIELD_NUMBER: _ClassVar[int]
     size: int
@@ -22,9 +23,10 @@ class Vector(_message.Message):
     sparse: Sparse
     int8: Int8
     sign: Sign
+    grid: Grid
     given_mask: bytes
     own_mask: bytes
-    def __init__(self, size: _Optional[int] = ..., edges: _Optional[_Iterable[int]] = ..., float32: _Optional[bytes] = ..., sparse: _Optional[_Union[Sparse, _Mapping]] = ..., int8: _Optional[_Union[Int8, _Mapping]] = ..., sign: _Optional[_Union[Sign, _Mapping]] = ..., given_mask: _Optional[bytes] = ..., own_mask: _Optional[bytes] = ...) -> None: ...
+    def __init__(self, size: _Optional[int] = ..., edges: _Optional[_Iterable[int]] = ..., float32: _Optional[bytes] = ..., sparse: _Optional[_Union[Sparse, _Mapping]] = ..., int8: _Optional[_Union[Int8, _Mapping]] = ..., sign: _Optional[_Union[Sign, _Mapping]] = ..., grid: _Optional[_Union[Grid, _Mapping]] = ..., given_mask: _Optional[bytes] = ..., own_mask: _Optional[bytes] = ...) -> None: ...
 
 class Sparse(_message.Message):
     __slots__ = ("places", "float32", "int8", "sign")
@@ -47,6 +49,14 @@ class Int8(_message.Message):
     scales: bytes
     q: bytes
     def __init__(self, block: _Optional[int] = ..., scales: _Optional[bytes] = ..., q: _Optional[bytes] = ...) -> None: ...
+
+class Grid(_message.Message):
+    __slots__ = ("q", "float32")
+    Q_FIELD_NUMBER: _ClassVar[int]
+    FLOAT32_FIELD_NUMBER: _ClassVar[int]
+    q: bytes
+    float32: bytes
+    def __init__(self, q: _Optional[bytes] = ..., float32: _Optional[bytes] = ...) -> None: ...
 
 class Sign(_message.Message):
     __slots__ = ("block", "scales", "q")

@@ -3,6 +3,7 @@
 
 #include <math.h>
 
+#include "../ft_kernels.h"
 #include "../ft_rng.h"
 #include "ft_task.h"
 
@@ -19,6 +20,7 @@ typedef struct {
   const float *start; /* the visit starts here: the base, with the device's own coordinates */
   float *mixed;       /* room for such a start */
   float *trained;     /* room for the result, unless the caller wants it */
+  float *held;        /* of an int8 Program: room for what the memory holds of the start */
 } ft_run;
 
 /* ---- memory -------------------------------------------------------------------------------- */
@@ -47,20 +49,31 @@ static void take_samples(ft_stack *stack, const ft_task *task, ft_samples *sampl
   samples->sine[FT_QUERY] = take(stack, 8 * ft_sine_room(task->query));
 }
 
+/* Of an int8 input; NULL of another, or if there is no memory. */
+static const float *scale_of_input(const ft_run *run) {
+  const ft_program *p = &run->program;
+  const ft_tensor *input = p->tensors + p->header->input;
+  const float *frozen = run->memory.frozen;
+  return frozen && ft_is_int8(p) ? frozen + p->tensors[input->scale].offset / 4 : NULL;
+}
+
 /* Gives every part of the run its place; returns the bytes needed. */
 static size_t lay_out(ft_run *run, uint8_t *memory) {
   const ft_header *h = run->program.header;
   const ft_fleet *fleet = run->fleet;
   ft_stack stack = {memory, 0};
   run->memory.params = take(&stack, 4 * (size_t)h->param_floats);
+  run->memory.frozen = take(&stack, 4 * (size_t)h->frozen_words);
   run->memory.arena = take(&stack, h->arena_bytes);
   run->memory.state = h->state_floats ? take(&stack, 4 * (size_t)h->state_floats) : NULL;
   run->memory.scratch = take_scratch(&stack, ft_scratch_bytes(&run->program));
   run->trained = take(&stack, 4 * (size_t)h->vector_floats);
+  run->held = ft_is_int8(&run->program) ? take(&stack, 4 * (size_t)h->vector_floats) : NULL;
   run->mixed = fleet->personal ? take(&stack, 4 * (size_t)h->vector_floats) : NULL;
   run->samples = (ft_samples){.fleet = fleet,
                               .features = fleet->task.features,
                               .outputs = fleet->task.outputs,
+                              .scale = scale_of_input(run),
                               .batch = h->batch};
   take_samples(&stack, &fleet->task, &run->samples);
   return stack.used;
@@ -241,6 +254,20 @@ static void start_visit(ft_run *run, uint32_t visit) {
     run->start = run->mixed;
   }
   ft_load(&run->program, &run->memory, run->start);
+  if (run->held) ft_store(&run->program, &run->memory, run->held);
+}
+
+/* The numbers of a coordinate stand on a grid beside the start: what is sent is the start, moved as
+ * far as they moved. */
+static void send_moves(const ft_run *run, float *vector) {
+  const ft_program *program = &run->program;
+  const ft_param *end = program->params + program->header->n_params;
+  for (const ft_param *p = program->params; p < end; p++) {
+    if (p->form != FT_RANGE && program->tensors[p->tensor].dtype != FT_I8) continue;
+    if (p->axis) continue; /* its whole parameter has been there */
+    for (uint32_t i = p->vector_at; i < p->vector_at + p->count; i++)
+      vector[i] = run->start[i] + (vector[i] - run->held[i]);
+  }
 }
 
 static ft_status evaluate(ft_run *run, ft_score *score) {
@@ -285,12 +312,15 @@ static ft_status run_phase(ft_run *run, const ft_phase *phase, ft_outcome *outco
   ft_make_samples(samples, phase->part,
                   phase->flags & FT_SHUFFLED || taken_in_all > n ? n : (uint32_t)taken_in_all);
   ft_hyper hyper = phase->hyper;
+  hyper.run = samples->fleet->run, hyper.round = samples->fleet->round;
+  hyper.device = samples->device;
   if (phase->flags & FT_RETURN_GRADIENT) hyper.lr = hyper.momentum = 0;
   ft_clear_momentum(&run->program, &run->memory);
   ft_order order = {0};
   for (uint32_t step = 0; step < steps; step++) {
     float loss;
     next_batch(samples, phase, &order);
+    hyper.step = outcome->steps;
     ft_batch taken = ft_take_batch(samples, part);
     ft_status status = ft_step(&run->program, &run->memory, taken.x, taken.y, &hyper, &loss);
     if (status) return status;
@@ -319,6 +349,7 @@ static ft_status finish_visit(ft_run *run, uint32_t visit, int64_t *sum, ft_outc
   const float *base = fleet->base;
   memcpy(vector, run->start, 4 * (size_t)n);
   ft_store(&run->program, &run->memory, vector);
+  if (run->held) send_moves(run, vector);
   if (fleet->personal) memcpy(run->mixed, vector, 4 * (size_t)n);
   ft_status status = measure(vector, base, fleet->fold_mask, n, outcome);
   if (!status && returns_gradient(fleet)) {

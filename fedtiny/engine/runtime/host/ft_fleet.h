@@ -3,7 +3,8 @@
  * Each visit: load the model, (evaluate on the query), run the phases, (evaluate again), check the
  * result, fold or store it. A caller makes one call per thread, each over its own range of visits
  * with its own memory and its own fold; int64 folds are then added, so the number of threads
- * changes no bit.
+ * changes no bit. The stochastic rounding of a visit draws from (run, round, device), and counts its
+ * steps over all phases.
  */
 #ifndef FT_FLEET_H
 #define FT_FLEET_H
@@ -26,7 +27,8 @@ typedef struct {
 
 typedef struct {
   uint32_t kind;
-  /* FT_TASK_ROWS: samples are rows of x (and of y, unless relabelled) named by index lists. Part p
+  /* Samples are floats; those of a Program with an int8 input are quantised by the visit's range.
+   * FT_TASK_ROWS: samples are rows of x (and of y, unless relabelled) named by index lists. Part p
    * of visit v owns positions [starts[2 v + p], starts[2 v + p + 1]) of rows (and labels). */
   const float *x;            /* [n_rows, features] */
   const float *y;            /* [n_rows, outputs] float targets, or NULL if labels are given */
@@ -72,7 +74,9 @@ typedef struct {
   const uint8_t *mask;             /* which weights live, as for ft_load_mask: given if, and only if,
                                       the Program has a pool */
   float *vectors;                  /* [n_visits, vector_floats] or NULL; the row of a visit that
-                                      failed its check holds nothing of use */
+                                      failed its check holds nothing of use. A trained value of an
+                                      int8 tensor is start + (value - held start), in float32,
+                                      where a load holds of the start what a store gives */
   ft_outcome *outcomes;            /* [n_visits] */
 } ft_fleet;
 

@@ -98,18 +98,26 @@ static void gather(ft_word *to, const ft_word *from, size_t row, uint32_t width)
   for (uint32_t i = 0; i < width; i++) to[i] = from[row * width + i];
 }
 
+static void quantise(const ft_samples *samples, uint32_t i, const float *row) {
+  int8_t *to = (int8_t *)samples->batch_x + (size_t)i * samples->features;
+  ft_quantise(row, samples->features, samples->scale[0], samples->scale[1], to);
+}
+
 ft_batch ft_take_batch(const ft_samples *samples, const ft_part *part) {
   uint32_t features = samples->features, outputs = samples->outputs;
   int y_of_sample = samples->fleet->task.labels != NULL;
-  if (is_contiguous(samples, part)) {
+  if (!samples->scale && is_contiguous(samples, part)) {
     uint32_t first = samples->index[0];
     size_t row = row_of(part, first), target = y_of_sample ? first : row;
     return (ft_batch){part->x + row * features, part->y + target * outputs};
   }
   for (uint32_t i = 0; i < samples->batch; i++) {
     uint32_t sample = samples->index[i], row = row_of(part, sample);
-    gather((ft_word *)samples->batch_x + (size_t)i * features, (const ft_word *)part->x, row,
-           features);
+    if (samples->scale)
+      quantise(samples, i, part->x + (size_t)row * features);
+    else
+      gather((ft_word *)samples->batch_x + (size_t)i * features, (const ft_word *)part->x, row,
+             features);
     gather(samples->batch_y + (size_t)i * outputs, part->y, y_of_sample ? sample : row, outputs);
   }
   return (ft_batch){samples->batch_x, samples->batch_y};

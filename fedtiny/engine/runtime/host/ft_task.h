@@ -20,12 +20,14 @@ typedef struct {            /* the samples of the visit under way, and the batch
   uint32_t device;
   uint32_t features, outputs, batch;
   uint32_t *index;          /* [batch] which samples of the part the next batch takes */
-  float *batch_x;           /* [batch, features] where samples that do not lie together are put */
+  const float *scale;       /* of an int8 input, as the model has it; else NULL */
+  void *batch_x;            /* [batch, features] where the numbers of samples are put, and samples
+                               that do not lie together */
   ft_word *batch_y;         /* [batch, outputs] */
   float *sine[2];           /* FT_TASK_SINE: x, then y, of each part */
 } ft_samples;
 
-typedef struct { const float *x; const void *y; } ft_batch;
+typedef struct { const void *x; const void *y; } ft_batch;
 
 /* Room for one part of the sine task, in samples: whole groups of 32. */
 size_t ft_sine_room(uint32_t n);
