@@ -48,6 +48,10 @@ class Minimise(StrEnum):
 
 _DType = Annotated[DType, typer.Option(help="Of activations, and of the weights in layers.")]
 _Head = Annotated[DType, typer.Option(help="Of the last layer's weights in an int8 Program.")]
+_Patches = Annotated[
+    str,
+    typer.Option(metavar="N|auto", help="Run first layers for N x N patches of the image in turn."),
+]
 _Out = Annotated[
     Path | None, typer.Option(metavar="FILE", help="Write the Program's image: model.fti.")
 ]
@@ -72,6 +76,7 @@ def compile_model(
     plan: Annotated[str, typer.Option(help="What trains: all, last:1, biases, ...")] = "all",
     dtype: _DType = DType.FLOAT32,
     head: _Head = DType.FLOAT32,
+    patches: _Patches = "1",
     reserve: Annotated[str, typer.Option(metavar="BYTES", help="RAM for other firmware.")] = "0",
     fold: Annotated[
         bool, typer.Option("--fold", help="Fold batch norms into the layers before them.")
@@ -95,7 +100,7 @@ def compile_model(
     ram_bytes, flash_bytes = parse_bytes(ram), parse_bytes(flash)
     built = build(
         _net(model, fold, max_model), loss=loss.value, batch=batch, plan=plan, reserve=reserve,
-        minimise=minimise.value, dtype=dtype.value, head=head.value,
+        minimise=minimise.value, dtype=dtype.value, head=head.value, patches=_number(patches),
     )  # fmt: skip
     misfit = _misfit(built, ram_bytes, flash_bytes)
     if as_json:
@@ -111,6 +116,10 @@ def compile_model(
         raise misfit
     if out is not None:
         _write(out, lambda: out.write_bytes(built.program.image))
+
+
+def _number(patches: str) -> int | str:
+    return int(patches) if patches.isdecimal() else patches
 
 
 def _write(path: Path, write: Callable[[], object]) -> None:
@@ -147,12 +156,15 @@ def _misfit(built: Build, ram_bytes: int, flash_bytes: int) -> BudgetError | Non
 
 def _document(built: Build) -> dict[str, Any]:
     """The figures in plain types."""
-    program = built.program
+    from fedtiny.engine.patching import stage_of
+
+    program, stage = built.program, stage_of(built.graph)
     return {
         **program.report(),
         "digest": program.digest,
         "dtype": built.dtype,
         "plan": built.rule,
+        "patches": stage.tiles if stage else 1,
         "parameters": program.layout.size,
         "peak": _peak(built),
     }
@@ -193,12 +205,15 @@ def _ram_table(report: Mapping[str, int], ram_bytes: int) -> Table:
 
 def _facts(built: Build, report: Mapping[str, int], flash_bytes: int) -> Iterator[tuple[str, str]]:
     from fedtiny.engine.built import FLASH_PARTS
+    from fedtiny.engine.patching import stage_of
 
     trained, size = report["trained_parameters"], built.graph.layout.size
     parts = ", ".join(f"{part} {report[f'{part}_bytes']:,}" for part in FLASH_PARTS)
     yield "flash", f"{report['flash_bytes']:,} of {flash_bytes:,} B: {parts}"
     yield "parameters", f"{size:,}, of which {trained:,} train by the plan {escape(built.rule)}"
     yield "dtype", built.dtype
+    if stage := stage_of(built.graph):
+        yield "patches", f"{stage.tiles} x {stage.tiles}, up to {escape(stage.end)}"
     forward, step = report["macs_per_forward"], report["macs_per_step"]
     yield "multiply-adds", f"{forward:,} forward, {step:,} a step of {built.graph.batch}"
     yield "operations", f"{len(built.graph.ops):,}, of which {built.graph.n_forward:,} forward"

@@ -85,7 +85,7 @@ def _progress(show: Callable[[str], None]) -> Callable[[str], None]:
 
 def _show(console: Console, profile: str, judged: Sequence[Judged]) -> None:
     table = Table(box=SIMPLE, show_edge=False, header_style="dim", pad_edge=False)
-    for column in ("RAM", "flash", "multiply-adds", "sent", "biases", "weights", "gain"):
+    for column in ("RAM", "flash", "MACs", "sent", "biases", "weights", "gain"):
         table.add_column(column, justify="right")
     figure = "loss" if judged[0].accuracy is None else "accuracy"
     table.add_column(figure, justify="right")
@@ -93,18 +93,20 @@ def _show(console: Console, profile: str, judged: Sequence[Judged]) -> None:
         table.add_row(*_cells(row))
     console.print(table, "", highlight=False)
     console.print(
-        f"multiply-adds: of a step; gain: in units of what the head alone adds; "
-        f"{figure}: after a short training"
+        "MACs: multiply-adds of a step; cut: trained for some of its input channels\n"
+        f"gain: in units of what the head alone adds; {figure}: after a short training"
     )
     best = abbreviated(judged[-1].found.plan)
     console.print(f"the plan of {profile}: {best}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _cells(row: Judged) -> Sequence[str]:
+    from fedtiny.report.units import si
+
     found, judged = row.found, row.loss if row.accuracy is None else row.accuracy
-    sliced = f"{found.weights}, {found.slices} in part" if found.slices else str(found.weights)
+    sliced = f"{found.weights} ({found.slices} cut)" if found.slices else str(found.weights)
     return (
-        f"{found.ram_bytes:,} B", f"{found.flash_bytes:,} B", f"{found.macs_per_step:,}",
+        f"{found.ram_bytes:,} B", f"{found.flash_bytes:,} B", si(found.macs_per_step, ""),
         f"{found.sent_bytes:,} B", str(found.biases), sliced, f"{found.gain:.3g}", f"{judged:.3f}",
     )  # fmt: skip
 

@@ -88,12 +88,14 @@ def _table(rows: dict[str, dict[str, Any]], batch: int) -> Table:
         f"RAM: bytes of the whole device to train that plan at batch {batch}; sparse: the head, "
         "biases, and channels of some weights. int8 is of the net without normalisations."
     )
-    table = Table(box=SIMPLE, show_edge=False, header_style="dim", pad_edge=False, caption=told)
-    table.caption_justify = "left"
+    table = Table(
+        box=SIMPLE, show_edge=False, header_style="dim", pad_edge=False, collapse_padding=True,
+        caption=told, caption_justify="left",
+    )  # fmt: skip
     table.add_column("net")
     table.add_column("dtype")
-    for figure in ("parameters", "MACs", *PLANS):
-        table.add_column(figure, justify="right")
+    for figure in ("values", "MACs", *PLANS):
+        table.add_column(figure, justify="right", no_wrap=True)
     for name, row in rows.items():
         for head, dtype in zip((name, f"  {row['takes']}"), _DTYPES, strict=True):
             table.add_row(head, *_told(dtype, row.get(dtype)))
@@ -101,9 +103,11 @@ def _table(rows: dict[str, dict[str, Any]], batch: int) -> Table:
 
 
 def _told(dtype: str, figures: dict[str, Any] | None) -> Iterator[str]:
+    from fedtiny.report.units import si
+
     if figures is None:
         return
     yield dtype
     yield f"{figures['parameters']:,}"
-    yield f"{figures['macs_per_forward']:,}"
+    yield si(figures["macs_per_forward"], "").strip()
     yield from (f"{nbytes:,}" for nbytes in figures["ram_bytes"].values())

@@ -153,7 +153,8 @@ def _facts(record: Record) -> Iterator[tuple[str, str]]:
 def show_explained(console: Console, rows: Sequence[Row]) -> None:
     """What each profile needs, what a visit costs it, and the least budget that would do."""
     table = _table("", *(row.profile for row in rows))
-    columns = [dict(_explained(row)) for row in rows]
+    told = any(row.patches != 1 for row in rows)
+    columns = [{"dtype": row.dtype, **_patches(row, told), **dict(_explained(row))} for row in rows]
     for name in max(columns, key=len):
         cells = (column.get(name, "-") for column in columns)
         table.add_row(name, *cells, end_section=name in _LAST)
@@ -171,9 +172,14 @@ _LAST = ("plan", "RAM given", "flash given", "fits")
 """The last rows of the sections of what `show_explained` shows."""
 
 
+def _patches(row: Row, told: bool) -> dict[str, str]:
+    """Nothing, where no profile has some."""
+    cut = f"{row.patches} x {row.patches}" if isinstance(row.patches, int) else row.patches
+    return {"patches": "none" if row.patches == 1 else cut} if told else {}
+
+
 def _explained(row: Row) -> Iterator[tuple[str, str]]:
     report = row.report
-    yield "dtype", row.dtype
     yield "plan", escape(row.plan)
     for part, nbytes in ram_parts(report).items():
         yield part, f"{nbytes:,} B"

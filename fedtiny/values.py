@@ -128,7 +128,8 @@ class Phase:
 
 
 TRAIN, EVALUATE, CALIBRATE, SCORE, SUMS = "train", "evaluate", "calibrate", "score", "sums"
-VALUES, GRADIENT, VOTES, RANGES = "values", "gradient", "votes", "ranges"
+VALUES, GRADIENT, VOTES = "values", "gradient", "votes"
+RANGES, WIDER = "ranges", "wider"
 
 LOCAL_VALUES, CONTROL, OWN_MODEL, RESIDUAL = "local", "control", "own", "residual"
 """What a device can keep from visit to visit: the values of its local parameters, its control
@@ -184,7 +185,8 @@ class Instruction:
       each one a row of values, for each normalisation that tracks its statistics the means and
       then the mean squares of its input, channel by channel.
       With returns = "ranges": of each range of the layout the least and the greatest value that it
-      is of, the means over batches. Programs that hold activations as int8 send none.
+      is of, the means over batches, and as far again. Programs that hold activations as int8 send
+      none; with returns = "wider" they do, by the ranges that they have.
     * ``score``: the loss of each candidate; with ``statistics`` (float32, a row for each, as
       calibrated) in place of those that the candidate has: a variance is the mean square less the
       square of the mean, at least 0.
@@ -246,16 +248,21 @@ class Instruction:
         return self.returns in (GRADIENT, VOTES)
 
     @property
+    def asks_ranges(self) -> bool:
+        """Whether what comes back are ranges of activations."""
+        return self.returns in (RANGES, WIDER)
+
+    @property
     def pools(self) -> bool:
         """Whether what comes back are statistics of candidates, or ranges, to be pooled."""
-        return self.kind == CALIBRATE and (bool(self.candidates) or self.returns == RANGES)
+        return self.kind == CALIBRATE and (bool(self.candidates) or self.asks_ranges)
 
     def floats(self, layout: Layout) -> int:
         """Coordinates of what comes back: the model's, a row of statistics a candidate, ranges, or
         sums."""
         if self.sums is not None:
             return self.sums.floats(layout)
-        if self.returns == RANGES:
+        if self.asks_ranges:
             return 2 * len(layout.activations)
         return len(self.candidates) * layout.statistics_floats if self.pools else layout.size
 

@@ -112,6 +112,16 @@ def test_a_model_is_compiled_as_int8() -> None:
     assert "head='int8' is for dtype='int8'" in refused.stderr
 
 
+def test_first_layers_run_patch_by_patch() -> None:
+    net, asked = "fedtiny.engine.zoo:cifar_conv", ("--ram", "1MiB", "--plan", "last:1")
+    whole, cut = (told(net, *asked, "--patches", n) for n in ("1", "2"))
+    assert (whole["patches"], cut["patches"]) == (1, 2)
+    assert cut["arena_bytes"] < whole["arena_bytes"]
+    assert re.search(r"patches +2 x 2, up to \w+ *\n", run(net, *asked, "--patches", "2").stdout)
+    refused = run(DIGITS, "--ram", "64KiB", "--patches", "many")
+    assert "patches must be 1 or more along each side, or 'auto'; got many" in refused.stderr
+
+
 def test_what_does_not_fit_is_shown_and_has_the_exit_code_of_a_model() -> None:
     result = run(DIGITS, "--ram", "6KiB")
     assert result.exit_code == 4

@@ -19,10 +19,9 @@ from fedtiny.device.visit import Outcome as Outcome
 from fedtiny.device.visit import Samples as Samples
 from fedtiny.device.visits import carried_out
 from fedtiny.engine import native
-from fedtiny.engine.program import Executor, Program
+from fedtiny.engine.program import Executor, Program, check_ranges
 from fedtiny.errors import DataError, RunError
 from fedtiny.masks import Mask, remembered
-from fedtiny.quantised import LEAST, extent
 from fedtiny.tensors import floats, has_numpy, vector
 from fedtiny.values import Instruction, Phase, Sgd
 
@@ -72,19 +71,9 @@ class Learner:
         """Take the averaged vector (float32[layout.size]) as the parameters; or, under a mask, the
         values of its live coordinates alone."""
         values = floats(vector)
-        self._check_ranges(values)
+        check_ranges(self.program, values)
         compact = self.mask is not None and len(values) == self.mask.count < self.mask.size
         (self.executor.load_live if compact else self.executor.load)(values)
-
-    def _check_ranges(self, values: memoryview[float]) -> None:
-        """DataError unless int8 can tell the values of every activation from each other."""
-        for p in self.program.range_parameters:
-            lo, hi = values[p.offset : p.offset + p.size]
-            if not LEAST <= extent(lo, hi) < math.inf:
-                raise DataError(
-                    f"the output of {p.layer} has no range ({lo:g} to {hi:g}): calibrate the model "
-                    "on samples of its task before it is trained or used as int8"
-                )
 
     def vector(self) -> Vector:
         """The parameters as an averaged vector; a copy."""

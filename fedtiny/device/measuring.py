@@ -13,6 +13,7 @@ from fedtiny.device.growing import tracked_elements
 from fedtiny.device.vectors import copied
 from fedtiny.device.visit import Outcome, Samples, Visit, added
 from fedtiny.engine.program import Moments
+from fedtiny.errors import DataError
 from fedtiny.layout import RANGE
 from fedtiny.tensors import FLOAT_BYTES, floats
 from fedtiny.values import QUERY, RANGES, Phase
@@ -48,7 +49,7 @@ class Measuring(Visit):
 
     def calibrate(self) -> Outcome:
         """Moments of every named tensor; or of each candidate its running statistics."""
-        if self.instruction.returns == RANGES:
+        if self.instruction.asks_ranges:
             return self._observe_ranges()
         if self.instruction.pools:
             return self._observe()
@@ -68,14 +69,16 @@ class Measuring(Visit):
     def _observe_ranges(self) -> Outcome:
         """Ranges by the least and the greatest value of each activation: means over batches."""
         samples = self.samples_of(self.instruction.part)
-        if self.program.range_parameters:
-            return Outcome(samples=samples.count)
+        if self.program.range_parameters and self.instruction.returns == RANGES:
+            return Outcome(samples=samples.count)  # it has none to compute with
+        if not samples.count:
+            raise DataError("there are no samples to observe the ranges of activations on")
         self.load()
         sums, batches = [0.0] * self.instruction.floats(self.program.layout), 0
         for x, _, valid in self.learner.batches(samples):
             sums = [a + b for a, b in zip(sums, self._extremes(x, valid), strict=True)]
             batches += 1
-        means = array("f", self.program.widened([total / batches for total in sums]))
+        means = array("f", self.program.widened([total / batches for total in sums], self.base))
         return Outcome(means.tobytes(), ((0, len(means)),), samples.count)
 
     def _extremes(self, x: memoryview[float], valid: int) -> Iterator[float]:

@@ -18,6 +18,7 @@ from fedtiny.engine.memory import check_memory, plan_memory
 from fedtiny.engine.patching import AUTO, Stage, choose, remade
 from fedtiny.engine.program import Program
 from fedtiny.engine.quantize import DTYPES, FLOAT32, INT8, quantise, with_ranges
+from fedtiny.engine.rewriting import pooled_slopes
 from fedtiny.engine.saving import spare
 from fedtiny.engine.schedule import schedule
 from fedtiny.engine.slicing import trained_tensors, with_overlays
@@ -230,7 +231,7 @@ def build(
         planned = trained_tensors(graph, parts)
         descending = [name for name in planned if name not in tracked]
         graph = differentiate(_settled(graph, {*planned, *tracked}), descending, sgd.clip > 0)
-        graph = quantise(graph, head) if dtype == INT8 else graph
+        graph = pooled_slopes(quantise(graph, head)) if dtype == INT8 else graph
         return graph if patches == 1 else remade(graph)
 
     chosen = choose(forward, patches, training)

@@ -23,7 +23,7 @@ from fedtiny.engine.native import (
     declare,
     library,
 )  # fmt: skip
-from fedtiny.engine.program import check_capacity, check_hyper
+from fedtiny.engine.program import check_capacity, check_hyper, check_ranges
 from fedtiny.errors import DataError, RunError
 from fedtiny.values import EVALUATE, GRADIENT, QUERY, TRAIN, Instruction, Phase
 
@@ -209,12 +209,13 @@ class FleetCall:
             mask: Which coordinates are live; given if, and only if, the Program has a pool.
             keep_vectors: Return each visit's vector as well.
 
-        Raises DataError when an array does not fit, RunError when the runtime refuses the call.
+        Raises DataError when an array does not fit or int8 has no ranges, RunError when the runtime refuses the call.
         """
         fleet, size = self._fleet, self.program.layout.size
         devices = np.ascontiguousarray(device, np.uint32)
         count = len(devices)
         base = _fitting("model", base, np.float32, (size,))
+        check_ranges(self.program, base)
         outcomes = np.zeros(count, OUTCOME)
         vectors = np.zeros((count, size), np.float32) if keep_vectors else None
         self._set_asked(instruction, mask)

@@ -27,6 +27,7 @@ from fedtiny.engine.image import (
 from fedtiny.errors import DataError, ImageError
 from fedtiny.layout import LOCAL, UNSENT, Layout, Ranges, merge_ranges
 from fedtiny.layout import RANGE as SUFFIX
+from fedtiny.quantised import LEAST, extent
 from fedtiny.tensors import floats, has_numpy, vector, zeros
 from fedtiny.values import TRAIN, FeatureSums, Footprint, Instruction, Phase, Sgd
 
@@ -100,6 +101,17 @@ def check_growth(tables: Tables, most: Sequence[int]) -> None:
             f"{tables.n_pruned} and memory for {tables.bucket:,}; ask for fewer, or compile with "
             f"bucket={sum(most)}"
         )
+
+
+def check_ranges(program: Program, values: Buffer) -> None:
+    """DataError unless int8 can tell the values of every activation from each other."""
+    for p in program.range_parameters:
+        lo, hi = floats(values)[p.offset : p.offset + p.size]
+        if not LEAST <= extent(lo, hi) < math.inf:
+            raise DataError(
+                f"the output of {p.layer} has no range ({lo:g} to {hi:g}): calibrate the model "
+                "on samples of its task before it is trained or used as int8"
+            )
 
 
 def check_labels(tables: Tables, labels: Iterable[int]) -> None:
@@ -305,18 +317,20 @@ class Program:
         """The ranges by which activations are held as int8."""
         return tuple(p for p, record in self._parameters if record.form == RANGE)
 
-    def widened(self, extremes: Sequence[float]) -> Iterator[float]:
+    def widened(self, extremes: Sequence[float], now: Sequence[float] = ()) -> Iterator[float]:
         """The ranges, lo and hi in turn, for activations that run from these least to these
         greatest values: `MARGIN` times as far, but not beyond what the layer can give. That of the
-        input stays, since nothing that trains stands before it."""
+        input stays, since nothing that trains stands before it.
+
+        int8 shows no more than the ranges of the model ``now``; one that ends at exactly 6 is that
+        of a relu6, which an int8 Program no longer tells.
+        """
         codes = dict(zip(self.forward_names, self.tables.forward, strict=True))
         for at, p in enumerate(self.layout.activations):
             op, (lo, hi) = codes.get(p.name.removesuffix(SUFFIX)), extremes[2 * at : 2 * at + 2]
             margin = MARGIN if op else 1.0
-            yield from (
-                margin * lo,
-                min(margin * hi, 6.0) if op and op.code == RELU6 else margin * hi,
-            )
+            six = op and (now[p.offset + 1] == 6.0 if self.range_parameters else op.code == RELU6)
+            yield from (margin * lo, min(margin * hi, 6.0) if six else margin * hi)
 
     @cached_property
     def tracked(self) -> tuple[str, ...]:

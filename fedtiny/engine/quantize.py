@@ -96,13 +96,10 @@ def with_ranges(graph: Graph) -> Graph:
     """The forward graph with a range for its input and for each output that int8 stores; itself, if
     it has them.
 
-    They are the last parameters of the Layout; each tensor names its own as its ``scale``. A graph
-    that has them stays as it is.
+    They are the last parameters of the Layout; each tensor names its own as its ``scale``.
 
     Raises CompileError, naming the op, for what int8 does not have.
     """
-    if graph.tensors[graph.input].scale:
-        return graph
     if graph.tensors[graph.input].scale:
         return graph
     _check_layers(graph)

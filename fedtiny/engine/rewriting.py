@@ -1,6 +1,7 @@
 """Rewrites of a training graph by which values are kept shorter, or in fewer bytes.
 
 `masked`: a value that is kept for the sign pattern of an activation is kept as one bit an element.
+`pooled_slopes`: the slope of an activation is taken of its maxima, which are fewer.
 `buffered`: where a layer's data gradient needs the weights as they were, the gradient of the
 weights is made before it, in a buffer, so that the layer's input is gone before its gradient comes.
 `run_again`: a value is not kept but computed again just before the backward op that reads it.
@@ -10,6 +11,7 @@ Results stay the same: an op that runs again reads the same operands, and parame
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -62,6 +64,29 @@ def _masking(
         return (maker, op), made
     op, (_, made) = produce(maker.kind, maker.inputs, (y, mask), tensors, maker.attributes)
     return (op,), made
+
+
+# ---- slopes of what is pooled ----------------------------------------------------------------
+
+
+def pooled_slopes(graph: Graph) -> Graph:
+    """The graph in which the slope of an activation is taken where its maxima are, before they are
+    handed back: a window's gradient goes to the value that it made."""
+    tensors, instead = dict(graph.tensors), dict[Op, Op]()
+    pools = {op.outputs[1]: op for op in graph.ops if op.kind == "max_pool8"}
+    readers = Counter(name for op in graph.ops for name in op.inputs)
+    unpooled = {op.outputs[0]: op for op in graph.ops if op.kind == "max_pool_dx"}
+    for slope in (op for op in graph.ops if op.kind in _SLOPES and op.inputs[0] in unpooled):
+        back = unpooled[slope.inputs[0]]
+        pool = pools.get(back.inputs[1])
+        if not pool or pool.inputs[0] != slope.inputs[1] or readers[back.outputs[0]] > 1:
+            continue
+        between = back.outputs[0]
+        tensors[between] = replace(tensors[back.inputs[0]], name=between)
+        inputs = (back.inputs[0], pool.outputs[0])
+        instead[back] = replace(slope, inputs=inputs, outputs=(between,))
+        instead[slope] = replace(back, inputs=(between, back.inputs[1]), outputs=slope.outputs)
+    return replace(graph, ops=tuple(instead.get(op, op) for op in graph.ops), tensors=tensors)
 
 
 # ---- gradients in buffers --------------------------------------------------------------------

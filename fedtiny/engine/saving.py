@@ -49,7 +49,9 @@ def spare(graph: Graph, minimise: str = "ram") -> Graph:
         plan = again if again.peak_bytes <= (1 - LEAST_GAIN) * plan.peak_bytes else plan
     plan = _thinned(plan)
     plan = replace(plan, steps=_lightened(plan.base, plan.steps))
-    return verify_updates(shared(plan.result)) if plan.peak_bytes < max(live_bytes(graph)) else graph
+    return (
+        verify_updates(shared(plan.result)) if plan.peak_bytes < max(live_bytes(graph)) else graph
+    )
 
 
 @dataclass(frozen=True, slots=True)

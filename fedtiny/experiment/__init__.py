@@ -190,6 +190,7 @@ class Experiment:
             dtype=device.dtype,
             head=device.head if device.dtype == INT8 else FLOAT32,
             density=device.density,
+            patches=device.patches,
         )
 
     @property
@@ -458,6 +459,11 @@ def _board_contradictions(e: Experiment, name: str) -> Iterator[tuple[Keys, str]
         yield (
             ("device",),
             f"{name}: plan = 'auto' is for density = 1, got {budget.density:g}; name a plan",
+        )
+    if budget.patches != 1 and budget.density < 1:
+        yield (
+            ("device",),
+            f"{name}: patches are for density = 1, got {budget.density:g}; set patches to 1",
         )
     whole = e.profile(name)
     for key, most in (("ram", whole.ram_bytes), ("flash", whole.flash_bytes)):

@@ -18,8 +18,9 @@ def returned(program: Program, asked: Instruction) -> Ranges:
     """The coordinates that come back: of the model, of statistics of candidates, or of sums."""
     if asked.sums:
         return ((0, asked.sums.floats(program.layout)),)
-    if asked.returns == RANGES:
-        return () if program.range_parameters else ((0, asked.floats(program.layout)),)
+    if asked.asks_ranges:
+        blind = program.range_parameters and asked.returns == RANGES
+        return () if blind else ((0, asked.floats(program.layout)),)
     if asked.pools:
         return ((0, len(asked.candidates) * program.statistics_floats),)
     if asked.grow and asked.sends_gradient:

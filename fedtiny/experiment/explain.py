@@ -66,17 +66,18 @@ class OnlineCost:
 class Row:
     """One profile: its bytes, and what a visit costs it, or why it is never chosen.
 
-    ``dtype`` and ``plan`` are those of the Program which was made, whether or not it fits, and
-    ``report`` is its own. The costs are 0 when
-    it does not. ``visit_bytes`` are those of a visit that trains, by a device that holds its mask;
-    ``run_bytes`` is what all devices of the profile carry in the whole run, when every visit is
-    made and those that can take part share the visits.
+    ``dtype``, ``plan`` and ``patches`` are those of the Program which was made, whether or not it
+    fits, and ``report`` is its own. The costs are 0 when it does not. ``visit_bytes`` are those of
+    a visit that trains, by a device that holds its mask; ``run_bytes`` is what all devices of the
+    profile carry in the whole run, when every visit is made and those that can take part share the
+    visits.
     """
 
     profile: str
     share: float
     dtype: str
     plan: str
+    patches: int | str
     ram_given_bytes: int
     flash_given_bytes: int
     report: Mapping[str, int]
@@ -120,6 +121,7 @@ def _row(
         share=share,
         dtype=budget.dtype,
         plan=budget.plan,
+        patches=budget.patches,
         ram_given_bytes=budget.ram_bytes,
         flash_given_bytes=budget.flash_bytes,
         report=profile.needed.report(),

@@ -246,6 +246,10 @@ def _plan(value: Any) -> str:
     return text
 
 
+def _patches(value: Any) -> int | str:
+    return AUTO if value == AUTO else integer(1)(value)
+
+
 _SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0}
 _BITS = {"bit/s": 1.0, "kbit/s": 1e3, "Mbit/s": 1e6, "Gbit/s": 1e9}
 _SOME_TIME = "such as '100ms', '10s', '5min' or '2h'"
@@ -277,6 +281,7 @@ Plan = Annotated[
         _plan,
     ),
 ]
+Patches = Annotated[int | str, Kind("an integer >= 1, or 'auto'", _patches)]
 
 
 def check_finite(value: Any, origin: Origin, keys: Keys = ()) -> None:

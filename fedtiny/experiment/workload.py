@@ -274,6 +274,7 @@ class Workload:
             "sgd": self.reserved,
             "reserve": budget.reserve_bytes,
             "density": budget.density,
+            "patches": budget.patches,
             "dtype": budget.dtype,
             "head": budget.head,
             "quantisable": self.quantises,

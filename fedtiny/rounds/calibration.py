@@ -1,7 +1,9 @@
-"""The rounds before the first that a strategy sees, where int8 has no ranges of activations yet.
+"""Rounds that a strategy does not see, in which devices observe the ranges of activations for int8.
 
-Devices whose Programs compute in float32 observe them. A round in which no such device takes part
-leaves the model as it is, and another one follows.
+Before the first one, where there are none yet, by devices whose Programs compute in float32; a
+round in which no such device takes part leaves the model as it is, and another one follows. Then
+behind 2, 4, 8 ... rounds, since training moves activations, and most at its beginning: by all
+devices, of which those in int8 see where activations reach the end of their range.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import numpy as np
 from fedtiny.errors import StrategyError
 from fedtiny.layout import RANGE
 from fedtiny.quantised import LEAST, extent
-from fedtiny.values import CALIBRATE, RANGES, Instruction
+from fedtiny.values import CALIBRATE, RANGES, WIDER, Instruction
 
 if TYPE_CHECKING:
     from fedtiny.fold import Total
@@ -29,7 +31,15 @@ def is_due(layout: Layout, model: Float32) -> bool:
     return bool(_without(layout, model))
 
 
-def instruction(strategy: Strategy, masks: Masks) -> Instruction:
+def due(layout: Layout, model: Float32, strategy: Strategy, round: Round) -> str:
+    """What comes back in a round that calibrates: RANGES or WIDER; "" if this one does not."""
+    if is_due(layout, model):
+        return RANGES
+    again = layout.activations and round.t > 1 and not round.t & (round.t - 1)
+    return WIDER if again and not strategy.asynchronous else ""
+
+
+def instruction(strategy: Strategy, returns: str, masks: Masks) -> Instruction:
     """What such a round asks. StrategyError for asynchronous rounds, which are all alike."""
     if strategy.asynchronous:
         raise StrategyError(
@@ -37,7 +47,7 @@ def instruction(strategy: Strategy, masks: Masks) -> Instruction:
             "ranges of activations for int8; set data.public, or name a model that has them in "
             "model.start"
         )
-    return Instruction(CALIBRATE, returns=RANGES, masks=masks)
+    return Instruction(CALIBRATE, returns=returns, masks=masks)
 
 
 def calibrated(layout: Layout, model: Float32, total: Total | None, round: Round) -> Float32:

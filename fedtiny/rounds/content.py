@@ -18,7 +18,7 @@ from fedtiny.rounds.measures import Measures
 from fedtiny.strategies import calls
 from fedtiny.strategies.base import Observed, Round, Strategy
 from fedtiny.tensors import FLOAT_BYTES, raw
-from fedtiny.values import RANGES, TRAIN, Instruction, Update
+from fedtiny.values import TRAIN, Instruction, Update
 
 if TYPE_CHECKING:
     from fedtiny.layout import Coverage
@@ -85,8 +85,9 @@ class OpenRound:
         bases: Mapping[int, Float32] = _NO_BASES,
     ) -> OpenRound:
         """The round as the strategy asks for it, or one that calibrates the model for it."""
-        if calibration.is_due(layout, model):
-            asked = calibration.instruction(strategy, calls.masks(strategy, round, state, layout))
+        if due := calibration.due(layout, model, strategy, round):
+            masks = calls.masks(strategy, round, state, layout)
+            asked = calibration.instruction(strategy, due, masks)
         else:
             asked = calls.ask(strategy, round, state, layout)
         return cls(strategy, round, layout, asked, model, state, version, bases)
@@ -168,7 +169,7 @@ class OpenRound:
             return None
         if update.samples < 1:
             raise UpdateError(f"{update.samples:,} samples; an update is made of at least one")
-        if self.instruction.returns == RANGES and not update.ranges:
+        if self.instruction.asks_ranges and not update.ranges:
             return part  # its Program observes none
         if isinstance(part, Total):
             weight = self.weights(np.array([update.samples], np.float64), update.version)
@@ -233,7 +234,7 @@ class OpenRound:
     def _observe(self, parts: Sequence[Part], measures: Measures) -> Conclusion:
         totals = [part for part in parts if isinstance(part, Total)]
         total, state = reduce(Total.merge, totals) if totals else None, self.state
-        if self.instruction.returns == RANGES:
+        if self.instruction.asks_ranges:
             model = calibration.calibrated(self.layout, self.model, total, self.round)
         else:
             seen = Observed(total, measures.values())

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from fedtiny.engine.autodiff import differentiate, with_loss
-from fedtiny.engine.compile import Build
+from fedtiny.engine.built import Build
 from fedtiny.engine.ir import Graph
 from fedtiny.engine.memory import check_memory, plan_memory
 from fedtiny.engine.program import Hyper, Program

@@ -18,6 +18,7 @@ from fedtiny.engine.fleet_call import FleetCall
 from fedtiny.engine.native import NativeExecutor
 from fedtiny.engine.program import Executor, Hyper, Program
 from fedtiny.engine.reference import ReferenceExecutor
+from fedtiny.errors import DataError
 from fedtiny.quantised import held
 from fedtiny.values import SUPPORT, Instruction, Phase, Sgd
 from tests.engine.int8_nets import PLANS, int8_nets, ranged
@@ -191,3 +192,13 @@ def test_a_fleet_sends_what_its_devices_would(plan: str) -> None:
     expected = sent_by_hand(program, base, table, phases, 6)
     np.testing.assert_array_equal(found.vectors[0].view(np.uint32), expected.view(np.uint32))
     assert (expected != base).any()
+
+
+def test_a_fleet_without_ranges_is_refused_as_a_device_is() -> None:
+    program = compiled(small_cnn(), "cross_entropy", 2, Sgd(), "all", "int8")
+    rows, starts = np.arange(2, dtype=np.uint32), np.array([0, 2, 2], np.uint32)
+    table = RowTable(np.ones((2, 128), np.float32), None, np.zeros(2, np.int32), rows, starts)
+    base = np.array(program.initial(1), np.float32)
+    asked = Instruction(phases=(Phase(0.05, steps=1),))
+    with ThreadPoolExecutor(1) as pool, pytest.raises(DataError, match="has no range"):
+        FleetCall(program, pool).run(asked, table, base, *STREAM[:2], [6])

@@ -110,3 +110,14 @@ INT8_DAMAGE: list[tuple[str, str, list[Edit]]] = [
 def test_each_damage_of_an_int8_net_has_its_status(status: str, edits: list[Edit]) -> None:
     assert status_of(INT8) == "FT_OK"
     assert status_of(damaged(INT8, *edits)) == status
+
+
+def test_no_tensor_reads_the_bytes_that_pad_a_sample_to_words() -> None:
+    """A sample of 5 x 5 x 2 numbers has 50 bytes, and the caller's buffer has no more."""
+    image = handmade.int8_net(batch=1)
+    alias = [(tensor(TAKEN, "region", image), "B", handmade.INPUT),
+             (tensor(TAKEN, "offset", image), "I", 0)]  # fmt: skip
+    shape = [(tensor(TAKEN, f"dim{i}", image), "I", 1) for i in (1, 2)]
+    for count, status in ((50, "FT_E_REGION"), (51, "FT_E_TENSOR"), (52, "FT_E_TENSOR")):
+        edits = [*alias, *shape, (tensor(TAKEN, "dim3", image), "I", count)]
+        assert status_of(damaged(image, *edits)) == status

@@ -83,7 +83,7 @@ def test_a_small_experiment_has_sensible_defaults() -> None:
     assert (experiment.fleet.devices, experiment.held_out) == (100, 10)
     assert experiment.fleet.availability == "always"
     assert experiment.budget("cortex-m4") == Budget(
-        256 * 1024, 1024 * 1024, 0, 1, "all", "float32", "float32", 1.0
+        256 * 1024, 1024 * 1024, 0, 1, "all", "float32", "float32", 1.0, 1
     )
 
 
@@ -242,10 +242,10 @@ def test_pretraining_is_a_section_of_its_own() -> None:
 def test_a_profile_overrides_the_general_budget() -> None:
     experiment = Experiment.parse(TEXT)
     assert experiment.budget("cortex-m4") == Budget(
-        262_144, 1_048_576, 24_576, 1, "all", "float32", "float32", 1.0
+        262_144, 1_048_576, 24_576, 1, "all", "float32", "float32", 1.0, 1
     )
     assert experiment.budget("pi-4") == Budget(
-        64 * 2**20, 1_048_576, 24_576, 10, "all", "float32", "float32", 1.0
+        64 * 2**20, 1_048_576, 24_576, 10, "all", "float32", "float32", 1.0, 1
     )
     assert experiment.profile("pi-4") == board("pi-4")
 

@@ -1,13 +1,19 @@
+import re
+from collections.abc import Iterable
+from io import StringIO
 from itertools import islice
+from typing import Any
 
 import pytest
 from rich.console import Console
 
 from fedtiny.console import show_explained
+from fedtiny.engine.builder import Net
 from fedtiny.engine.built import Build
 from fedtiny.engine.compile import build
+from fedtiny.errors import CompileError, ExperimentError
 from fedtiny.experiment import Experiment
-from fedtiny.experiment.explain import Pruning, explain
+from fedtiny.experiment.explain import Pruning, Row, explain
 from fedtiny.experiment.workload import Workload
 from fedtiny.registry.profiles import board
 from fedtiny.simulator.run import simulate
@@ -79,6 +85,63 @@ def test_a_program_that_is_too_large_for_the_board_is_told_with_the_numbers() ->
 def test_a_fleet_that_nothing_fits_is_explained_too() -> None:
     nothing = EXPERIMENT.override("device.reserve='1GiB'")
     assert [row.fits for row in explain(Workload.of(nothing))] == [False] * 4
+
+
+# ---- patches ---------------------------------------------------------------------------------
+
+
+def image_net() -> Net:
+    """Digits as images, through a first convolution that is larger than all behind it."""
+    net = Net((8, 8, 1))
+    value = net.relu(net.conv(net.input, 8, 3, padding=1))
+    net.linear(net.max_pool(net.relu(net.conv(value, 8, 3, padding=1)), 2), 10)
+    return net
+
+
+IN_PATCHES: dict[str, Any] = {
+    "model": {"build": "tests.experiment.test_explain:image_net"},
+    "data": {"source": "label-skew-digits"},
+    "strategy": {"name": "fedavg", "cohort": 4},
+    "device": {
+        "plan": "last:1",
+        "patches": 2,
+        "pi-4": {"patches": 1},
+        "mine": {"like": "pi-5", "patches": "auto"},
+    },
+    "fleet": {"devices": 20, "profiles": {"pi-4": 0.5, "cortex-m4": 0.3, "mine": 0.2}},
+    "run": {"rounds": 1},
+}
+
+
+def told(rows: Iterable[Row]) -> str:
+    console = Console(width=80, file=StringIO())
+    show_explained(console, list(rows))
+    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+
+
+def test_patches_take_less_ram_and_give_the_same_model() -> None:
+    experiment = Experiment.of(IN_PATCHES)
+    rows = explain(Workload.of(experiment))
+    assert [row.patches for row in rows] == [1, 2, "auto"]
+    whole, halves, auto = (row.report["ram_bytes"] for row in rows)
+    assert auto <= halves < whole
+    assert re.search(r"patches +none +2 x 2 +auto", told(rows))
+    assert "patches" not in told(ROWS.values())
+    digests = {
+        simulate(experiment.override(*over)).summary["model_digest"]
+        for over in ((), ("device.patches=1", "device.mine.patches=1"))
+    }
+    assert len(digests) == 1
+
+
+def test_patches_are_for_images_that_are_not_pruned() -> None:
+    experiment = Experiment.of(IN_PATCHES)
+    with pytest.raises(ExperimentError, match=r"patches = 0 is not an integer >= 1, or 'auto'"):
+        experiment.override("device.patches=0")
+    with pytest.raises(ExperimentError, match="patches are for density = 1, got 0.5"):
+        experiment.override("device.density=0.5")
+    with pytest.raises(CompileError, match="no first stage that can be cut into 2 x 2 patches"):
+        explain(Workload.of(experiment.override("model={build='digits_mlp'}")))
 
 
 # ---- fleets that prune -----------------------------------------------------------------------

@@ -12,13 +12,13 @@ from fedtiny.device.learner import Key, Learner
 from fedtiny.engine.builder import Net
 from fedtiny.engine.calibration import calibrated
 from fedtiny.engine.compile import compile
-from fedtiny.errors import CompileError, ExperimentError, StrategyError
+from fedtiny.errors import CompileError, DataError, ExperimentError, StrategyError
 from fedtiny.experiment import Experiment
 from fedtiny.experiment.explain import explain
 from fedtiny.experiment.workload import Workload
 from fedtiny.rounds import calibration
 from fedtiny.strategies.fedavg import FedAvg
-from fedtiny.values import CALIBRATE, TRAIN
+from fedtiny.values import CALIBRATE, RANGES, TRAIN, WIDER
 from tests.simulator.experiments import MIXED
 
 HERE = "tests.experiment.test_quantising"
@@ -58,7 +58,7 @@ def test_int8_and_float32_of_different_plans_share_a_layout() -> None:
 def test_the_rounds_are_rehearsed_as_those_of_a_calibrated_model() -> None:
     work = Workload.of(MIX)
     assert calibration.is_due(work.layout, work.initial)
-    assert [asked.kind for asked in work.rehearsal()] == [TRAIN] * 3
+    assert [asked.kind for asked in work.rehearsal()] == [TRAIN, TRAIN, CALIBRATE]
     assert CALIBRATE not in (work.training.kind, work.instruction.kind)
 
 
@@ -164,7 +164,7 @@ def test_a_device_observes_what_calibration_does() -> None:
     program = compile(work.net, loss=work.loss, ram="1MiB", batch=32, quantisable=True)
     learner = Learner(program)
     samples = learner.samples(x, y)
-    asked = calibration.instruction(FedAvg(), ())
+    asked = calibration.instruction(FedAvg(), RANGES, ())
     done = learner.visit(asked, work.untrained, lambda _: samples, Key())
     first = work.layout.activations[0].offset
     observed = np.frombuffer(done.values, np.float32)
@@ -172,6 +172,26 @@ def test_a_device_observes_what_calibration_does() -> None:
     assert (done.ranges, done.samples) == (((0, 4),), 70)
     int8 = Learner(work.profiles[0].needed).visit(asked, work.untrained, lambda _: samples, Key())
     assert (int8.values, int8.ranges, int8.samples) == (b"", (), 70)
+
+
+def test_an_int8_device_widens_the_ranges_that_activations_fill() -> None:
+    work = Workload.of(ALL_INT8.override("data.public=70"))
+    x, y = work.task.public_samples(7)  # type: ignore[attr-defined]
+    learner = Learner(work.profiles[0].needed)
+    samples, relu = learner.samples(x, y), work.layout.activations[1].offset
+    found = []
+    for greatest in (0.25, 40.0, 6.0):
+        model = work.initial.copy()
+        model[relu : relu + 2] = 0, greatest
+        asked = calibration.instruction(FedAvg(), WIDER, ())
+        done = learner.visit(asked, model, lambda _: samples, Key())
+        found.append(np.frombuffer(done.values, np.float32)[3])
+    assert found[0] == pytest.approx(0.5, rel=0.01)  # all of it is used: twice as far
+    assert found[1] < 40.0  # most of it is not
+    assert found[2] <= 6.0  # a relu6 ends there
+    empty = learner.samples(x[:0], y[:0])
+    with pytest.raises(DataError, match="no samples to observe"):
+        learner.visit(asked, model, lambda _: empty, Key())
 
 
 # ---- what int8 cannot carry out --------------------------------------------------------------

@@ -18,7 +18,7 @@ from fedtiny.rounds.rules import Rules
 from fedtiny.strategies.base import Round
 from fedtiny.strategies.fedavg import FedAvg
 from fedtiny.strategies.fedbuff import FedBuff
-from fedtiny.values import ACCEPTED, CALIBRATE, RANGES, TRAIN, Update
+from fedtiny.values import ACCEPTED, CALIBRATE, RANGES, TRAIN, WIDER, Update
 
 LAYOUT = Layout.of(
     [
@@ -87,7 +87,7 @@ def test_ranges_that_are_no_numbers_are_refused() -> None:
 
 def test_rounds_that_overlap_cannot_calibrate() -> None:
     with pytest.raises(StrategyError, match="FedBuff lets rounds overlap"):
-        calibration.instruction(FedBuff(cohort=2), ())
+        calibration.instruction(FedBuff(cohort=2), RANGES, ())
 
 
 def test_a_restart_and_a_replay_know_the_calibrated_model() -> None:
@@ -104,3 +104,13 @@ def test_a_restart_and_a_replay_know_the_calibrated_model() -> None:
     np.testing.assert_array_equal(again.model, run.model)
     np.testing.assert_array_equal(model, run.model)
     assert again.open.instruction.kind == TRAIN
+
+
+def test_ranges_are_observed_anew_behind_2_4_8_rounds() -> None:
+    model = np.array([1, 2, 3, 4, 0, 1, -2, 4], np.float32)
+    asked = [
+        OpenRound.of(STRATEGY, Round(t, 20), LAYOUT, model, {}).instruction for t in range(20)
+    ]
+    assert [t for t, each in enumerate(asked) if each.returns == WIDER] == [2, 4, 8, 16]
+    assert calibration.due(LAYOUT, model, FedBuff(cohort=2), Round(4, 20)) == ""
+    assert calibration.due(Layout(LAYOUT.parameters[:1]), model, STRATEGY, Round(4, 20)) == ""

@@ -83,6 +83,12 @@ static int is_shape(const ft_tensor *t) {
   return t->ndim <= 4;
 }
 
+/* Where a tensor ends in its region. No word is rounded up in the caller's buffer. */
+static uint64_t end_of(const ft_tensor *t) {
+  const int is_exact = t->dtype == FT_I8 && t->region == FT_INPUT;
+  return (uint64_t)t->offset + (is_exact ? ft_floats(t) : ft_bytes(t));
+}
+
 /* The bytes of a region; the input and the labels are as large as the tensors that name them, and
  * dense parameters end where the pool starts. */
 static uint64_t region_bytes(const ft_program *p, uint32_t region) {
@@ -92,7 +98,7 @@ static uint64_t region_bytes(const ft_program *p, uint32_t region) {
     case FT_PARAMS: return (uint64_t)4 * (h->live_form ? h->live_at : h->param_floats);
     case FT_FROZEN: return (uint64_t)4 * h->frozen_words;
     case FT_CONST: return (uint64_t)4 * h->const_words;
-    default: return ft_bytes(&p->tensors[region == FT_INPUT ? h->input : h->label]);
+    default: return end_of(&p->tensors[region == FT_INPUT ? h->input : h->label]);
   }
 }
 
@@ -125,8 +131,7 @@ static ft_status check_tensor(const ft_program *p, const ft_tensor *t) {
   if (!is_scaled(p, t)) return FT_E_TENSOR;
   if (t->region == FT_LIVE) return is_live(p, t) ? FT_OK : FT_E_TENSOR;
   if (t->offset % 4 || !is_dtype(p, t)) return FT_E_TENSOR;
-  const uint64_t end = (uint64_t)t->offset + ft_bytes(t);
-  return end <= region_bytes(p, t->region) ? FT_OK : FT_E_TENSOR;
+  return end_of(t) <= region_bytes(p, t->region) ? FT_OK : FT_E_TENSOR;
 }
 
 /* The input and the label fill their regions, which the caller's buffers are; of two dtypes

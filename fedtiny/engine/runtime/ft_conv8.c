@@ -91,7 +91,7 @@ static void take_room(plan *p, void *room) {
 FT_INLINE ft_pairs widened(const int8_t *row, int is_half) {
   ft_numbers q;
   memcpy(&q, row, sizeof q);
-  return __builtin_convertvector(is_half ? ft_spread_half(q) : q, ft_pairs);
+  return ft_widened(is_half ? ft_spread_half(q) : q);
 }
 
 static ft_pairs widened_last(const int8_t *row, const int8_t *end, int is_half) {
@@ -321,14 +321,16 @@ static void sum_group(const plan *p, const shared *s, const int16_t *x, int8_t *
   const ft_window *w = &p->window;
   const size_t column = (size_t)w->stride_w * w->x.channels, pace = w->y.channels;
   const size_t row = (size_t)w->stride_h * w->x.width * w->x.channels;
+  const size_t turn = row - w->y.width * column; /* modulo 2^64 */
   const uint32_t positions = w->y.height * w->y.width;
   const int16_t *at[BLOCK];
-  uint32_t ox = 0, oy = 0, block;
+  size_t from = 0;
+  uint32_t ox = 0, block;
   for (uint32_t o = 0; o < positions; o += block, y += block * pace) {
     block_fn *sum = block_of(p, s, positions - o, &block);
     for (uint32_t k = 0; k < block; k++) {
-      at[k] = x + oy * row + ox * column;
-      if (++ox == w->y.width) ox = 0, oy++;
+      at[k] = x + from, from += column;
+      if (++ox == w->y.width) ox = 0, from += turn;
     }
     sum(p, s, at, y, pace);
   }

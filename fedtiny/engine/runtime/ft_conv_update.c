@@ -118,7 +118,7 @@ ft_fresh ft_take_band(ft_gradient *g, uint32_t group, uint32_t at, uint32_t colu
 
 /* ---- what becomes of the sums -------------------------------------------------------------- */
 
-/* Either the weights and their rule, or the lanes of a norm. */
+/* Either the weights and their rule, or where the gradient itself goes, or the lanes of a norm. */
 typedef struct {
   float *w;
   const ft_rule *rule;
@@ -149,6 +149,15 @@ APPLY(apply_plain, 0)
 APPLY(apply_general, 1)
 #undef APPLY
 
+static void put_rows(const purpose *to, const float *sum, uint32_t rows, uint32_t count, size_t at,
+                     uint32_t out) {
+  for (; rows; rows--, sum += FT_TILE_COLUMNS, at += out)
+    if (count == FT_TILE_COLUMNS)
+      memcpy(to->w + at, sum, FT_TILE_COLUMNS * sizeof *sum);
+    else
+      memcpy(to->w + at, sum, count * sizeof *sum);
+}
+
 static void add_squares(const purpose *to, const float *sum, uint32_t rows, uint32_t count,
                         uint32_t lane) {
   for (; rows; rows--, sum += FT_TILE_COLUMNS)
@@ -160,6 +169,8 @@ static void use_rows(const purpose *to, const float *tile, uint32_t rows, const 
   const float *sum = tile + columns->first;
   if (!to->w)
     add_squares(to, sum, rows, columns->count, columns->o % 8);
+  else if (!to->rule)
+    put_rows(to, sum, rows, columns->count, row * out + columns->o, out);
   else if (ft_rule_is_plain(to->rule))
     apply_plain(to, sum, rows, columns->count, row * out + columns->o, out);
   else
@@ -214,6 +225,10 @@ static void update(const ft_conv *conv, const float *x, const float *dy, const u
 void ft_conv_update_f32(const ft_conv *conv, const float *x, const float *dy, float *w,
                         const ft_rule *rule) {
   update(conv, x, dy, NULL, w, rule);
+}
+
+void ft_conv_gradient_f32(const ft_conv *conv, const float *x, const float *dy, float *g) {
+  update(conv, x, dy, NULL, g, NULL);
 }
 
 float ft_conv_norm_f32(const ft_conv *conv, const float *x, const float *dy) {

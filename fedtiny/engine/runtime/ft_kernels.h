@@ -124,6 +124,8 @@ void ft_conv_dx_f32(const ft_conv *conv, const float *dy, const float *w, float 
 void ft_conv_update_f32(const ft_conv *conv, const float *x, const float *dy, float *w,
                         const ft_rule *rule);
 float ft_conv_norm_f32(const ft_conv *conv, const float *x, const float *dy);
+/* The gradient itself, of host forms alone. */
+void ft_conv_gradient_f32(const ft_conv *conv, const float *x, const float *dy, float *g);
 void ft_conv_pool_f32(const ft_conv *conv, const float *x, const float *w, const float *b, float *y,
                       uint32_t *codes);
 void ft_conv_pool_update_f32(const ft_conv *conv, const float *x, const float *dy,

@@ -69,6 +69,16 @@ FT_INLINE v8 ft_max8(v8 a, v8 b) {
 #endif
 }
 
+FT_INLINE int ft_are_zero8(v8i x) {
+#ifdef __AVX__
+  return _mm256_testz_si256((__m256i)x, (__m256i)x);
+#else
+  int32_t some = 0;
+  for (int i = 0; i < 8; i++) some |= x[i];
+  return !some;
+#endif
+}
+
 /* The first n lanes, 1 <= n <= 7, touch memory; a load fills the others with +0. */
 #ifdef __AVX__
 FT_INLINE __m256i ft_first_lanes(uint32_t n) {

@@ -44,6 +44,14 @@ FT_INLINE ft_pairs ft_pairs_at(const int16_t *from) {
   return x;
 }
 
+FT_INLINE ft_pairs ft_widened(ft_numbers q) {
+#ifdef __AVX2__
+  return (ft_pairs)_mm256_cvtepi8_epi16((__m128i)q);
+#else
+  return __builtin_convertvector(q, ft_pairs);
+#endif
+}
+
 /* The same two terms in every lane. */
 FT_INLINE ft_pairs ft_pair_at(const int16_t *from) {
   int32_t two;

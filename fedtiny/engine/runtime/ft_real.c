@@ -76,20 +76,16 @@ static void widen(const ft_frame *f, const ft_op *op, uint32_t k, float *to) {
 
 /* ---- stochastic rounding ------------------------------------------------------------------- */
 
-enum { TILE = 256 };       /* weights that move at a time */
+enum { TILE = 256, DRAWN = 32 }; /* weights that move at a time; words that are drawn */
 
 typedef int8_t b8 __attribute__((vector_size(8)));
 
-/* The uniforms of `count` words of a stream from `word` on; how many stand before them. */
-static uint32_t draw(const ft_stream *stream, uint32_t word, uint32_t count, float *u) {
-  const uint32_t before = word % 4;
-  for (uint32_t at = 0; at < before + count; at += 32) {
-    v8u words[4];
-    ft_words8(stream, word / 4 + at / 4, words);
-    FT_UNROLL for (uint32_t k = 0; k < 4; k++)
-      ft_store8(u + at + 8 * k, ft_uniform_in8(words[k], 0.0f, 1.0f));
-  }
-  return before;
+/* The uniforms of DRAWN words from a block on. */
+FT_INLINE void draw(const ft_blocks *blocks, uint32_t block, float *u) {
+  v8u words[DRAWN / 8];
+  FT_UNROLL for (uint32_t k = 0; k < DRAWN / 16; k++)
+    ft_words4(blocks, block + 4 * k, words + 2 * k);
+  FT_UNROLL for (uint32_t k = 0; k < DRAWN / 8; k++) ft_store8(u + 8 * k, ft_uniform8(words[k]));
 }
 
 /* What the rule makes of gradients from element `at` on: in place. */
@@ -107,23 +103,12 @@ static void follow(const ft_rule *rule, const float *real, uint32_t at, uint32_t
 #undef EACH
 }
 
-/* The steps of the weights of a tile. */
-static void gather_steps(const ft_rounding *r, uint32_t at, uint32_t count, float *step) {
-  uint32_t channel = at % r->channels;
-  for (uint32_t i = 0, some; i < count; i += some, channel = 0) {
-    some = r->channels - channel < count - i ? r->channels - channel : count - i;
-    memcpy(step + i, r->step + channel, some * sizeof *step);
-  }
-}
-
-/* ft_rounded, eight at a time, but for the upper end, at which put_ints stops. */
-FT_INLINE v8i rounded8(v8i q, v8 t, v8 u) {
+/* ft_rounded, eight at a time, but for the ends, at which put_ints stops. */
+FT_INLINE v8i moved8(v8i q, v8 t, v8 u) {
   t = (v8)((v8i)t & (t == t));
   const v8 moved = ft_min8(ft_max8(t, ft_set8(-256.0f)), ft_set8(256.0f)) + u;
   const v8i whole = __builtin_convertvector(moved, v8i);
-  const v8i far = q - whole - (__builtin_convertvector(whole, v8) > moved);
-  const v8i below = far < -127;
-  return (far & ~below) | (-127 & below);
+  return q - whole - (__builtin_convertvector(whole, v8) > moved);
 }
 
 FT_INLINE v8i ints_at(const int8_t *q) {
@@ -136,48 +121,76 @@ FT_INLINE v8i ints_at(const int8_t *q) {
 #endif
 }
 
-/* Those above 127 as 127; none is below -128. */
+/* None below -127 or above 127. */
 FT_INLINE void put_ints(int8_t *to, v8i q) {
 #ifdef __SSE2__
   __m128i half[2];
   memcpy(half, &q, sizeof q);
-  const __m128i words = _mm_packs_epi32(half[0], half[1]);
+  const __m128i least = _mm_set1_epi16(-127);
+  const __m128i words = _mm_max_epi16(_mm_packs_epi32(half[0], half[1]), least);
   _mm_storel_epi64((__m128i *)(void *)to, _mm_packs_epi16(words, words));
 #else
-  for (uint32_t k = 0; k < 8; k++) to[k] = (int8_t)(q[k] < 127 ? q[k] : 127);
+  for (uint32_t k = 0; k < 8; k++) to[k] = (int8_t)ft_clamped_int(q[k], -127, 127);
 #endif
 }
 
-/* Moves numbers by lr * g. */
-static void move(float lr, const float *g, const float *step, const float *u, uint32_t count,
-                 int8_t *q) {
-  uint32_t i = 0;
-  for (; i + 8 <= count; i += 8) {
-    const v8 t = (lr * ft_load8(g + i)) / ft_load8(step + i);
-    put_ints(q + i, rounded8(ints_at(q + i), t, ft_load8(u + i)));
-  }
-  for (; i < count; i++) q[i] = ft_rounded(q[i], (lr * g[i]) / step[i], u[i]);
+/* Numbers by lr * g. */
+FT_INLINE void move8(float lr, const float *g, const float *step, const float *u, int8_t *q) {
+  const v8 t = (lr * ft_load8(g)) / ft_load8(step);
+  put_ints(q, moved8(ints_at(q), t, ft_load8(u)));
 }
 
-static void round_tile(const ft_rule *rule, const ft_rounding *r, const float *gradient,
-                       uint32_t at, uint32_t count, int8_t *w) {
-  float g[TILE], real[TILE], step[TILE], u[TILE + 32];
-  uint32_t before;
-  gather_steps(r, at, count, step);
-  before = draw(&r->stream, r->word + at, count, u);
+FT_INLINE int are_zeros(const float *g, uint32_t count) {
+  v8i set = {0};
+  if (count < DRAWN) return 0;
+  FT_UNROLL for (uint32_t k = 0; k < DRAWN; k += 8) set |= ft_load8(g + k) != 0.0f;
+  return ft_are_zero8(set);
+}
+
+/* Numbers, with the words from `word` on. What has no gradient stays, whatever is drawn. */
+static void move(const ft_blocks *blocks, uint32_t word, float lr, const float *g,
+                 const float *step, uint32_t count, int8_t *q) {
+  const uint32_t before = word % 4;
+  for (uint32_t at = 0, i = 0, end; at < count; at = end, i = end) {
+    float words[2 * DRAWN], *u = words + before;
+    end = count - at < DRAWN ? count : at + DRAWN;
+    if (are_zeros(g + at, end - at)) continue;
+    draw(blocks, (word + at) / 4, words);
+    if (before + end - at > DRAWN) draw(blocks, (word + at + DRAWN) / 4, words + DRAWN);
+    if (end - at == DRAWN)
+      FT_UNROLL for (uint32_t k = 0; k < DRAWN; k += 8, i += 8)
+        move8(lr, g + i, step + i, u + k, q + i);
+    for (; i + 8 <= end; i += 8) move8(lr, g + i, step + i, u + (i - at), q + i);
+    for (; i < end; i++) q[i] = ft_rounded(q[i], (lr * g[i]) / step[i], u[i - at]);
+  }
+}
+
+static void round_tile(const ft_rule *rule, const ft_blocks *blocks, uint32_t word,
+                       const float *step, const float *gradient, uint32_t at, uint32_t count,
+                       int8_t *w) {
+  float g[TILE], real[TILE];
   if (!ft_rule_is_plain(rule)) {
-    memcpy(g, gradient + at, count * sizeof *g);
+    memcpy(g, gradient, count * sizeof *g);
     ft_get_weights(w + at, step, count, real);
     follow(rule, real, at, count, g);
+    gradient = g;
   }
-  move(rule->lr, ft_rule_is_plain(rule) ? gradient + at : g, step, u + before, count, w + at);
+  move(blocks, word + at, rule->lr, gradient, step, count, w + at);
 }
 
+/* A tile is some rows of weights, whose steps then stand side by side, or a part of one. */
 static void round_update(const ft_rule *rule, const ft_rounding *r, const float *g, int8_t *w,
                          uint32_t size) {
+  const uint32_t channels = r->channels, rows = TILE / channels;
+  const ft_blocks blocks = ft_blocks_of(&r->stream);
+  float steps[TILE];
+  for (uint32_t row = 0; row < rows; row++)
+    memcpy(steps + row * channels, r->step, channels * sizeof *steps);
   for (uint32_t at = 0, count; at < size; at += count) {
-    count = size - at < TILE ? size - at : TILE;
-    round_tile(rule, r, g, at, count, w);
+    const uint32_t channel = at % channels, left = rows ? size - at : channels - channel;
+    const uint32_t most = rows ? rows * channels : TILE;
+    count = left < most ? left : most;
+    round_tile(rule, &blocks, r->word, rows ? steps : r->step + channel, g + at, at, count, w);
   }
 }
 
@@ -201,24 +214,33 @@ static void put_view(const ft_frame *f, const ft_op *op, int moves, view *v) {
     v->tensors[k].offset = used;
     float *to = (float *)(void *)((uint8_t *)f->memory->scratch + used);
     used += (uint32_t)lines(sizeof(float) * ft_floats(&v->tensors[k]));
-    if (moves && k == 2)
-      memset(to, 0, sizeof(float) * ft_floats(&v->tensors[k]));
-    else
-      widen(f, op, k, to);
+    if (!moves || k != 2) widen(f, op, k, to);
   }
 }
 
-/* Of an update: its gradient first, in the scratch. */
+/* Of the view of an update, in the place of its target. */
+static const float *gradient_of(view *v) {
+  const ft_tensor *t = v->tensors;
+  float *g = ft_at(&v->frame, &v->op, 2);
+  if (v->op.code == FT_OP_CONV_UPDATE) {
+    const ft_conv conv = ft_sparse_conv_of(&v->op, &t[0], &t[2]);
+    ft_conv_gradient_f32(&conv, ft_at(&v->frame, &v->op, 0), ft_at(&v->frame, &v->op, 1), g);
+    return g;
+  }
+  memset(g, 0, sizeof *g * ft_floats(&t[2]));
+  v->op.code += FT_OP_LINEAR_GRADIENT - FT_OP_LINEAR_UPDATE;
+  ft_run_op(&v->frame, &v->op);
+  return g;
+}
+
 static void update(const ft_frame *f, const ft_op *op) {
   const ft_rule rule = ft_rule_of(f, op);
   const ft_rounding rounding = ft_rounding_of(f, op);
   const float *g = ft_at(f, op, 1);
+  view v;
   if (op->code != FT_OP_GRADIENT_UPDATE) {
-    view v;
     put_view(f, op, 1, &v);
-    v.op.code += FT_OP_LINEAR_GRADIENT - FT_OP_LINEAR_UPDATE;
-    ft_run_op(&v.frame, &v.op);
-    g = ft_at(&v.frame, &v.op, 2);
+    g = gradient_of(&v);
   }
   round_update(&rule, &rounding, g, ft_bytes_at(f, op, 2), ft_floats(ft_operand(f, op, 2)));
 }

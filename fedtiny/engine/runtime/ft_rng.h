@@ -109,51 +109,70 @@ FT_INLINE uint32_t ft_shuffled(uint32_t at, uint32_t n, const uint32_t key[4]) {
 
 #ifndef FT_SMALL
 
-/* 32 x 32 -> 64 bit products of the lanes with m, as high and low halves. */
-FT_INLINE void ft_multiply8(v8u x, uint32_t m, v8u *high, v8u *low) {
+typedef uint64_t v4w __attribute__((vector_size(32)));
+
+/* The low halves of the lanes times m. */
+FT_INLINE v4w ft_multiply4(v4w x, uint32_t m) {
 #ifdef __AVX2__
-  __m256i factor = _mm256_set1_epi64x((long long)m);
-  __m256i even = _mm256_mul_epu32((__m256i)x, factor);
-  __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64((__m256i)x, 32), factor);
-  *high = (v8u)_mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xAA);
-  *low = (v8u)_mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xAA);
+  return (v4w)_mm256_mul_epu32((__m256i)x, _mm256_set1_epi64x((long long)m));
 #else
-  for (int i = 0; i < 8; i++) {
-    uint64_t product = (uint64_t)x[i] * m;
-    (*high)[i] = (uint32_t)(product >> 32);
-    (*low)[i] = (uint32_t)product;
-  }
+  return (x & 0xFFFFFFFFu) * m;
 #endif
+}
+
+/* What the blocks of a stream share: in the first two rounds most numbers are those of the stream.
+ * A lane is a block, of which only the low halves count. */
+typedef struct { v4w second, third, fourth, fifth, key[8][2]; } ft_blocks;
+
+FT_INLINE ft_blocks ft_blocks_of(const ft_stream *stream) {
+  const uint32_t key0 = (uint32_t)stream->run, key1 = (uint32_t)(stream->run >> 32);
+  const uint64_t p1 = (uint64_t)FT_PHILOX_M1 * stream->round;
+  const uint32_t c0 = (uint32_t)(p1 >> 32) ^ stream->device ^ key0;
+  const uint64_t p0 = (uint64_t)FT_PHILOX_M0 * c0;
+  const v4w zero = {0};
+  ft_blocks blocks;
+  blocks.second = zero + (stream->purpose ^ key1);
+  blocks.third = zero + ((uint32_t)p1 ^ (key0 + FT_PHILOX_W0));
+  blocks.fourth = zero + ((uint32_t)(p0 >> 32) ^ (key1 + FT_PHILOX_W1));
+  blocks.fifth = zero + (uint32_t)p0;
+  for (uint32_t k = 0; k < 8; k++) {
+    blocks.key[k][0] = zero + (key0 + (k + 2) * FT_PHILOX_W0);
+    blocks.key[k][1] = zero + (key1 + (k + 2) * FT_PHILOX_W1);
+  }
+  return blocks;
+}
+
+/* The words of blocks `block` .. `block` + 3, in their order. */
+FT_INLINE void ft_words4(const ft_blocks *blocks, uint32_t block, v8u words[2]) {
+  const v4w p0 = ft_multiply4((v4w){0, 2, 1, 3} + block, FT_PHILOX_M0);
+  const v4w p1 = ft_multiply4((p0 >> 32) ^ blocks->second, FT_PHILOX_M1);
+  v4w c0 = (p1 >> 32) ^ blocks->third, c1 = p1, c2 = p0 ^ blocks->fourth, c3 = blocks->fifth;
+  FT_UNROLL for (uint32_t k = 0; k < 8; k++) {
+    const v4w high0 = ft_multiply4(c0, FT_PHILOX_M0), high1 = ft_multiply4(c2, FT_PHILOX_M1);
+    c0 = (high1 >> 32) ^ (c1 ^ blocks->key[k][0]);
+    c2 = (high0 >> 32) ^ (c3 ^ blocks->key[k][1]);
+    c1 = high1;
+    c3 = high0;
+  }
+  const v4w low = (v4w)__builtin_shufflevector((v8u)c0, (v8u)c1, 0, 8, 2, 10, 4, 12, 6, 14);
+  const v4w high = (v4w)__builtin_shufflevector((v8u)c2, (v8u)c3, 0, 8, 2, 10, 4, 12, 6, 14);
+  words[0] = (v8u)__builtin_shufflevector(low, high, 0, 4, 2, 6);
+  words[1] = (v8u)__builtin_shufflevector(low, high, 1, 5, 3, 7);
 }
 
 /* Words 4 block .. 4 block + 31 of a stream, in their order. */
 FT_INLINE void ft_words8(const ft_stream *stream, uint32_t block, v8u words[4]) {
-  uint32_t key0 = (uint32_t)stream->run, key1 = (uint32_t)(stream->run >> 32);
-  v8u zero = {0}, c0 = (v8u){0, 1, 2, 3, 4, 5, 6, 7} + block;
-  v8u c1 = zero + stream->device, c2 = zero + stream->round, c3 = zero + stream->purpose;
-  for (int round = 0; round < 10; round++) {
-    v8u high0, low0, high1, low1;
-    ft_multiply8(c0, FT_PHILOX_M0, &high0, &low0);
-    ft_multiply8(c2, FT_PHILOX_M1, &high1, &low1);
-    c0 = high1 ^ c1 ^ key0;
-    c2 = high0 ^ c3 ^ key1;
-    c1 = low1;
-    c3 = low0;
-    key0 += FT_PHILOX_W0;
-    key1 += FT_PHILOX_W1;
-  }
-  v8u a = __builtin_shufflevector(c0, c1, 0, 8, 1, 9, 2, 10, 3, 11);
-  v8u b = __builtin_shufflevector(c2, c3, 0, 8, 1, 9, 2, 10, 3, 11);
-  v8u c = __builtin_shufflevector(c0, c1, 4, 12, 5, 13, 6, 14, 7, 15);
-  v8u d = __builtin_shufflevector(c2, c3, 4, 12, 5, 13, 6, 14, 7, 15);
-  words[0] = __builtin_shufflevector(a, b, 0, 1, 8, 9, 2, 3, 10, 11);
-  words[1] = __builtin_shufflevector(a, b, 4, 5, 12, 13, 6, 7, 14, 15);
-  words[2] = __builtin_shufflevector(c, d, 0, 1, 8, 9, 2, 3, 10, 11);
-  words[3] = __builtin_shufflevector(c, d, 4, 5, 12, 13, 6, 7, 14, 15);
+  const ft_blocks blocks = ft_blocks_of(stream);
+  ft_words4(&blocks, block, words);
+  ft_words4(&blocks, block + 4, words + 2);
+}
+
+FT_INLINE v8 ft_uniform8(v8u words) {
+  return __builtin_convertvector((v8i)(words >> 8), v8) * 0x1p-24f;
 }
 
 FT_INLINE v8 ft_uniform_in8(v8u words, float low, float high) {
-  return low + (high - low) * (__builtin_convertvector((v8i)(words >> 8), v8) * 0x1p-24f);
+  return low + (high - low) * ft_uniform8(words);
 }
 
 #endif
