@@ -5,8 +5,8 @@
 Workload S: 1-32-32-1, tanh, mean squared error; a device takes 32 steps on samples made on the fly.
 Workload C: two convolutions (8 and 16 channels, stride 2) and 62 classes on 28 x 28 pictures; a
 device takes ten steps of batch 10 on its hundred. Two threads. Peers run in processes of their own,
-one after the other, between our rows. Then single training steps beside torch's, and layers at
-several densities, on one core.
+one after the other, between our rows. Then single training steps beside torch's, layers at several
+densities, int8 beside float32, and what a microcontroller needs.
 """
 
 from __future__ import annotations
@@ -21,6 +21,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from statistics import median
 
+import budgets
+import cortex_m4
+import int8_steps
 import sparse
 import steps
 from images import DEVICES, IMAGES, net
@@ -181,6 +184,17 @@ def main() -> None:
     print("\nOne training step of a layer by its live weights, batch 32, one core\n")
     for row in sparse.rows():
         print(row, flush=True)
+    print("\nint8 beside float32, the same plan, batch 1, one core: microseconds\n")
+    for row in int8_steps.rows(60):
+        print(row, flush=True)
+    print("\nRAM of the whole device, 24 KiB for other firmware included\n")
+    for row in budgets.rows():
+        print(row, flush=True)
+    print("\nInstructions of an emulated Cortex-M4, beside those of the published engine\n")
+    if missing := cortex_m4.missing():
+        print(f"not installed: {', '.join(missing)}; {cortex_m4.INSTALL}")
+    else:
+        cortex_m4.main()
 
 
 if __name__ == "__main__":

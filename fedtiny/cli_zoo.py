@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
@@ -85,14 +86,14 @@ def _figures(net: Any, entry: Any, dtype: str, **arguments: Any) -> dict[str, An
 
 def _table(rows: dict[str, dict[str, Any]], batch: int) -> Table:
     told = (
-        f"RAM: bytes of the whole device to train that plan at batch {batch}; sparse: the head, "
+        f"RAM: KiB of the whole device to train that plan at batch {batch}; sparse: the head, "
         "biases, and channels of some weights. int8 is of the net without normalisations."
     )
     table = Table(
         box=SIMPLE, show_edge=False, header_style="dim", pad_edge=False, collapse_padding=True,
         caption=told, caption_justify="left",
     )  # fmt: skip
-    table.add_column("net")
+    table.add_column("net", no_wrap=True)
     table.add_column("dtype")
     for figure in ("values", "MACs", *PLANS):
         table.add_column(figure, justify="right", no_wrap=True)
@@ -110,4 +111,9 @@ def _told(dtype: str, figures: dict[str, Any] | None) -> Iterator[str]:
     yield dtype
     yield f"{figures['parameters']:,}"
     yield si(figures["macs_per_forward"], "").strip()
-    yield from (f"{nbytes:,}" for nbytes in figures["ram_bytes"].values())
+    yield from (_kib(nbytes) for nbytes in figures["ram_bytes"].values())
+
+
+def _kib(nbytes: int) -> str:
+    """Rounded up, for with less it would not fit."""
+    return f"{math.ceil(nbytes / 102.4) / 10:,.1f}"

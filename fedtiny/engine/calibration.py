@@ -34,7 +34,8 @@ def calibrated(net: Compilable, vector: Float32, x: npt.ArrayLike, *, loss: str)
     Args:
         net: The net.
         vector: The model, in the Layout of ``compile(..., quantisable=True)``.
-        x: Samples as a device stores them, some hundreds.
+        x: Some hundreds of samples, in the shape that the model takes, or flat rows as a device
+            stores them.
         loss: The loss that the net is trained with.
 
     Raises:
@@ -51,6 +52,7 @@ def calibrated(net: Compilable, vector: Float32, x: npt.ArrayLike, *, loss: str)
         net, loss=loss, batch=batch, plan="last:1", quantisable=True, minimise="time"
     )  # nothing trains here
     program = built.program
+    samples = _stored(program, samples)
     extremes = np.array([*_extremes(program, vector, samples)], np.float64)
     made = np.array(vector, np.float32)
     ranges = np.array([*program.widened(extremes.mean(axis=0).ravel().tolist())]).reshape(-1, 2)
@@ -58,6 +60,13 @@ def calibrated(net: Compilable, vector: Float32, x: npt.ArrayLike, *, loss: str)
         made[parameter.offset : parameter.offset + 2] = pair
     _check(program.layout, made, len(samples))
     return made
+
+
+def _stored(program: Program, samples: Float32) -> Float32:
+    """The samples with their axes in the order in which a device stores them."""
+    if not program.axes or samples.shape[1:] != program.sample_shape:
+        return samples
+    return np.ascontiguousarray(samples.transpose(0, *(1 + axis for axis in program.axes)))
 
 
 def _extremes(program: Program, vector: Float32, samples: Float32) -> Iterator[Float32]:

@@ -209,7 +209,8 @@ class FleetCall:
             mask: Which coordinates are live; given if, and only if, the Program has a pool.
             keep_vectors: Return each visit's vector as well.
 
-        Raises DataError when an array does not fit or int8 has no ranges, RunError when the runtime refuses the call.
+        Raises DataError when an array does not fit or int8 has no ranges of activations, RunError
+        when the runtime refuses the call.
         """
         fleet, size = self._fleet, self.program.layout.size
         devices = np.ascontiguousarray(device, np.uint32)

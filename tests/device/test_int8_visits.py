@@ -17,7 +17,8 @@ from fedtiny.engine.program import Program
 from fedtiny.errors import DataError
 from fedtiny.quantised import held
 from fedtiny.transforms.table import parse
-from fedtiny.values import EVALUATE, LOCAL_VALUES, QUERY, SUPPORT, Instruction, Kept, Phase
+from fedtiny.values import EVALUATE, LOCAL_VALUES, QUERY, SUPPORT, Instruction, Kept, Phase, Sgd
+from fedtiny.wire.int8 import read_int8, weights_of, write_int8
 
 ROOT = Path(__file__).resolve().parents[2]
 PHASE = Phase(0.02, steps=4)
@@ -184,3 +185,38 @@ def test_the_channels_that_train_alone_are_sent_like_whole_weights() -> None:
     start = BASE[coordinates("conv.weight")].reshape(-1, 4)
     np.testing.assert_array_equal(weight[:, [0, 2]], start[:, [0, 2]])
     assert (weight[:, [1, 3]] != start[:, [1, 3]]).any()
+
+
+RULES = {
+    "plain": TRAIN,
+    "proximal": Instruction(phases=(Phase(0.05, steps=8, sgd=Sgd(prox=0.5)),)),
+    "momentum": Instruction(phases=(Phase(0.05, steps=8, sgd=Sgd(momentum=0.9, clip=1.0)),)),
+    "control": Instruction(
+        phases=(Phase(0.02, steps=4, sgd=Sgd(correction=True), corrected=True),),
+        correction=bytes(PROGRAM.layout.nbytes),
+        control=True,
+    ),
+    "own": Instruction(phases=(PHASE,), own=(Phase(0.05, steps=3, sgd=Sgd(prox=0.1)),)),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_a_device_moves_as_far_from_int8_bytes_as_from_the_whole_model(rule: str) -> None:
+    asked, layout = RULES[rule], PROGRAM.layout
+    sgd = Sgd(prox=0.5, momentum=0.9, clip=1.0, correction=True)
+    program = compile(
+        small_net(), loss="cross_entropy", ram="64KiB", batch=4, dtype="int8", sgd=sgd,
+        kept_vectors=3,
+    )  # fmt: skip
+    learner = Learner(program)
+    weights = weights_of(program, asked)
+    sent_as_int8 = read_int8(layout, weights, write_int8(layout, weights, BASE))
+    parts = {SUPPORT: learner.samples(*data()), QUERY: learner.samples(*data(6, 1))}
+    whole, small = (
+        learner.visit(asked, base, parts.__getitem__, KEY, {}) for base in (BASE, sent_as_int8)
+    )
+    there = np.isin(np.arange(layout.size), coordinates(*weights))
+    # as `fedtiny.server.models` puts the difference on the coordinator's own model
+    ways = sent(small) - np.frombuffer(sent_as_int8, np.float32)
+    np.testing.assert_array_equal(np.where(there, BASE + ways, sent(small)), sent(whole))
+    assert whole.kept == small.kept

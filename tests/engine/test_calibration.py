@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 
 from fedtiny.engine.builder import Net
 from fedtiny.engine.calibration import BATCH, calibrated
 from fedtiny.engine.compile import compile
+from fedtiny.engine.ir import Graph
 from fedtiny.engine.program import MARGIN
 from fedtiny.engine.reference import ReferenceExecutor
 from fedtiny.engine.zoo import omniglot_conv
@@ -120,3 +123,27 @@ def test_a_range_reaches_as_far_as_the_margin_but_not_beyond_what_the_layer_can_
     assert [*program.widened([-1.0, 2.0, 0.0, 5.0, 0.0, 5.0])] == [
         -1.0, 2.0, 0.0, MARGIN * 5.0, 0.0, 6.0,
     ]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ChannelsFirst:
+    """A net of images that are given with their channels first, as torch has them."""
+
+    net: Net
+    axes: tuple[int, ...] = (1, 2, 0)
+
+    @property
+    def sample_shape(self) -> tuple[int, ...]:
+        return tuple(self.net.sample_shape[i] for i in (2, 0, 1))
+
+    def graph(self, batch: int) -> Graph:
+        return self.net.graph(batch)
+
+
+def test_samples_are_taken_in_the_order_of_the_model_or_as_a_device_stores_them() -> None:
+    vector, samples = made(small())
+    expected = calibrated(small(), vector, samples, loss="mse")
+    given = (samples.transpose(0, 3, 1, 2), samples.reshape(80, -1))
+    for x in given:
+        found = calibrated(ChannelsFirst(small()), vector, x, loss="mse")
+        np.testing.assert_array_equal(found, expected)

@@ -1,6 +1,5 @@
 import re
 from collections.abc import Iterable
-from io import StringIO
 from itertools import islice
 from typing import Any
 
@@ -114,9 +113,9 @@ IN_PATCHES: dict[str, Any] = {
 
 
 def told(rows: Iterable[Row]) -> str:
-    console = Console(width=80, file=StringIO())
+    console = Console(width=80, record=True)
     show_explained(console, list(rows))
-    return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
+    return console.export_text()
 
 
 def test_patches_take_less_ram_and_give_the_same_model() -> None:
@@ -138,7 +137,7 @@ def test_patches_are_for_images_that_are_not_pruned() -> None:
     experiment = Experiment.of(IN_PATCHES)
     with pytest.raises(ExperimentError, match=r"patches = 0 is not an integer >= 1, or 'auto'"):
         experiment.override("device.patches=0")
-    with pytest.raises(ExperimentError, match="patches are for density = 1, got 0.5"):
+    with pytest.raises(ExperimentError, match=r"patches are for density = 1, got 0\.5"):
         experiment.override("device.density=0.5")
     with pytest.raises(CompileError, match="no first stage that can be cut into 2 x 2 patches"):
         explain(Workload.of(experiment.override("model={build='digits_mlp'}")))
@@ -239,9 +238,7 @@ def test_the_bytes_of_a_pruned_run_are_foretold() -> None:
 
 
 def test_the_terminal_shows_both() -> None:
-    console = Console(width=80, record=True)
-    show_explained(console, list(POOLS.values()))
-    shown = console.export_text()
+    shown = told(POOLS.values())
     assert "live weights" in shown
     assert "dense: RAM needed" in shown
     assert f"{pruning('pi-4').dense_visit_bytes:,} B" in shown

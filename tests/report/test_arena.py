@@ -64,7 +64,7 @@ def test_of_many_ops_the_largest_tensors_are_named(tmp_path: Path) -> None:
         r"<text[^>]*>([^<]+)</text>", drawn(zoo.ds_cnn(), tmp_path / "a.svg").decode()
     )
     assert "op, in the order of execution" in words
-    assert "batch_norm4" in words
+    assert "d.batch_norm4" in words
 
 
 def test_a_picture_is_png_or_svg(tmp_path: Path) -> None:

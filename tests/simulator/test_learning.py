@@ -15,7 +15,7 @@ DATA_SETS_NEEDED = {*SOURCES} - {"label-skew-digits"}
 # Minutes a seed, or a strategy that another task runs here: benchmarks/simulations.py runs them.
 LONG = {name for name in NOTED if name.startswith("omniglot") and not name.endswith("none")}
 ALIKE = {
-    "cifar_skew_fedadam", "har_reptile", "omniglot_5way1shot_none", "sine_tinymetafed",
+    "cifar_skew_fedadam", "har_plain", "har_reptile", "omniglot_5way1shot_none", "sine_tinymetafed",
     "speech_fedavg",
 }  # fmt: skip
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(240)]

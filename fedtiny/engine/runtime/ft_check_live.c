@@ -10,8 +10,8 @@
 
 ft_status ft_check_pool_header(const ft_header *h) {
   const uint8_t *first = (const uint8_t *)&h->live_capacity;
-  if (!h->live_form)
-    return ft_is_zero(first, (size_t)((const uint8_t *)&h->frozen_words - first)) ? FT_OK : FT_E_HEADER;
+  const uint8_t *end = (const uint8_t *)&h->frozen_words;
+  if (!h->live_form) return ft_is_zero(first, (size_t)(end - first)) ? FT_OK : FT_E_HEADER;
   const int good = h->live_form <= FT_BITMAP && h->n_pruned && h->live_capacity &&
                    h->live_capacity <= h->trained_floats && h->live_at <= h->param_floats;
   return good ? FT_OK : FT_E_HEADER;

@@ -34,7 +34,8 @@ void ft_steps_of(const float *w, uint32_t rows, uint32_t channels, float *step) 
     }
   for (uint32_t o = 0; o < channels; o++) most = step[o] > most ? step[o] : most;
   const float of_small = is_extent(most) ? step_of(most) : FT_STEP_OF_NONE;
-  for (uint32_t o = 0; o < channels; o++) step[o] = is_extent(step[o]) ? step_of(step[o]) : of_small;
+  for (uint32_t o = 0; o < channels; o++)
+    step[o] = is_extent(step[o]) ? step_of(step[o]) : of_small;
 }
 
 void ft_put_weights(const float *w, const float *step, uint32_t channels, int8_t *q) {

@@ -3,7 +3,8 @@
 
 static inline size_t offset_of(const ft_region *region, uint32_t sample, uint32_t row) {
   const size_t rows = (size_t)sample * region->image.height + region->top + row;
-  return (rows * region->image.width + region->left) * region->image.channels * region->element_bytes;
+  const size_t places = rows * region->image.width + region->left;
+  return places * region->image.channels * region->element_bytes;
 }
 
 static inline size_t row_bytes(const ft_region *region) {

@@ -123,7 +123,8 @@ typedef struct {           /* 28 bytes */
   uint32_t dims[4];        /* unused ones are 1; dims[0] of the input and the labels is the batch */
   uint16_t scale;          /* of FT_I8: the FT_F32 tensor in FT_FROZEN that says what its numbers
                               stand for: [2] of an activation, [O] of weights [..., O]; else FT_NONE */
-  uint16_t reserved2;      /* zero. A tensor of FT_I8 takes its size, rounded up to whole words */
+  uint16_t reserved2;      /* zero. A tensor of FT_I8 takes its size, rounded up to whole words but
+                              in FT_INPUT, where the caller's buffer has no more than the samples */
 } ft_tensor;
 
 /* INT8. The numbers q of a tensor stand for real values, which are exact in float32, because scales

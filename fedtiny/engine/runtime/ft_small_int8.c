@@ -20,7 +20,8 @@ void ft_add8(const int8_t *a, ft_grid a_grid, const int8_t *b, ft_grid b_grid, i
 typedef struct { uint32_t first, end, at; } taps;
 
 static taps taps_inside(uint32_t p, uint32_t stride, uint32_t pad, uint32_t kernel, uint32_t in) {
-  const uint32_t start = p * stride, limit = in + pad - start, first = pad > start ? pad - start : 0;
+  const uint32_t start = p * stride, limit = in + pad - start;
+  const uint32_t first = pad > start ? pad - start : 0;
   const taps inside = {first, kernel < limit ? kernel : limit, start + first - pad};
   return inside;
 }
