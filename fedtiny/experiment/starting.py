@@ -25,6 +25,8 @@ def started(experiment: Experiment, layout: Layout) -> Float32:
     """
     path = experiment.find_file(experiment.model.start or "")
     try:
+        if not path.is_file():
+            raise DataError(f"there is no file {path}; `fedtiny export DIR --to npz` writes one")
         return _read(path, layout)
     except DataError as error:
         told = f"model.start = {experiment.model.start!r} is no start for this model: {error}"

@@ -51,14 +51,18 @@ def instruction(strategy: Strategy, returns: str, masks: Masks) -> Instruction:
 
 
 def calibrated(layout: Layout, model: Float32, total: Total | None, round: Round) -> Float32:
-    """The model with the mean ranges of the devices; itself if none has sent any.
+    """The model with the mean ranges of the devices; itself if none has sent any. An activation
+    that has died in training keeps its range.
 
-    StrategyError for an activation that never changes.
+    StrategyError for an activation that never changes, and has no range yet.
     """
     if total is None or not total.count:
         return model
     made = model.copy()
     made[_places(layout)] = total.mean()
+    for name in _without(layout, made):
+        own = layout[name + RANGE]
+        made[own.offset : own.offset + own.size] = model[own.offset : own.offset + own.size]
     for name in _without(layout, made):
         raise StrategyError(
             f"round {round.t:,} calibrates, and {name} is 0 on all samples of {total.count:,} "

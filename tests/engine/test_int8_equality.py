@@ -151,6 +151,23 @@ def test_an_extreme_pixel_or_weight_gives_the_same_bits(
         np.testing.assert_array_equal(found, vectors[0])  # NaN equals NaN here
 
 
+@pytest.mark.parametrize("groups", [1, 5])
+def test_a_step_that_overflows_ends_in_every_form(runtimes: dict[str, Path], groups: int) -> None:
+    """The last of five channels, four of which a microcontroller sums at a time."""
+    net = Net((3, 3, 5))
+    net.linear(net.conv(net.input, 5, 3, padding="same", groups=groups, name="stem"), 2)
+    program = compiled(net, "mse", 1, Sgd(), "all", "float32")
+    vector = ranged(program, reach=1e6)
+    vector[program.layout["stem.weight"].offset + 4] = 3e38
+    found = set()
+    for runtime in runtimes.values():
+        with loaded(runtime):
+            executor = NativeExecutor(program.image)
+            executor.load(vector)
+            found.add(bytes(executor.predict(samples(program)[0])))
+    assert len(found) == 1
+
+
 # ---- fleet calls -------------------------------------------------------------------------------
 
 

@@ -108,9 +108,14 @@ def test_a_restart_and_a_replay_know_the_calibrated_model() -> None:
 
 def test_ranges_are_observed_anew_behind_2_4_8_rounds() -> None:
     model = np.array([1, 2, 3, 4, 0, 1, -2, 4], np.float32)
-    asked = [
-        OpenRound.of(STRATEGY, Round(t, 20), LAYOUT, model, {}).instruction for t in range(20)
-    ]
+    asked = [OpenRound.of(STRATEGY, Round(t, 20), LAYOUT, model, {}).instruction for t in range(20)]
     assert [t for t, each in enumerate(asked) if each.returns == WIDER] == [2, 4, 8, 16]
     assert calibration.due(LAYOUT, model, FedBuff(cohort=2), Round(4, 20)) == ""
     assert calibration.due(Layout(LAYOUT.parameters[:1]), model, STRATEGY, Round(4, 20)) == ""
+
+
+def test_an_activation_that_dies_in_training_keeps_its_range() -> None:
+    model = np.array([1, 2, 3, 4, 0, 1, -2, 4], np.float32)
+    round = OpenRound.of(STRATEGY, Round(4, 20), LAYOUT, model, {})
+    part = round.add(round.nothing, update(0, 3, 0, 0))
+    assert round.conclude([part], Measures(), failed=False).model.tolist()[4:] == [0, 3, -2, 4]

@@ -320,7 +320,7 @@ static int32_t sum_at(const layer *l, const place *at) {
   return sum;
 }
 
-static void put_column(const layer *l, int32_t bias, float m) {
+FT_BAND void put_column(const layer *l, int32_t bias, float m) {
   const ft_window *w = &l->window;
   int8_t *y = l->y;
   for (uint32_t n = 0; n < w->y.batch; n++)
@@ -364,8 +364,9 @@ static uint32_t put_some(layer *l, uint32_t alike, const float *step, const floa
     put_columns(l);
     return COLUMNS;
   }
-  put_column(l, l->bias[0], m[0]);
-  return 1;
+  for (uint32_t k = 0; k < count; k++, l->w++, l->y++, l->x += l->by_channel)
+    put_column(l, l->bias[k], m[k]);
+  return count;
 }
 
 void ft_conv8(const ft_conv *conv, const int8_t *x, ft_grid x_grid, const int8_t *w,
