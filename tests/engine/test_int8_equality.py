@@ -219,3 +219,13 @@ def test_a_fleet_without_ranges_is_refused_as_a_device_is() -> None:
     asked = Instruction(phases=(Phase(0.05, steps=1),))
     with ThreadPoolExecutor(1) as pool, pytest.raises(DataError, match="has no range"):
         FleetCall(program, pool).run(asked, table, base, *STREAM[:2], [6])
+
+
+@pytest.mark.parametrize("axis", ["in", "out"])
+def test_slices_of_a_layer_with_one_output(runtimes: dict[str, Path], axis: str) -> None:
+    """Along either axis its channels stand one by one; along the inputs they share one step."""
+    net = Net((3, 3, 4))
+    value = net.relu(net.conv(net.input, 1 if axis == "in" else 3, 2, name="stem"))
+    net.linear(net.conv(value, 2, 1), 2)
+    plan = f"last:1+named:stem.weight{{{axis}=1/2}}"
+    assert_equal_in(runtimes, compiled(net, "mse", 2, Sgd(), plan, "int8"), Hyper(0.05))

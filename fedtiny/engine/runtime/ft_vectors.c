@@ -67,7 +67,7 @@ static record record_of(const ft_program *program, const ft_memory *memory, cons
       for (uint32_t j = 0; j < p->listed; j++, to += p->run) {                                     \
         const size_t from =                                                                        \
             ((size_t)row * p->whole + (p->list ? (uint32_t)p->list[j] : j)) * p->run;              \
-        const uint32_t first = p->list && p->run == 1 ? j : 0;                                     \
+        const uint32_t first = (r)->param->axis == FT_OUT ? j : 0;                                 \
         (void)from, (void)first, call;                                                             \
       }                                                                                            \
   }
